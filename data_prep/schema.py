@@ -1,0 +1,181 @@
+"""What a sample in a shard means: the parts of its media and the conversation in its JSON.
+
+A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
+(several). The JSON holds ``conversations`` (a list of ``{"from", "value"}``), ``id``, ``source``,
+``image`` (original path, a list where several), ``width`` and ``height`` (lists where several).
+Shards of earlier projects are read too: a bare conversations list as JSON, and parts whose
+extension is doubled (``jpg.json``, ``png.jpg``) because their keys held a dot.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from data_prep.keys import decode_key, encode_key
+
+__all__ = [
+    "ROLES",
+    "ChatRecord",
+    "SchemaError",
+    "Turn",
+    "decode_key",
+    "encode_key",
+    "image_parts",
+    "json_part",
+    "parse_record",
+]
+
+#: Role of a turn by the name that a dataset gives it.
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+_IMAGE_PART = re.compile(r"(?:(\d+)\.)?(?:[A-Za-z]+\.)?(?:jpe?g|png|webp)", re.IGNORECASE)
+_JSON_PART = re.compile(r"(?:[A-Za-z]+\.)?json", re.IGNORECASE)
+
+
+class SchemaError(ValueError):
+    """A sample that does not follow the schema; the message says where and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str  #: "user", "assistant" or "system"
+    text: str  #: as in the source; ``<image>`` marks the place of an image in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRecord:
+    """A sample's JSON."""
+
+    id: str  #: the original id, "" where the shard holds none
+    source: str  #: dataset that it came from, for instance "ai2d"; "" where the shard holds none
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...]  #: original paths, in the order of the image parts
+    sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels an image; () where unknown
+
+
+def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
+    """Read a sample's JSON, as text or already decoded; raise SchemaError with the reason."""
+    if isinstance(data, bytes | str):
+        try:
+            data = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise SchemaError(f"the sample's JSON cannot be read: {error}") from error
+    if isinstance(data, list):
+        data = {"conversations": data}
+    if not isinstance(data, dict):
+        raise SchemaError(
+            f"the sample's JSON is a {type(data).__name__}; expected an object or a list of turns"
+        )
+    images = _string_list(data.get("image"), "image")
+    return ChatRecord(
+        id=_scalar_text(data.get("id"), "id"),
+        source=_scalar_text(data.get("source"), "source"),
+        turns=parse_turns(data.get("conversations")),
+        images=images,
+        sizes=_sizes(data.get("height"), data.get("width"), len(images)),
+    )
+
+
+def parse_turns(conversations: object) -> tuple[Turn, ...]:
+    """Turns of a ``conversations`` list; raise SchemaError where an item is not a turn."""
+    if not isinstance(conversations, list) or not conversations:
+        raise SchemaError(
+            f"conversations is {_short(conversations)}; expected a list of at least one turn"
+        )
+    turns = []
+    for position, item in enumerate(conversations):
+        if not isinstance(item, dict):
+            raise SchemaError(f"turn {position} is {_short(item)}; expected an object")
+        name, text = item.get("from"), item.get("value")
+        role = ROLES.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise SchemaError(
+                f"turn {position} is from {_short(name)}; expected one of {', '.join(ROLES)}"
+            )
+        if not isinstance(text, str):
+            raise SchemaError(f"turn {position} has the value {_short(text)}; expected a string")
+        turns.append(Turn(role=role, text=text))
+    return tuple(turns)
+
+
+def image_parts(sample: Mapping[str, object]) -> list[str]:
+    """Names of the parts that hold the sample's images, in order; [] for text only.
+
+    ``sample`` is a WebDataset or Energon crude sample (part name to content; names that start
+    with ``__`` are its metadata). Numbered parts must count from 0 without a gap: a missing one is
+    a SchemaError, since every later image would stand at the wrong ``<image>``.
+    """
+    numbered: dict[int, str] = {}
+    single: list[str] = []
+    for part in sample:
+        match = None if part.startswith("__") else _IMAGE_PART.fullmatch(part)
+        if match is None:
+            continue
+        if match[1] is None:
+            single.append(part)
+        elif numbered.setdefault(int(match[1]), part) != part:
+            raise SchemaError(f"parts {numbered[int(match[1])]} and {part} claim the same place")
+    if len(single) > 1 or (single and numbered):
+        found = ", ".join([*single, *numbered.values()])
+        raise SchemaError(f"image parts {found}; expected one, or all of them numbered from 0")
+    if sorted(numbered) != list(range(len(numbered))):
+        raise SchemaError(f"image parts {sorted(numbered)}; expected numbers from 0 without a gap")
+    return single or [numbered[place] for place in range(len(numbered))]
+
+
+def json_part(sample: Mapping[str, object]) -> str:
+    """Name of the part that holds the sample's JSON: ``json``, or an earlier project's."""
+    found = [p for p in sample if not p.startswith("__") and _JSON_PART.fullmatch(p)]
+    if len(found) != 1:
+        parts = ", ".join(p for p in sample if not p.startswith("__")) or "none"
+        raise SchemaError(f"{len(found)} JSON parts among the sample's parts ({parts}); expected 1")
+    return found[0]
+
+
+def _string_list(value: object, name: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise SchemaError(f"{name} is {_short(value)}; expected a path or a list of paths")
+
+
+def _scalar_text(value: object, name: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise SchemaError(f"{name} is {_short(value)}; expected a string or an integer")
+
+
+def _sizes(height: object, width: object, num_images: int) -> tuple[tuple[int, int], ...]:
+    if height is None and width is None:
+        return ()
+    heights = height if isinstance(height, list) else [height]
+    widths = width if isinstance(width, list) else [width]
+    sides = [*heights, *widths]
+    if len(heights) != len(widths) or len(heights) != num_images:
+        raise SchemaError(f"{len(heights)} heights, {len(widths)} widths for {num_images} images")
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise SchemaError(
+            f"height {_short(height)}, width {_short(width)}; expected positive integers"
+        )
+    return tuple(zip(heights, widths, strict=True))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

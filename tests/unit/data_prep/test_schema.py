@@ -1,0 +1,109 @@
+import orjson
+import pytest
+
+from data_prep.schema import (
+    SchemaError,
+    Turn,
+    image_parts,
+    json_part,
+    parse_record,
+)
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+
+
+def record(**changes):
+    return {
+        "conversations": TURNS,
+        "id": "x/1",
+        "source": "ai2d",
+        "image": "ai2d/1.png",
+        "width": 40,
+        "height": 30,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("wrap", [lambda r: r, orjson.dumps, lambda r: orjson.dumps(r).decode()])
+def test_record_from_any_form(wrap):
+    parsed = parse_record(wrap(record()))
+    assert parsed.id == "x/1"
+    assert parsed.source == "ai2d"
+    assert parsed.turns == (
+        Turn(role="user", text="<image>\nWhat?"),
+        Turn(role="assistant", text="A dog."),
+    )
+    assert parsed.images == ("ai2d/1.png",)
+    assert parsed.sizes == ((30, 40),)
+
+
+def test_several_images_and_bare_list():
+    several = parse_record(record(image=["a", "b"], width=[1, 2], height=[3, 4], id=12))
+    assert several.id == "12"
+    assert several.images == ("a", "b")
+    assert several.sizes == ((3, 1), (4, 2))
+    bare = parse_record(orjson.dumps(TURNS))
+    assert (bare.id, bare.source, bare.images, bare.sizes) == ("", "", (), ())
+    assert len(bare.turns) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{", "cannot be read"),
+        (b"3", "expected an object"),
+        ({}, "at least one turn"),
+        ([], "at least one turn"),
+        (["hi"], "turn 0 is 'hi'"),
+        ([{"from": "bot", "value": "x"}], "turn 0 is from 'bot'; expected one of human"),
+        ([{"from": ["human"], "value": "x"}], "turn 0 is from"),
+        ([{"from": "human", "value": 3}], "turn 0 has the value 3"),
+        (record(image=3), "image is 3"),
+        (record(id=[1]), r"id is \[1\]"),
+        (record(width=[1, 2]), "1 heights, 2 widths for 1 images"),
+        (record(width=0), "expected positive integers"),
+        (record(height=None), "expected positive integers"),
+    ],
+)
+def test_reasons(data, reason):
+    with pytest.raises(SchemaError, match=reason):
+        parse_record(data)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (["json"], []),
+        (["json", "jpg"], ["jpg"]),
+        (["json", "1.jpg", "0.jpg"], ["0.jpg", "1.jpg"]),
+        ([*(f"{i}.jpg" for i in reversed(range(11))), "json"], [f"{i}.jpg" for i in range(11)]),
+        (["0.png", "1.jpeg", "2.webp"], ["0.png", "1.jpeg", "2.webp"]),
+        (["jpg.jpg", "jpg.json"], ["jpg.jpg"]),
+        (["png.jpg", "png.json"], ["png.jpg"]),
+        (["__key__", "__sources__", "JPG", "json"], ["JPG"]),
+    ],
+)
+def test_image_parts(parts, expected):
+    assert image_parts(dict.fromkeys(parts, b"")) == expected
+
+
+@pytest.mark.parametrize("parts", [["jpg", "png"], ["jpg", "0.jpg"], ["0.jpg", "2.jpg"], ["1.jpg"]])
+def test_unclear_image_parts(parts):
+    with pytest.raises(SchemaError, match=r"expected (one|numbers)"):
+        image_parts(dict.fromkeys(parts, b""))
+
+
+def test_same_place_twice():
+    with pytest.raises(SchemaError, match="claim the same place"):
+        image_parts({"0.jpg": b"", "0.png": b""})
+
+
+@pytest.mark.parametrize("name", ["json", "jpg.json", "png.json"])
+def test_json_part(name):
+    assert json_part({"__key__": "k", "jpg": b"", name: b""}) == name
+
+
+@pytest.mark.parametrize("parts", [{}, {"json": b"", "jpg.json": b""}])
+def test_json_part_is_one(parts):
+    with pytest.raises(SchemaError, match="JSON parts among"):
+        json_part(parts)
