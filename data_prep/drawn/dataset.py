@@ -1,0 +1,143 @@
+"""Write the collection: one JSON and one tar a source, the layout of Cambrian737k."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from data_prep.drawn.entries import Detail, Planted, draw_entry
+
+JSON_NAME = "cambrian737k.json"
+#: One truncated, one rotated and at least one missing picture, and something usable besides.
+MIN_ENTRIES = 8
+MISSING_PER_ENTRIES = 100
+MIN_IMAGE_SIZE = 112
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnSummary:
+    """What was written, for tests and for the reader of the log to compare counts with."""
+
+    #: Elements of the JSON.
+    num_entries: int
+    #: Entries that a correct preparation keeps: all but the planted missing and truncated ones.
+    num_usable: int
+    #: Question–answer pairs of all entries.
+    num_turns: int
+    #: Entries by kind of picture, "text" included.
+    by_kind: dict[str, int]
+    #: Files by tar. A planted missing picture is in none.
+    by_source: dict[str, int]
+    #: Entries by file format of their pictures; text entries are not counted.
+    by_format: dict[str, int]
+    #: Ids of the entries planted with each of: missing, truncated, rotated.
+    planted: dict[str, tuple[str, ...]]
+
+
+def write_drawn_dataset(
+    folder: str | Path,
+    *,
+    num_entries: int,
+    seed: int = 0,
+    image_size: int = 168,
+    detail: Detail = "coarse",
+    plant_defects: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> DrawnSummary:
+    """Draw ``num_entries`` entries into ``folder``: cambrian737k.json and one tar a source.
+
+    The bytes depend on the arguments alone (and on Pillow's version). Every kind of entry is
+    spread evenly over the JSON, so any split by position has the same distribution.
+
+    image_size: shorter side in pixels; pictures are square, 4:3, or up to 9 pixels off a square.
+        168 = 3 × 56 keeps all of them within 43,904 pixels.
+    detail: "coarse" asks about large shapes and print, "fine" about details of 1 to 7 pixels.
+    plant_defects: one truncated JPEG, one JPEG with an EXIF orientation, and one entry in 100
+        whose picture is in no tar.
+    progress: called with the number of entries done, after each entry.
+
+    Raises ValueError where ``num_entries`` or ``image_size`` is too small.
+    """
+    if num_entries < MIN_ENTRIES:
+        raise ValueError(
+            f"num_entries is {num_entries}: at least {MIN_ENTRIES} are needed to hold the planted "
+            "defects and something usable"
+        )
+    if image_size < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"image_size is {image_size}: below {MIN_IMAGE_SIZE} pixels the words and numbers "
+            "cannot be read; 168 is the usual size"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    planted = _plant(seed, num_entries) if plant_defects else {}
+    records = []
+    by_kind: Counter[str] = Counter()
+    by_source: Counter[str] = Counter()
+    by_format: Counter[str] = Counter()
+    planted_ids: dict[str, list[str]] = {"missing": [], "truncated": [], "rotated": []}
+    num_turns = 0
+    # The JSON is written last: a folder without it is a drawing that was interrupted.
+    (folder / JSON_NAME).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        tars: dict[str, tarfile.TarFile] = {}
+        for index in range(num_entries):
+            defect = planted.get(index)
+            entry = draw_entry(seed, index, image_size=image_size, detail=detail, planted=defect)
+            records.append(entry.record)
+            for path, data in entry.files.items():
+                source = path.split("/", 1)[0]
+                if source not in tars:
+                    tars[source] = stack.enter_context(_open_tar(folder / f"{source}.tar"))
+                _add(tars[source], path, data)
+                by_source[source] += 1
+            by_kind[entry.kind] += 1
+            num_turns += entry.num_turns
+            if entry.picture_format is not None:
+                by_format[entry.picture_format] += 1
+            if defect is not None:
+                planted_ids[defect].append(entry.record["id"])
+            if progress is not None:
+                progress(index + 1)
+    text = json.dumps(records, indent=1, ensure_ascii=False)
+    (folder / JSON_NAME).write_text(text, encoding="utf-8")
+    return DrawnSummary(
+        num_entries=num_entries,
+        num_usable=num_entries - len(planted_ids["missing"]) - len(planted_ids["truncated"]),
+        num_turns=num_turns,
+        by_kind=dict(sorted(by_kind.items())),
+        by_source=dict(sorted(by_source.items())),
+        by_format=dict(sorted(by_format.items())),
+        planted={name: tuple(ids) for name, ids in planted_ids.items()},
+    )
+
+
+def _plant(seed: int, num_entries: int) -> dict[int, Planted]:
+    """Which entries get which defect."""
+    num_missing = max(1, num_entries // MISSING_PER_ENTRIES)
+    rotated, truncated, *missing = Random(f"{seed}/planted").sample(
+        range(num_entries), 2 + num_missing
+    )
+    return {
+        rotated: "rotated",
+        truncated: "truncated",
+        **dict.fromkeys(missing, "missing"),
+    }
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+
+
+def _add(tar: tarfile.TarFile, path: str, data: bytes) -> None:
+    member = tarfile.TarInfo(path)
+    member.size = len(data)
+    member.mode = 0o644
+    tar.addfile(member, io.BytesIO(data))

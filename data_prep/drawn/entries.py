@@ -1,0 +1,199 @@
+"""One entry of the collection, a function of (seed, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, TypeAlias
+
+from data_prep.drawn.charts import draw_chart
+from data_prep.drawn.drawing import Drawer, Drawing, Size, Turn
+from data_prep.drawn.files import PictureFormat, encode, encode_rotated, suffix, truncate
+from data_prep.drawn.fine import draw_hatch, draw_print, draw_ticks
+from data_prep.drawn.palette import WORDS
+from data_prep.drawn.shapes import draw_count, draw_dots, draw_pair, draw_scene
+from data_prep.drawn.words import draw_words
+
+Detail: TypeAlias = Literal["coarse", "fine"]
+#: What is wrong or unusual with an entry on purpose. "rotated" is usable, the others are not.
+Planted: TypeAlias = Literal["missing", "truncated", "rotated"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of entry: how often it comes, where its pictures lie, who draws them."""
+
+    weight: int
+    #: Folder inside the tar; its first part is the source, hence the tar's name.
+    folder: str
+    draw: Drawer
+
+
+KINDS: dict[Detail, dict[str, Kind]] = {
+    "coarse": {
+        "scene": Kind(weight=36, folder="shapes/images", draw=draw_scene),
+        "count": Kind(weight=12, folder="shapes/images", draw=draw_count),
+        "chart": Kind(weight=14, folder="charts/train/images", draw=draw_chart),
+        "words": Kind(weight=14, folder="words/images", draw=draw_words),
+        "dots": Kind(weight=12, folder="positions/images", draw=draw_dots),
+        "pair": Kind(weight=6, folder="pairs/images", draw=draw_pair),
+    },
+    "fine": {
+        "print": Kind(weight=34, folder="prints/images", draw=draw_print),
+        "hatch": Kind(weight=30, folder="hatches/images", draw=draw_hatch),
+        "ticks": Kind(weight=30, folder="ticks/images", draw=draw_ticks),
+    },
+}
+#: Entries without a picture. With the weights above this makes 6 in 100.
+TEXT_WEIGHT = 6
+FORMATS: dict[PictureFormat, int] = {
+    "jpeg": 84,
+    "png": 7,
+    "png_alpha": 3,
+    "png_palette": 4,
+    "png_16bit": 2,
+}
+#: Number of turns in 100 entries: dense supervision, and some short conversations.
+NUM_TURNS = {1: 6, 2: 14, 3: 24, 4: 32, 5: 24}
+#: Fine details must not be lost to compression: that is the tokenizer's exam, not JPEG's.
+QUALITY: dict[Detail, int] = {"coarse": 88, "fine": 96}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One element of the JSON and the files that go with it."""
+
+    kind: str
+    #: The JSON object: id, image (str, list of str, or absent), conversations.
+    record: dict[str, Any]
+    #: Path inside the source's tar → file bytes. Empty for text, and where the file is missing.
+    files: dict[str, bytes]
+    picture_format: PictureFormat | None
+    num_turns: int
+
+
+def picture_size(rng: Random, short_side: int) -> Size:
+    """(width, height) in pixels: square, 4:3 either way, or a little off any patch grid."""
+    long_side = short_side * 4 // 3
+    shape = rng.choices(["square", "wide", "tall", "odd"], weights=[60, 15, 15, 10])[0]
+    if shape == "square":
+        return short_side, short_side
+    if shape == "wide":
+        return long_side, short_side
+    if shape == "tall":
+        return short_side, long_side
+    return short_side + rng.randint(-9, 9), short_side + rng.randint(-9, 9)
+
+
+def draw_entry(
+    seed: int,
+    index: int,
+    *,
+    image_size: int,
+    detail: Detail = "coarse",
+    planted: Planted | None = None,
+) -> Entry:
+    """Entry ``index`` of the collection ``seed``; the bytes depend on nothing but the arguments.
+
+    image_size: shorter side of the pictures in pixels.
+    """
+    # A string seed goes through SHA-512: neighbouring indices give unrelated streams.
+    rng = Random(f"{seed}/{index}/{detail}")
+    kinds = KINDS[detail]
+    weights = {name: kind.weight for name, kind in kinds.items()} | {"text": TEXT_WEIGHT}
+    name = _choice(rng, weights)
+    if planted is not None:
+        # A planted defect needs one picture, and an answer that depends on its orientation.
+        name = next(iter(kinds))
+    if name == "text":
+        return _text_entry(rng, index)
+    return _picture_entry(rng, index, name, kinds[name], image_size, QUALITY[detail], planted)
+
+
+def _choice(rng: Random, weights: Mapping[Any, int]) -> Any:
+    return rng.choices(list(weights), weights=list(weights.values()))[0]
+
+
+def _picture_entry(
+    rng: Random,
+    index: int,
+    name: str,
+    kind: Kind,
+    image_size: int,
+    quality: int,
+    planted: Planted | None,
+) -> Entry:
+    drawing = kind.draw(rng, picture_size(rng, image_size))
+    chosen: PictureFormat = _choice(rng, FORMATS)
+    if planted is not None:
+        chosen = "jpeg"
+    picture_format, turns = _fit_format(drawing, chosen)
+    turns = rng.sample(turns, min(len(turns), _choice(rng, NUM_TURNS)))
+    # Names with dots are as common in real collections as they are troublesome in WebDataset.
+    parts = [""] if len(drawing.pictures) == 1 else [".first", ".second"]
+    paths = [f"{kind.folder}/{index:06d}{part}{suffix(picture_format)}" for part in parts]
+    files = {
+        path: _file_bytes(picture, picture_format, quality, planted)
+        for path, picture in zip(paths, drawing.pictures, strict=True)
+    }
+    record = {
+        "id": f"{name}-{index:06d}",
+        "image": paths[0] if len(paths) == 1 else paths,
+        "conversations": _conversation(turns, len(paths), at_end=rng.random() < 0.3),
+    }
+    return Entry(
+        kind=name,
+        record=record,
+        files={} if planted == "missing" else files,
+        picture_format=picture_format,
+        num_turns=len(turns),
+    )
+
+
+def _file_bytes(picture: Any, fmt: PictureFormat, quality: int, planted: Planted | None) -> bytes:
+    if planted == "rotated":
+        return encode_rotated(picture, quality=quality)
+    data = encode(picture, fmt, quality=quality)
+    return truncate(data) if planted == "truncated" else data
+
+
+def _fit_format(drawing: Drawing, chosen: PictureFormat) -> tuple[PictureFormat, list[Turn]]:
+    """The format, or plain PNG where it would hide every answer, and the turns that survive it."""
+    if chosen == "png_16bit" and drawing.grayscale_ok:
+        return chosen, [turn for turn in drawing.turns if not turn.needs_color]
+    if chosen == "png_alpha" and drawing.cutout_ok:
+        return chosen, [turn for turn in drawing.turns if not turn.needs_ground]
+    plain: PictureFormat = "png" if chosen in ("png_16bit", "png_alpha") else chosen
+    return plain, list(drawing.turns)
+
+
+def _conversation(turns: list[Turn], num_images: int, *, at_end: bool) -> list[dict[str, str]]:
+    """LLaVA's layout: human and gpt in turn, the image placeholders in the first question."""
+    messages = []
+    for number, turn in enumerate(turns):
+        question = turn.question
+        if number == 0 and num_images:
+            images = "\n".join(["<image>"] * num_images)
+            question = f"{question}\n{images}" if at_end else f"{images}\n{question}"
+        messages.append({"from": "human", "value": question})
+        messages.append({"from": "gpt", "value": turn.answer})
+    return messages
+
+
+def _text_entry(rng: Random, index: int) -> Entry:
+    turns = []
+    for word, number in zip(rng.sample(WORDS, 2), rng.sample(range(1, 9), 2), strict=True):
+        turns.append(Turn(question=f"Say the word {word}.", answer=word))
+        turns.append(Turn(question=f"What comes after {number}?", answer=str(number + 1)))
+    turns = rng.sample(turns, rng.randint(1, len(turns)))
+    return Entry(
+        kind="text",
+        record={
+            "id": f"text-{index:06d}",
+            "conversations": _conversation(turns, 0, at_end=False),
+        },
+        files={},
+        picture_format=None,
+        num_turns=len(turns),
+    )
