@@ -1,0 +1,94 @@
+"""The contract of a visual tokenizer: everything downstream reads plans, cells and a front end.
+
+Shape legend: T frames, H, W pixels, N cells, T' frames per cell on the wire, B cell side,
+K coefficients per cell, O embedding width.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from dct_tokenizer.errors import TokenizerConfigError
+from dct_tokenizer.front_end import FrontEnd
+from dct_tokenizer.pixels import (
+    Frames,
+    as_frames,
+    check_frame_count,
+    cut_cells,
+    pad_frames,
+    resize_frames,
+)
+from dct_tokenizer.plan import Plan
+
+#: The pixel bounds of Qwen2-VL's hub configuration.
+QWEN_MIN_PIXELS = 3136
+QWEN_MAX_PIXELS = 12_845_056
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTokenizer(abc.ABC):
+    """Base of all families. The dataclass fields are the keys of a preset.
+
+    Instances are immutable, picklable and cheap; they hold no tensors.
+    """
+
+    family: ClassVar[str]
+
+    name: str
+    #: Bounds of height * width after the resize, in pixels.
+    min_pixels: int = QWEN_MIN_PIXELS
+    max_pixels: int = QWEN_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        """Refuse values that no picture can satisfy."""
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise TokenizerConfigError(
+                f"{self.name}: min_pixels={self.min_pixels}, max_pixels={self.max_pixels}; "
+                "expected 0 < min_pixels <= max_pixels"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """The flat mapping that `build_tokenizer` turns into an equal tokenizer."""
+        return {"family": self.family, **asdict(self)}
+
+    @abc.abstractmethod
+    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
+        """Geometry of a picture (frames=1) or clip of `height` x `width` pixels, nothing decoded.
+
+        Raises:
+            PlanError: a size that cannot be cut; the message names it and the bound.
+        """
+
+    def cells(self, frames: Frames, plan: Plan) -> torch.Tensor:
+        """What the loader ships: uint8 (N, T', 3, B, B), each distinct frame once.
+
+        Args:
+            frames: uint8 (T, H, W, 3) RGB of the size that the plan was made for.
+            plan: `self.plan(H, W, T)`.
+        """
+        array = as_frames(frames)
+        check_frame_count(array, plan)
+        resized = resize_frames(array, plan.height, plan.width)
+        return cut_cells(pad_frames(resized, plan.frames), plan)
+
+    @abc.abstractmethod
+    def front_end(self, embed_dim: int, pretrained_weight: torch.Tensor | None = None) -> FrontEnd:
+        """A module from cells to ViT inputs (N, O).
+
+        Args:
+            embed_dim: O.
+            pretrained_weight: Conv3d weight (O, 3, 2, 14, 14) to start from; random without.
+        """
+
+    @abc.abstractmethod
+    def encode(self, cells: torch.Tensor) -> torch.Tensor:
+        """float32 (N, K): the coefficients that the model is given, before whitening."""
+
+    @abc.abstractmethod
+    def decode(self, coefficients: torch.Tensor, plan: Plan) -> np.ndarray:
+        """uint8 (T, H, W, 3): what the model sees, at the plan's size."""

@@ -1,0 +1,141 @@
+"""The fixed half of the front end: uint8 cells to selected DCT coefficients, one matmul.
+
+Shape legend: N cells, T frames per cell, T' frames on the wire (T, or 1 for a still picture),
+B cell side, Q temporal bands, P spatial columns (luma², chroma², chroma²), K = Q * P.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from dct_tokenizer.transforms import clip_mean_std, dct_matrix, normalised_rgb_to_ycbcr
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandSelection:
+    """Which coefficients of a cell are kept: the lowest of each axis."""
+
+    #: B: cell side in pixels.
+    cell: int
+    #: Luma and chroma bands kept per spatial axis, 1..cell.
+    luma_keep: int
+    chroma_keep: int
+    #: T: frames in a cell.
+    frames_per_cell: int
+    #: Q: temporal bands kept, 1..frames_per_cell.
+    temporal_keep: int
+
+    @property
+    def keeps(self) -> tuple[int, int, int]:
+        """Bands per axis of Y, Cb and Cr."""
+        return self.luma_keep, self.chroma_keep, self.chroma_keep
+
+    @property
+    def num_spatial(self) -> int:
+        """P: columns of one temporal band."""
+        return sum(keep * keep for keep in self.keeps)
+
+    @property
+    def num_columns(self) -> int:
+        """K: columns of a cell."""
+        return self.temporal_keep * self.num_spatial
+
+    @property
+    def is_complete(self) -> bool:
+        """True when no coefficient is dropped."""
+        return (self.luma_keep, self.chroma_keep, self.temporal_keep) == (
+            self.cell,
+            self.cell,
+            self.frames_per_cell,
+        )
+
+
+class Float32Buffers(nn.Module):
+    """A module whose own buffers keep float32 under .bfloat16() / .half() and still change device.
+
+    Coefficients span four orders of magnitude: in bf16 the rounding of the mean brightness would
+    drown the fine detail.
+    """
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
+
+
+def spatial_matrix(bands: BandSelection) -> torch.Tensor:
+    """float64 (P, 3, B, B): CLIP-normalised RGB cell to kept YCbCr coefficients, raster order."""
+    colour = normalised_rgb_to_ycbcr()
+    blocks = []
+    for plane, keep in enumerate(bands.keeps):
+        dct = dct_matrix(bands.cell, keep)
+        blocks.append(torch.einsum("c,ia,jb->ijcab", colour[plane], dct, dct).flatten(0, 1))
+    return torch.cat(blocks)
+
+
+class DCTBasis(Float32Buffers):
+    """uint8 cells (N, T', 3, B, B) -> float32 coefficients (N, Q' * P), before whitening.
+
+    Q' = Q for clips and 1 for still pictures, whose frames are all equal: their temporal AC
+    columns are exactly 0 and are neither computed nor returned.
+    """
+
+    spatial: torch.Tensor
+    offset: torch.Tensor
+    temporal: torch.Tensor
+
+    def __init__(self, bands: BandSelection) -> None:
+        super().__init__()
+        self.bands = bands
+        mean, std = clip_mean_std()
+        spatial = spatial_matrix(bands) / (255 * std[:, None, None])
+        offset = -(spatial.sum((2, 3)) @ (255 * mean))
+        temporal = dct_matrix(bands.frames_per_cell, bands.temporal_keep)
+        self.register_buffer("spatial", spatial.flatten(1).float(), persistent=False)
+        self.register_buffer("offset", offset.float(), persistent=False)
+        self.register_buffer("temporal", temporal.float(), persistent=False)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """(N, T', 3, B, B) uint8, or floats holding 0..255, to float32 (N, Q' * P)."""
+        num_cells, frames = cells.shape[:2]
+        pixels = cells.reshape(num_cells, frames, -1).float()
+        if frames == 1:
+            # T equal frames: the temporal DC coefficient is sqrt(T) times the frame.
+            gain = self.bands.frames_per_cell**0.5
+            return torch.addmm(self.offset, pixels[:, 0], self.spatial.T).mul_(gain)
+        bands = torch.einsum("qt,ntx->nqx", self.temporal, pixels)
+        coefficients = bands @ self.spatial.T
+        # The offset is a constant over time, hence only in the temporal DC band.
+        coefficients[:, 0] += self.offset * self.bands.frames_per_cell**0.5
+        return coefficients.flatten(1)
+
+
+@lru_cache(maxsize=32)
+def cpu_basis(bands: BandSelection) -> DCTBasis:
+    """The basis on the CPU, shared by every tokenizer of the same bands in this process."""
+    return DCTBasis(bands)
+
+
+def reconstruct(coefficients: torch.Tensor, bands: BandSelection) -> torch.Tensor:
+    """0..255 float32 RGB (N, T, 3, B, B) of coefficients (N, K), dropped bands taken as 0."""
+    num_cells, size = len(coefficients), bands.cell
+    by_band = coefficients.float().reshape(num_cells, bands.temporal_keep, bands.num_spatial)
+    planes, start = [], 0
+    for keep in bands.keeps:
+        block = by_band[..., start : start + keep * keep].unflatten(-1, (keep, keep))
+        dct = dct_matrix(size, keep).float()
+        planes.append(torch.einsum("nqij,ia,jb->nqab", block, dct, dct))
+        start += keep * keep
+    temporal = dct_matrix(bands.frames_per_cell, bands.temporal_keep).float()
+    colour = torch.linalg.inv(normalised_rgb_to_ycbcr()).float()
+    normalised = torch.einsum("qt,ck,nqkab->ntcab", temporal, colour, torch.stack(planes, 2))
+    mean, std = (v.float()[:, None, None] for v in clip_mean_std())
+    return (normalised * std + mean) * 255

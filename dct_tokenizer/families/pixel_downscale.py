@@ -1,0 +1,67 @@
+"""The fair control: stock pixels at the resolution that costs as many tokens as another preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from dct_tokenizer.base import VisualTokenizer
+from dct_tokenizer.errors import TokenizerConfigError
+from dct_tokenizer.families.pixel import PixelTokenizer
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES
+from dct_tokenizer.geometry import MERGE, regular_plan
+from dct_tokenizer.plan import Plan
+from dct_tokenizer.registry import build_tokenizer, register_family
+
+
+@register_family("pixel_downscale")
+@dataclass(frozen=True, kw_only=True)
+class PixelDownscaleTokenizer(PixelTokenizer):
+    """Resizes the picture so that the stock 14-pixel grid equals the reference's grid.
+
+    The pixel bounds are the reference's: they say how large the picture is for it, and this control
+    sees the same picture at a lower resolution.
+    """
+
+    family: ClassVar[str]
+
+    #: Name of the preset whose number of LLM tokens is matched, picture by picture.
+    same_tokens_as: str = "dct28_420"
+
+    def __post_init__(self) -> None:
+        """Refuse references whose grid has no counterpart in stock patches."""
+        super().__post_init__()
+        if self.cell != PATCH:
+            raise TokenizerConfigError(
+                f"{self.name}: cell={self.cell}; the control is made of stock {PATCH}-pixel cells"
+            )
+        if isinstance(self.reference, PixelDownscaleTokenizer):
+            raise TokenizerConfigError(
+                f"{self.name}: same_tokens_as={self.same_tokens_as!r} is such a control itself"
+            )
+
+    @cached_property
+    def reference(self) -> VisualTokenizer:
+        """The tokenizer whose token count is matched, with this one's pixel bounds."""
+        return build_tokenizer(
+            self.same_tokens_as, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+        )
+
+    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
+        """See `VisualTokenizer.plan`."""
+        slices, rows, columns = self.reference.plan(height, width, frames).llm_grid_thw
+        own = regular_plan(
+            height=rows * MERGE * PATCH,
+            width=columns * MERGE * PATCH,
+            frames=frames,
+            cell=PATCH,
+            frames_per_cell=PATCH_FRAMES,
+        )
+        if own.grid_thw[0] != slices:
+            raise TokenizerConfigError(
+                f"{self.name}: a clip of {frames} frames has {slices} slices under "
+                f"{self.same_tokens_as} and {own.grid_thw[0]} under stock patches: this control "
+                f"matches references with {PATCH_FRAMES} frames per cell"
+            )
+        return own
