@@ -1,0 +1,85 @@
+"""The list of compatibility items and their one-time activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from training.compat import checkpoint, cuda, dynamo, modelopt, narrow
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompatItem:
+    """One deviation from the stock stack: why it exists, when it applies, what it does."""
+
+    name: str
+    reason: str
+    needed: Callable[[], bool]
+    apply: Callable[[], None]
+
+
+#: In order of application: the environment first, then CUDA, then what imports NeMo.
+ITEMS: tuple[CompatItem, ...] = (
+    CompatItem(
+        name="dynamo",
+        reason="Megatron's jit_fuser compiles with g++ on the first CPU step, which takes minutes "
+        "for kernels that bring nothing there",
+        needed=cuda.cuda_is_missing,
+        apply=dynamo.disable,
+    ),
+    CompatItem(
+        name="cuda-redirect",
+        reason="Megatron-core and NeMo hard-code the CUDA device, streams and pinned memory",
+        needed=cuda.cuda_is_missing,
+        apply=cuda.redirect_to_cpu,
+    ),
+    CompatItem(
+        name="modelopt",
+        reason="MegatronStrategy imports ModelOpt's save and restore hooks on every checkpoint "
+        "and on every forward step",
+        needed=modelopt.is_missing,
+        apply=modelopt.install_no_op_hooks,
+    ),
+    CompatItem(
+        name="narrow-imports",
+        reason="the __init__ files of nemo.collections.llm and .vlm import every model of the "
+        "collection with torchvision, datasets, boto3, nemo_run and more; Qwen2-VL needs none",
+        needed=narrow.is_needed,
+        apply=narrow.register_packages,
+    ),
+    CompatItem(
+        name="checkpoint-device",
+        reason="NeMo's checkpoint reader asserts an initialised CUDA context",
+        needed=cuda.cuda_is_missing,
+        apply=checkpoint.skip_device_fix,
+    ),
+)
+
+_active: dict[str, CompatItem] | None = None
+
+
+def activate(skip: Collection[str] = ()) -> tuple[str, ...]:
+    """Apply every needed item once per process and return the names of the applied ones.
+
+    Args:
+        skip: names of items to leave out; the tests use it to prove that each item is needed.
+
+    Raises:
+        ValueError: `skip` names an unknown item.
+    """
+    global _active
+    unknown = set(skip) - {item.name for item in ITEMS}
+    if unknown:
+        raise ValueError(f"unknown items {sorted(unknown)}; known: {[i.name for i in ITEMS]}")
+    if _active is None:
+        _active = {}
+        for item in ITEMS:
+            if item.name not in skip and item.needed():
+                item.apply()
+                _active[item.name] = item
+    return tuple(_active)
+
+
+def active_items() -> tuple[CompatItem, ...]:
+    """The items that `activate()` applied in this process."""
+    return tuple((_active or {}).values())

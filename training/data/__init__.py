@@ -1,0 +1,1 @@
+"""From shards to batches: Energon task encoder, chat template, batching and the data module."""

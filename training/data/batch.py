@@ -1,0 +1,95 @@
+"""Micro batches of padded rows.
+
+Shape legend: B rows, S padded length, N cells of all rows in order, G attention segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dct_tokenizer import VisualTokenizer
+from training.data.plan_chat import VISUAL_TOKEN_INDEX
+from training.data.samples import EncodedChat
+
+#: fields of a batch that the model's stages take, by the stage that needs them
+FIRST_STAGE_FIELDS = ("input_ids", "cells", "vit_positions", "vit_cu_seqlens")
+LAST_STAGE_FIELDS = ("labels", "loss_mask")
+EVERY_STAGE_FIELDS = ("position_ids",)
+
+
+def pad_batch(
+    samples: Sequence[EncodedChat],
+    *,
+    visual: VisualTokenizer,
+    pad_to: int | None,
+    pad_multiple: int,
+) -> dict[str, Any]:
+    """Rows padded on the right.
+
+    Padding sits after the text, where causal attention keeps it from touching anything, and
+    carries no loss.
+
+    Returns:
+        input_ids (B, S) int64, VISUAL_TOKEN_INDEX at visual tokens; labels (B, S) int64, shifted;
+        loss_mask (B, S) float32; position_ids (3, B, S) int64; cells (N, T, 3, b, b) uint8;
+        vit_positions (N, 2) float32; vit_cu_seqlens (G+1,) int32; sample_keys, one a row;
+        num_tokens (3,) int64: text, visual, padding.
+
+    Raises:
+        ValueError: a sample is longer than `pad_to`.
+    """
+    longest = max(len(s.input_ids) for s in samples)
+    length = pad_to if pad_to is not None else -(-longest // pad_multiple) * pad_multiple
+    if longest > length:
+        raise ValueError(f"a sample of {longest} tokens does not fit a batch of {length}")
+    rows = len(samples)
+    input_ids = np.zeros((rows, length), dtype=np.int64)
+    labels = np.zeros((rows, length), dtype=np.int64)
+    loss_mask = np.zeros((rows, length), dtype=np.float32)
+    position_ids = np.zeros((3, rows, length), dtype=np.int64)
+    num_visual = 0
+    for row, sample in enumerate(samples):
+        size = len(sample.input_ids)
+        input_ids[row, :size] = sample.input_ids
+        loss_mask[row, : size - 1] = sample.is_answer[1:]
+        labels[row, : size - 1] = np.maximum(sample.input_ids[1:], 0)
+        position_ids[:, row, :size] = sample.position_ids
+        num_visual += int((sample.input_ids == VISUAL_TOKEN_INDEX).sum())
+    num_text = sum(len(s.input_ids) for s in samples) - num_visual
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "labels": torch.from_numpy(labels),
+        "loss_mask": torch.from_numpy(loss_mask),
+        "position_ids": torch.from_numpy(position_ids),
+        **visual_fields(samples, visual),
+        "sample_keys": [s.__key__ for s in samples],
+        "num_tokens": torch.tensor([num_text, num_visual, rows * length - num_text - num_visual]),
+    }
+
+
+def visual_fields(samples: Sequence[EncodedChat], visual: VisualTokenizer) -> dict[str, Any]:
+    """Cells, their positions and their segments of all samples, in order.
+
+    A batch without pictures gets one blank token's worth of cells, so that the vision tower takes
+    part in every step on every rank; no token refers to them.
+    """
+    with_cells = [s for s in samples if s.cells is not None]
+    if with_cells:
+        cells = torch.cat([s.cells for s in with_cells])
+        positions = np.concatenate([s.vit_positions for s in with_cells])
+        segments = np.concatenate([s.vit_segments for s in with_cells])
+    else:
+        plan = visual.plan(28, 28)
+        cells = torch.zeros((plan.num_cells, *plan.cell_shape), dtype=torch.uint8)
+        positions = plan.vit_positions
+        segments = np.diff(plan.vit_cu_seqlens)
+    boundaries = np.concatenate(([0], np.cumsum(segments))).astype(np.int32)
+    return {
+        "cells": cells,
+        "vit_positions": torch.from_numpy(np.ascontiguousarray(positions)),
+        "vit_cu_seqlens": torch.from_numpy(boundaries),
+    }

@@ -1,0 +1,55 @@
+"""What flows through the task encoder, stage by stage.
+
+Shape legend: L tokens of the sample, N cells, S attention segments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from megatron.energon import Sample
+from megatron.energon.edataclass import edataclass
+
+from dct_tokenizer import Plan
+
+
+@edataclass
+class CrudeChat(Sample):
+    """A sample as it lies in the shard."""
+
+    #: bytes of the JSON
+    record: bytes
+    #: encoded pictures in the order of the conversation
+    images: tuple[bytes, ...]
+
+
+@edataclass
+class PlannedChat(Sample):
+    """A sample whose exact length is known and whose pictures are still encoded bytes."""
+
+    #: (L,) int64 with VISUAL_TOKEN_INDEX at visual tokens
+    input_ids: np.ndarray
+    #: (L,) bool, True where the token is to be predicted
+    is_answer: np.ndarray
+    #: (3, L) int64 M-RoPE ids
+    position_ids: np.ndarray
+    plans: tuple[Plan, ...]
+    images: tuple[bytes, ...]
+
+
+@edataclass
+class EncodedChat(Sample):
+    """A sample with its pictures as cells."""
+
+    #: (L,) int64 with VISUAL_TOKEN_INDEX at visual tokens
+    input_ids: np.ndarray
+    #: (L,) bool
+    is_answer: np.ndarray
+    #: (3, L) int64
+    position_ids: np.ndarray
+    #: (N, T, 3, B, B) uint8; None where the sample has no picture
+    cells: torch.Tensor | None
+    #: (N, 2) float32
+    vit_positions: np.ndarray
+    #: lengths of the attention segments, (S,) int32
+    vit_segments: np.ndarray

@@ -1,0 +1,131 @@
+"""The Energon task encoder: crude samples → planned → encoded → batches of fixed layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.energon import Cooker, DefaultTaskEncoder, basic_sample_keys, stateless
+
+from data_prep.schema import SchemaError, image_parts, json_part, parse_record
+from dct_tokenizer import PlanError, VisualTokenizer
+from training.data.batch import pad_batch
+from training.data.chat import ChatError, ChatTokenizer
+from training.data.images import ImageError, decode_rgb, header_size
+from training.data.plan_chat import place_images
+from training.data.rejects import RejectLog
+from training.data.samples import CrudeChat, EncodedChat, PlannedChat
+
+
+@stateless
+def cook_chat(sample: dict[str, Any]) -> CrudeChat:
+    """Pick the parts of a WebDataset sample; bytes stay bytes."""
+    return CrudeChat(
+        **basic_sample_keys(sample),
+        record=sample[json_part(sample)],
+        images=tuple(sample[part] for part in image_parts(sample)),
+    )
+
+
+class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
+    """Conversations with pictures, one sample a batch row.
+
+    Args:
+        chat: renders and tokenises.
+        visual: plans pictures and cuts them into cells.
+        seq_length: longest sample in tokens; longer ones are rejected, never cut.
+        pad_to: every batch is padded to this length; None pads to the batch's longest sample,
+            rounded up to `pad_multiple`.
+        pad_multiple: divisor of the batch length (sequence parallelism needs the TP size).
+        rejects: where left-out samples go.
+    """
+
+    cookers = [Cooker(cook_chat)]  # noqa: RUF012  (Energon reads the class attribute)
+    #: crude samples stay undecoded
+    decoder = None
+
+    def __init__(
+        self,
+        *,
+        chat: ChatTokenizer,
+        visual: VisualTokenizer,
+        seq_length: int,
+        rejects: RejectLog,
+        pad_to: int | None = None,
+        pad_multiple: int = 8,
+    ) -> None:
+        super().__init__()
+        self.chat = chat
+        self.visual = visual
+        self.seq_length = seq_length
+        self.rejects = rejects
+        self.pad_to = pad_to
+        self.pad_multiple = pad_multiple
+
+    @stateless
+    def preencode_sample(self, sample: CrudeChat) -> PlannedChat:
+        """Plan a sample from its text and its pictures' headers; nothing is decoded."""
+        try:
+            record = parse_record(sample.record)
+            chat = self.chat.tokenize(record.turns, len(sample.images))
+            plans = tuple(self.visual.plan(*header_size(data)) for data in sample.images)
+        except SchemaError as error:
+            self.rejects.reject(sample.__key__, "schema", str(error))
+        except ChatError as error:
+            self.rejects.reject(sample.__key__, error.reason, str(error))
+        except ImageError as error:
+            self.rejects.reject(sample.__key__, "undecodable", str(error))
+        except PlanError as error:
+            self.rejects.reject(sample.__key__, "unplannable", str(error))
+        ids, is_answer, positions = place_images(chat, self.chat.image_pad_id, plans)
+        if len(ids) > self.seq_length:
+            self.rejects.reject(
+                sample.__key__,
+                "too_long",
+                f"{len(ids)} tokens, {sum(p.num_llm_tokens for p in plans)} of them visual; "
+                f"data.seq_length is {self.seq_length}",
+            )
+        if not is_answer[1:].any():
+            self.rejects.reject(sample.__key__, "no_answer", "no token is left to predict")
+        return PlannedChat.derive_from(
+            sample,
+            input_ids=ids,
+            is_answer=is_answer,
+            position_ids=positions,
+            plans=plans,
+            images=sample.images,
+        )
+
+    @stateless
+    def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
+        """Decode the pictures and cut them into cells."""
+        try:
+            cells = [
+                self.visual.cells(decode_rgb(data), plan)
+                for data, plan in zip(sample.images, sample.plans, strict=True)
+            ]
+        except ImageError as error:
+            self.rejects.reject(sample.__key__, "undecodable", str(error))
+        self.rejects.accept()
+        plans = sample.plans
+        return EncodedChat.derive_from(
+            sample,
+            input_ids=sample.input_ids,
+            is_answer=sample.is_answer,
+            position_ids=sample.position_ids,
+            cells=torch.cat(cells) if cells else None,
+            vit_positions=_concat([p.vit_positions for p in plans], (0, 2), np.float32),
+            vit_segments=_concat([np.diff(p.vit_cu_seqlens) for p in plans], (0,), np.int32),
+        )
+
+    @stateless
+    def batch(self, samples: list[EncodedChat]) -> dict[str, Any]:
+        """Pad a micro batch; see `training.data.batch.pad_batch` for the fields."""
+        return pad_batch(
+            samples, visual=self.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
+        )
+
+
+def _concat(arrays: list[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(empty, dtype=dtype)

@@ -1,0 +1,1 @@
+"""NeMo's Qwen2-VL with a visual tokenizer plugged in."""

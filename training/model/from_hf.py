@@ -1,0 +1,153 @@
+"""Model configuration from a Hugging Face Qwen2-VL folder's config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo.collections.llm.fn.activation import quick_gelu
+from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
+from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
+from transformers import AutoConfig
+
+from training.model.layer_specs import LayerSpecName, layer_spec, projector_submodules
+from training.model.mcore import TokenizerQwen2VLConfig
+from training.model.vision import TokenizerVisionConfig
+
+
+@dataclass
+class ProjectorConfig(MultimodalProjectorConfig):
+    """NeMo's projector config, built as a Megatron MLP in either layer spec.
+
+    One structure for both specs keeps the checkpoint names equal.
+    """
+
+    def configure_model(self) -> torch.nn.Module:
+        """Build the two-layer projector from `layer_spec`."""
+        from megatron.core.models.vision.multimodal_projector import MultimodalProjector
+
+        return MultimodalProjector(
+            self, self.layer_spec, projector_type="mlp", input_size=self.input_size
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What a run decides about the model beyond its folder."""
+
+    layer_spec: LayerSpecName
+    dtype: torch.dtype
+    seq_length: int
+    tokenizer: dict[str, Any]
+    max_segment_length: int | None = None
+    freeze_language_model: bool = False
+    freeze_vision_model: bool = False
+    freeze_vision_projection: bool = False
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+
+
+def read_hf_config(folder: str | Path) -> Any:
+    """The folder's transformers config.
+
+    Raises:
+        ValueError: the folder is not there, or holds another kind of model.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: expected a Hugging Face Qwen2-VL folder; clone "
+            "Qwen/Qwen2-VL-2B-Instruct there, or use model=tiny"
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "qwen2_vl":
+        raise ValueError(f"{path} describes {config.model_type!r}; expected 'qwen2_vl'")
+    return config
+
+
+def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLConfig:
+    """NeMo configuration of the model in `folder` with a tokenizer and a parallel layout."""
+    hf = read_hf_config(folder)
+    vision = hf.vision_config
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(options.dtype)
+    on_cuda = torch.cuda.is_available()
+    shared: dict[str, Any] = {
+        "params_dtype": options.dtype,
+        "pipeline_dtype": options.dtype,
+        "bf16": half == "bf16",
+        "fp16": half == "fp16",
+        "init_method_std": hf.initializer_range,
+        # every weight is read from the folder: the same start in every layout
+        "perform_initialization": False,
+        "use_cpu_initialization": not on_cuda,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_dropout_fusion": on_cuda,
+        "bias_activation_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+        # the loss is a mean over the answer tokens of the global batch, whatever the layout
+        "calculate_per_token_loss": True,
+        "tensor_model_parallel_size": options.tensor_model_parallel_size,
+    }
+    language = Qwen2Config(
+        num_layers=hf.num_hidden_layers,
+        hidden_size=hf.hidden_size,
+        ffn_hidden_size=hf.intermediate_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        layernorm_epsilon=hf.rms_norm_eps,
+        rotary_base=hf.rope_theta,
+        vocab_size=hf.vocab_size,
+        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+        seq_length=options.seq_length,
+        cross_entropy_loss_fusion=False,
+        transformer_layer_spec=layer_spec(options.layer_spec, is_vision=False),
+        **shared,
+    )
+    vision_config = TokenizerVisionConfig(
+        num_layers=vision.depth,
+        num_attention_heads=vision.num_heads,
+        num_query_groups=vision.num_heads,
+        kv_channels=vision.embed_dim // vision.num_heads,
+        embed_dim=vision.embed_dim,
+        hidden_size=vision.embed_dim,
+        ffn_hidden_size=int(vision.embed_dim * vision.mlp_ratio),
+        patch_dim=vision.patch_size,
+        spatial_patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        spatial_merge_size=vision.spatial_merge_size,
+        activation_func=quick_gelu,
+        transformer_layer_spec=layer_spec(options.layer_spec, is_vision=True),
+        tokenizer=options.tokenizer,
+        max_segment_length=options.max_segment_length,
+        **shared,
+    )
+    merged = vision.embed_dim * vision.spatial_merge_size**2
+    projector = ProjectorConfig(
+        projector_type="mlp",
+        layer_spec=projector_submodules(options.layer_spec),
+        input_size=merged,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=merged,
+        add_bias_linear=True,
+        **shared,
+    )
+    return TokenizerQwen2VLConfig(
+        language_transformer_config=language,
+        vision_transformer_config=vision_config,
+        vision_projection_config=projector,
+        mrope_section=tuple(hf.rope_scaling["mrope_section"]),
+        seq_length=options.seq_length,
+        freeze_language_model=options.freeze_language_model,
+        freeze_vision_model=options.freeze_vision_model,
+        freeze_vision_projection=options.freeze_vision_projection,
+        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
+        context_parallel_size=options.context_parallel_size,
+        sequence_parallel=options.sequence_parallel,
+        **shared,
+    )

@@ -1,0 +1,139 @@
+"""Which Hugging Face tensors make each Megatron tensor of Qwen2-VL.
+
+Names and layouts follow transformers 4.51.3 (`Qwen2VLForConditionalGeneration`) on one side and
+NeMo 2.7.3's importer (`nemo/collections/vlm/qwen2vl/model/qwen2vl.py`) on the other. Megatron
+interleaves query, key and value by query group and stacks the gated MLP's two halves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+#: Megatron name of the front end's weight; a tokenizer fills it from the patch embedding
+FRONT_END_PREFIX = "vision_model.front_end."
+PATCH_EMBED = "visual.patch_embed.proj.weight"
+
+_LAYER = re.compile(r"^(?P<stack>.*decoder\.layers)\.(?P<index>\d+)\.(?P<rest>.*)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Attention geometry of one stack."""
+
+    num_heads: int
+    num_groups: int
+    head_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to make one Megatron tensor: the sources' names, and the function that joins them."""
+
+    sources: tuple[str, ...]
+    join: Callable[..., torch.Tensor]
+
+
+def recipe(name: str, language: Heads, vision: Heads) -> Recipe:
+    """Recipe for a full (unsharded) Megatron tensor such as
+    `language_model.decoder.layers.3.mlp.linear_fc1.weight`.
+
+    Raises:
+        KeyError: no Hugging Face tensor corresponds to `name`.
+    """
+    fixed = _FIXED.get(name)
+    if fixed is not None:
+        return Recipe(sources=(fixed,), join=_same)
+    match = _LAYER.match(name)
+    if match is None:
+        raise KeyError(f"no Hugging Face tensor is known for {name!r}")
+    rest, index = match["rest"], match["index"]
+    if match["stack"] == "language_model.decoder.layers":
+        return _language_layer(f"model.layers.{index}.", rest, language)
+    if match["stack"] == "vision_model.decoder.layers":
+        return _vision_layer(f"visual.blocks.{index}.", rest, vision)
+    raise KeyError(f"no Hugging Face tensor is known for {name!r}")
+
+
+_FIXED = {
+    "language_model.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "language_model.decoder.final_layernorm.weight": "model.norm.weight",
+    "language_model.output_layer.weight": "lm_head.weight",
+    "vision_model.decoder.final_layernorm.weight": "visual.merger.ln_q.weight",
+    "vision_model.decoder.final_layernorm.bias": "visual.merger.ln_q.bias",
+    "vision_projection.encoder.linear_fc1.weight": "visual.merger.mlp.0.weight",
+    "vision_projection.encoder.linear_fc1.bias": "visual.merger.mlp.0.bias",
+    "vision_projection.encoder.linear_fc2.weight": "visual.merger.mlp.2.weight",
+    "vision_projection.encoder.linear_fc2.bias": "visual.merger.mlp.2.bias",
+}
+
+_LANGUAGE_LAYER = {
+    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
+    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+}
+
+_VISION_LAYER = {
+    "self_attention.linear_proj.weight": "attn.proj.weight",
+    "self_attention.linear_proj.bias": "attn.proj.bias",
+    "self_attention.linear_qkv.layer_norm_weight": "norm1.weight",
+    "self_attention.linear_qkv.layer_norm_bias": "norm1.bias",
+    "mlp.linear_fc1.layer_norm_weight": "norm2.weight",
+    "mlp.linear_fc1.layer_norm_bias": "norm2.bias",
+    "mlp.linear_fc1.weight": "mlp.fc1.weight",
+    "mlp.linear_fc1.bias": "mlp.fc1.bias",
+    "mlp.linear_fc2.weight": "mlp.fc2.weight",
+    "mlp.linear_fc2.bias": "mlp.fc2.bias",
+}
+
+
+def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
+    if rest in _LANGUAGE_LAYER:
+        return Recipe(sources=(prefix + _LANGUAGE_LAYER[rest],), join=_same)
+    if rest in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
+        kind = rest.rpartition(".")[2]
+        names = tuple(f"{prefix}self_attn.{x}_proj.{kind}" for x in "qkv")
+        return Recipe(sources=names, join=lambda q, k, v: interleave_qkv(q, k, v, heads))
+    if rest == "mlp.linear_fc1.weight":
+        names = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
+        return Recipe(sources=names, join=lambda gate, up: torch.cat((gate, up)))
+    raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a language layer")
+
+
+def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
+    if rest in _VISION_LAYER:
+        return Recipe(sources=(prefix + _VISION_LAYER[rest],), join=_same)
+    if rest in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
+        kind = rest.rpartition(".")[2]
+        return Recipe(
+            sources=(f"{prefix}attn.qkv.{kind}",),
+            join=lambda qkv: interleave_qkv(*qkv.chunk(3), heads),
+        )
+    raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a vision layer")
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def interleave_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """Query, key and value projections → Megatron's layout.
+
+    Args:
+        q: (num_heads * head_dim, …).
+        k: (num_groups * head_dim, …).
+        v: (num_groups * head_dim, …).
+        heads: geometry of the stack.
+
+    Returns:
+        ((num_heads + 2 num_groups) * head_dim, …): for each query group its queries, key, value.
+    """
+    tail = q.shape[1:]
+    groups = heads.num_groups
+    per_group = (groups, -1, heads.head_dim, *tail)
+    joined = torch.cat((q.reshape(per_group), k.reshape(per_group), v.reshape(per_group)), dim=1)
+    return joined.reshape(-1, *tail)

@@ -1,0 +1,179 @@
+"""Read a Hugging Face Qwen2-VL folder straight into this rank's shards.
+
+No converted copy on disk and no full model in memory: every Megatron tensor says through its
+sharded state dict which slice of which global tensor this rank holds, in any tensor- or
+pipeline-parallel layout and with either layer spec. The slice is cut from memory-mapped
+safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedObject,
+    ShardedTensor,
+    apply_factories,
+)
+from safetensors import safe_open
+
+from training.model.hf_names import FRONT_END_PREFIX, PATCH_EMBED, Heads, recipe
+
+
+class WeightsError(ValueError):
+    """A folder whose weights do not fit the model; lists what is wrong."""
+
+
+class HFFolder:
+    """The tensors of a folder's safetensors files, sharded or not, read lazily."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        self._where = self._index()
+        self.used: set[str] = set()
+
+    def __enter__(self) -> HFFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._where)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, memory-mapped, in the folder's dtype."""
+        self.used.add(name)
+        return self._file(self._where[name]).get_tensor(name)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            try:
+                handle = safe_open(self.folder / name, framework="pt")
+            except Exception as error:  # safetensors raises its own and OSError kinds
+                raise WeightsError(
+                    f"{self.folder / name} cannot be read ({error}): the file is missing or cut "
+                    "short; fetch it again (git lfs pull)"
+                ) from error
+            self._files[name] = self._stack.enter_context(handle)
+        return self._files[name]
+
+    def _index(self) -> dict[str, str]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            return dict(json.loads(index.read_text())["weight_map"])
+        single = self.folder / "model.safetensors"
+        if not single.is_file():
+            raise WeightsError(
+                f"{self.folder} holds neither model.safetensors nor its index: fetch the weights "
+                "(git lfs pull)"
+            )
+        return dict.fromkeys(self._file(single.name).keys(), single.name)
+
+
+def load_hf_weights(module: torch.nn.Module, folder: str | Path) -> set[str]:
+    """Fill `module` (a bare `TokenizerQwen2VL`) from a Hugging Face folder, in place.
+
+    Returns:
+        Names of the folder's tensors that this rank read.
+
+    Raises:
+        WeightsError: tensors are missing, have another shape, or the folder cannot be read. All
+            problems are listed in one message.
+    """
+    language = module.config.language_transformer_config
+    vision = module.config.vision_transformer_config
+    geometry = tuple(
+        Heads(
+            num_heads=c.num_attention_heads,
+            num_groups=c.num_query_groups,
+            head_dim=c.kv_channels,
+        )
+        for c in (language, vision)
+    )
+    problems: list[str] = []
+    with HFFolder(folder) as source, torch.no_grad():
+        for shard in _shards(module):
+            if shard.key.startswith(FRONT_END_PREFIX):
+                continue
+            _fill(shard, source, geometry, problems)
+        if module.vision_model is not None:
+            _fill_front_end(module, source, problems)
+        if problems:
+            shown = "\n  ".join(problems[:20])
+            raise WeightsError(f"{folder} does not fit the model:\n  {shown}")
+        return source.used
+
+
+def _shards(module: torch.nn.Module) -> list[ShardedTensor]:
+    state = module.sharded_state_dict()
+    apply_factories(state)
+    found = []
+    for value in nested_values(state):
+        if isinstance(value, ShardedTensor):
+            found.append(value)
+        elif not isinstance(value, ShardedObject | LocalNonpersistentObject):
+            raise TypeError(f"unexpected {type(value).__name__} in the sharded state dict")
+    return found
+
+
+def _fill(
+    shard: ShardedTensor,
+    source: HFFolder,
+    geometry: tuple[Heads, ...],
+    problems: list[str],
+) -> None:
+    name, slices = _global_name(shard)
+    try:
+        how = recipe(name, *geometry)
+    except KeyError as error:
+        problems.append(str(error.args[0]))
+        return
+    absent = [s for s in how.sources if s not in source]
+    if absent:
+        problems.append(f"{', '.join(absent)} is missing (needed for {name})")
+        return
+    full = how.join(*(source.read(s) for s in how.sources))
+    expected = tuple(shard.global_shape[shard.prepend_axis_num :])
+    if tuple(full.shape) != expected:
+        problems.append(
+            f"{', '.join(how.sources)} gives {tuple(full.shape)} for {name}; expected {expected}"
+        )
+        return
+    shard.data.copy_(full[slices])
+
+
+def _global_name(shard: ShardedTensor) -> tuple[str, tuple[slice, ...]]:
+    """Name of the full tensor, with the layer's number in it, and this rank's slice of it."""
+    name = shard.key
+    leading = shard.global_offset[: shard.prepend_axis_num]
+    if leading:
+        # homogeneous layers share a key; their number is the leading offset
+        name = name.replace("decoder.layers.", f"decoder.layers.{leading[0]}.", 1)
+    offsets = shard.global_offset[shard.prepend_axis_num :]
+    return name, tuple(
+        slice(start, start + length)
+        for start, length in zip(offsets, shard.data.shape, strict=True)
+    )
+
+
+def _fill_front_end(module: Any, source: HFFolder, problems: list[str]) -> None:
+    if PATCH_EMBED not in source:
+        problems.append(f"{PATCH_EMBED} is missing (needed for the tokenizer's front end)")
+        return
+    try:
+        module.vision_model.front_end.load_pretrained(source.read(PATCH_EMBED))
+    except ValueError as error:
+        problems.append(f"{PATCH_EMBED}: {error}")

@@ -1,0 +1,133 @@
+"""The two layer specs: Transformer Engine's modules, or Megatron's local ones.
+
+Both give the same checkpoint names, so that a checkpoint written with one loads into the other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+
+from training.compat import have_transformer_engine
+from training.model.attention import SegmentedAttention
+
+LayerSpecName = Literal["te", "local"]
+
+#: what Transformer Engine's fused norm+linear modules call the norm's parameters
+_CHECKPOINT_NAMES = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
+def resolve_layer_spec(wanted: str) -> LayerSpecName:
+    """Turn "auto", "te" or "local" into the spec to use.
+
+    Raises:
+        ValueError: an unknown name, or "te" where Transformer Engine is not usable.
+    """
+    if wanted not in ("auto", "te", "local"):
+        raise ValueError(f"layer spec {wanted!r}; expected one of auto, te, local")
+    if wanted == "auto":
+        return "te" if have_transformer_engine() else "local"
+    if wanted == "te" and not have_transformer_engine():
+        raise ValueError(
+            "layer spec 'te' needs Transformer Engine and a CUDA device; use model.layer_spec=auto"
+        )
+    return "te" if wanted == "te" else "local"
+
+
+def layer_spec(name: LayerSpecName, *, is_vision: bool) -> ModuleSpec:
+    """The transformer layer of the ViT (full attention) or of the language model (causal)."""
+    mask_type = AttnMaskType.no_mask if is_vision else AttnMaskType.causal
+    return _te_spec(mask_type, is_vision) if name == "te" else _local_spec(mask_type)
+
+
+def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
+    """The two linear layers of the vision projector."""
+    if name == "te":
+        from megatron.core.extensions.transformer_engine import (
+            TEColumnParallelLinear,
+            TERowParallelLinear,
+        )
+
+        return MLPSubmodules(linear_fc1=TEColumnParallelLinear, linear_fc2=TERowParallelLinear)
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+
+
+def _local_spec(mask_type: AttnMaskType) -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=WrappedTorchNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": mask_type},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=SegmentedAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=WrappedTorchNorm,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=dict(_CHECKPOINT_NAMES),
+        ),
+    )
+
+
+def _te_spec(mask_type: AttnMaskType, is_vision: bool) -> ModuleSpec:
+    from megatron.core.extensions.transformer_engine import (
+        TEDotProductAttention,
+        TELayerNormColumnParallelLinear,
+        TERowParallelLinear,
+    )
+
+    from training.model.te_attention import SegmentedTEAttention
+
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": mask_type},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=TELayerNormColumnParallelLinear,
+                    core_attention=SegmentedTEAttention if is_vision else TEDotProductAttention,
+                    linear_proj=TERowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=IdentityOp,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )

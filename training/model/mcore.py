@@ -1,0 +1,133 @@
+"""The Megatron module: NeMo's Qwen2-VL fed with cells, explicit positions and no pixel guesswork.
+
+Shape legend: B micro batch, S sequence, N cells, M LLM visual tokens, H language width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLConfig
+
+#: what stands in `input_ids` where a visual embedding goes (NeMo's convention for images)
+VISUAL_TOKEN_INDEX = -200
+
+
+class TokenizerQwen2VL(MCoreQwen2VLModel):
+    """MCoreQwen2VLModel with a visual tokenizer.
+
+    Everything that NeMo's forward derives from pixel grids (positions, segments, counts) is
+    planned in the data loader and arrives with the batch.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        loss_mask: torch.Tensor | None = None,
+        cells: torch.Tensor | None = None,
+        vit_positions: torch.Tensor | None = None,
+        vit_cu_seqlens: torch.Tensor | None = None,
+        runtime_gather_output: bool | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Run the stage of the model that lives on this pipeline rank.
+
+        Args:
+            input_ids: (B, S) int64 with `VISUAL_TOKEN_INDEX` at visual tokens; first stage only.
+            position_ids: (3, B, S) int64 M-RoPE ids (temporal, row, column).
+            labels: (B, S) int64, already shifted; last stage only.
+            loss_mask: (B, S) float; last stage only.
+            cells: (N, T, 3, B, B) uint8 of all samples in order; first stage only.
+            vit_positions: (N, 2) float32; first stage only.
+            vit_cu_seqlens: (segments + 1,) int32; first stage only.
+            runtime_gather_output: gather logits over tensor-parallel ranks.
+
+        Returns:
+            Last stage with labels: per-token loss (B, S) and the loss mask; without: logits
+            (B, S, vocabulary). Other stages: hidden states (S, B, H).
+
+        Raises:
+            ValueError: the number of visual tokens in `input_ids` is not the number planned.
+        """
+        decoder_input = None
+        if self.pre_process:
+            decoder_input = self._embed(input_ids, cells, vit_positions, vit_cu_seqlens)
+        output = self.language_model(
+            input_ids=None,
+            position_ids=position_ids,
+            attention_mask=None,
+            decoder_input=decoder_input,
+            labels=labels,
+            runtime_gather_output=runtime_gather_output,
+        )
+        return output if labels is None else (output, loss_mask)
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        cells: torch.Tensor | None,
+        vit_positions: torch.Tensor | None,
+        vit_cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Text embeddings with the visual ones in their places: (S, B, H), sequence-parallel."""
+        is_visual = input_ids == VISUAL_TOKEN_INDEX
+        embeddings = self.language_model.embedding(
+            input_ids=input_ids.masked_fill(is_visual, 0), position_ids=None
+        )  # (S, B, H)
+        if cells is not None:
+            visual = self.encode_cells(cells, vit_positions, vit_cu_seqlens)
+            embeddings = self._place(embeddings, visual.to(embeddings.dtype), is_visual)
+        if self.sequence_parallel_lm:
+            embeddings = scatter_to_sequence_parallel_region(embeddings)
+        return embeddings
+
+    def encode_cells(
+        self, cells: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
+        """Cells → embeddings of the language model's width, (M, H)."""
+        return self.vision_projection(self.vision_model(cells, positions, cu_seqlens))
+
+    @staticmethod
+    def _place(
+        embeddings: torch.Tensor, visual: torch.Tensor, is_visual: torch.Tensor
+    ) -> torch.Tensor:
+        """Put visual embeddings (M, H) where `is_visual` (B, S) says, in row order."""
+        batch_size, length = is_visual.shape
+        if visual.shape[0] > batch_size * length:
+            raise ValueError(f"{visual.shape[0]} visual tokens for {batch_size * length} places")
+        rows, columns = torch.nonzero(is_visual, as_tuple=True)
+        if rows.numel() == 0:
+            # a batch of text only brings one blank picture along, so that every parameter takes
+            # part on every data-parallel rank; its gradient is zero
+            return embeddings + 0.0 * visual.sum()
+        if rows.numel() != visual.shape[0]:
+            raise ValueError(
+                f"{rows.numel()} visual tokens in input_ids but {visual.shape[0]} embeddings: the "
+                "batch was not made with this model's tokenizer"
+            )
+        return embeddings.index_put((columns, rows), visual)
+
+
+@dataclass
+class TokenizerQwen2VLConfig(Qwen2VLConfig):
+    """Qwen2VLConfig that builds a `TokenizerQwen2VL`."""
+
+    #: sections of the head dimension for temporal, row and column ids; NeMo forces the 2B's
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+
+    def __post_init__(self) -> None:
+        """Undo NeMo's fixed M-RoPE sections where the model has others."""
+        super().__post_init__()
+        if self.language_transformer_config is not None:
+            self.language_transformer_config.mrope_section = list(self.mrope_section)
+
+    def configure_model(self, tokenizer: object, vp_stage: int | None = None) -> TokenizerQwen2VL:
+        """Build this rank's stage exactly as NeMo does, then give it the tokenizer's forward."""
+        model = super().configure_model(tokenizer, vp_stage)
+        # NeMo names its model class inside the method that also hands the parallel layout down to
+        # the three sub-configurations; the subclass adds methods only, so adopting it is safe.
+        model.__class__ = TokenizerQwen2VL
+        return model

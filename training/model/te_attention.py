@@ -1,0 +1,54 @@
+"""Transformer Engine's attention over segments given as cumulative boundaries.
+
+Imported only where Transformer Engine is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+
+
+class SegmentedTEAttention(TEDotProductAttention):
+    """TEDotProductAttention whose `attention_mask` holds segment boundaries (N+1,) int32.
+
+    The boundaries become Transformer Engine's packed format only here, after the rotary
+    embedding; `training.model.attention` says why.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.max_segment_length = getattr(config, "max_segment_length", None)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: AttnMaskType,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Attend within segments: (S, 1, H, D) ×3 → (S, 1, H*D)."""
+        if attention_mask is None:
+            return super().forward(
+                query, key, value, None, attn_mask_type, attention_bias, packed_seq_params
+            )
+        longest = min(self.max_segment_length or query.shape[0], query.shape[0])
+        segments = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=attention_mask,
+            cu_seqlens_kv=attention_mask,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        query, key, value = (x.squeeze(1) for x in (query, key, value))
+        context = super().forward(
+            query, key, value, None, attn_mask_type, packed_seq_params=segments
+        )
+        return context.reshape(context.shape[0], 1, -1)

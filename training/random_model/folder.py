@@ -1,0 +1,82 @@
+"""Write a Qwen2-VL folder as it would come from the hub, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import GenerationConfig, Qwen2VLImageProcessor, Qwen2VLProcessor
+
+from training.random_model.shapes import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    TEMPORAL_PATCH_SIZE,
+    TinyShape,
+    config_2b,
+    tiny_config,
+)
+from training.random_model.special_tokens import FIRST_SPECIAL_ID_2B
+from training.random_model.tokenizer import train_tokenizer
+from training.random_model.weights import random_model
+
+#: The hub's bounds on the pixels of a resized picture.
+MIN_PIXELS, MAX_PIXELS = 3136, 12845056
+MAX_SHARD_SIZE = "2GB"
+MAX_BPE_SIZE_2B = 8192
+
+
+def write_random_model(
+    folder: str | Path,
+    *,
+    corpus: Iterable[str],
+    shape: Literal["tiny", "2b"] | TinyShape = "tiny",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    init_std: float = 0.02,
+) -> Path:
+    """Write config, weights, tokenizer, processor and chat template; return the folder.
+
+    corpus: texts that the tokenizer is trained on; its words become one token each.
+    shape: "tiny" is ``TinyShape()``; "2b" has the sizes and the special ids of the hub's
+        Qwen2-VL-2B (4.4 GB in bfloat16, in shards of 2 GB).
+    dtype: of the weights; float32 for a tiny shape and bfloat16 for "2b" unless given.
+    init_std: standard deviation of all matrices; norms are 1 and biases 0.
+
+    Plain transformers 4.51.3 loads it: AutoTokenizer, AutoProcessor, AutoModelForImageTextToText.
+    Raises ValueError for an unknown shape.
+    """
+    folder = Path(folder)
+    if isinstance(shape, str) and shape not in ("tiny", "2b"):
+        raise ValueError(f"shape is {shape!r}, expected 'tiny', '2b' or a TinyShape")
+    if shape == "2b":
+        tokenizer = train_tokenizer(
+            corpus, max_bpe_size=MAX_BPE_SIZE_2B, first_special_id=FIRST_SPECIAL_ID_2B
+        )
+        config = config_2b()
+        dtype = dtype or torch.bfloat16
+    else:
+        sizes = shape if isinstance(shape, TinyShape) else TinyShape()
+        tokenizer = train_tokenizer(corpus, max_bpe_size=sizes.max_bpe_size)
+        config = tiny_config(sizes, first_special_id=tokenizer.vocab_size)
+        dtype = dtype or torch.float32
+    model = random_model(config, seed=seed, dtype=dtype, std=init_std)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=[config.eos_token_id, config.bos_token_id],
+        pad_token_id=config.bos_token_id,
+        do_sample=False,
+    )
+    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    image_processor = Qwen2VLImageProcessor(
+        min_pixels=MIN_PIXELS,
+        max_pixels=MAX_PIXELS,
+        patch_size=PATCH_SIZE,
+        temporal_patch_size=TEMPORAL_PATCH_SIZE,
+        merge_size=MERGE_SIZE,
+    )
+    Qwen2VLProcessor(
+        image_processor, tokenizer, chat_template=tokenizer.chat_template
+    ).save_pretrained(folder)
+    return folder

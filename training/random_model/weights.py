@@ -1,0 +1,30 @@
+"""Random weights for a Qwen2-VL configuration, without the slow default initialisation."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+
+def random_model(
+    config: Qwen2VLConfig, *, seed: int, dtype: torch.dtype, std: float
+) -> Qwen2VLForConditionalGeneration:
+    """Norm weights 1, biases 0, everything else normal with standard deviation ``std``.
+
+    The values depend on ``seed``, the shapes and ``dtype``. Buffers that are not saved (rotary
+    frequencies) stay uninitialised: the model is for ``save_pretrained``, not for a forward pass.
+    """
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(config)
+    model = model.to(dtype).to_empty(device="cpu")
+    model.tie_weights()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if name.endswith(".bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, std, generator=generator)
+    return model
