@@ -14,6 +14,9 @@ from torch import nn
 
 from dct_tokenizer.transforms import clip_mean_std, dct_matrix, normalised_rgb_to_ycbcr
 
+#: Subtracted before the matmul, so that float32 rounding of the brightness stays out of the detail.
+MID_GREY = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class BandSelection:
@@ -97,7 +100,7 @@ class DCTBasis(Float32Buffers):
         self.bands = bands
         mean, std = clip_mean_std()
         spatial = spatial_matrix(bands) / (255 * std[:, None, None])
-        offset = -(spatial.sum((2, 3)) @ (255 * mean))
+        offset = spatial.sum((2, 3)) @ (MID_GREY - 255 * mean)
         temporal = dct_matrix(bands.frames_per_cell, bands.temporal_keep)
         self.register_buffer("spatial", spatial.flatten(1).float(), persistent=False)
         self.register_buffer("offset", offset.float(), persistent=False)
@@ -106,7 +109,7 @@ class DCTBasis(Float32Buffers):
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """(N, T', 3, B, B) uint8, or floats holding 0..255, to float32 (N, Q' * P)."""
         num_cells, frames = cells.shape[:2]
-        pixels = cells.reshape(num_cells, frames, -1).float()
+        pixels = cells.reshape(num_cells, frames, -1).float() - MID_GREY
         if frames == 1:
             # T equal frames: the temporal DC coefficient is sqrt(T) times the frame.
             gain = self.bands.frames_per_cell**0.5
