@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import GenerationConfig, Qwen2VLImageProcessor, Qwen2VLProcessor
+from transformers import GenerationConfig, Qwen2VLProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from training.random_model.shapes import (
     MERGE_SIZE,

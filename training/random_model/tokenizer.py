@@ -10,8 +10,9 @@ from importlib import resources
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AddedToken, Qwen2TokenizerFast
+from transformers import AddedToken
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from transformers.models.qwen2.tokenization_qwen2_fast import Qwen2TokenizerFast
 
 from training.random_model.special_tokens import (
     END_OF_TEXT,

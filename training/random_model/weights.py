@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2VLConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditionalGeneration
 
 
 def random_model(
@@ -15,8 +16,8 @@ def random_model(
     frequencies) stay uninitialised: the model is for ``save_pretrained``, not for a forward pass.
     """
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(config)
-    model = model.to(dtype).to_empty(device="cpu")
+        model = AutoModelForImageTextToText.from_config(config, torch_dtype=dtype)
+    model.to_empty(device="cpu")
     model.tie_weights()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
