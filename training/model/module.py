@@ -1,4 +1,4 @@
-"""The Lightning module: NeMo's, with cells in its batches and weights from a Hugging Face folder."""
+"""The Lightning module: NeMo's, fed with cells, started from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
+from training.metering import StepMeter
 from training.model.hf_weights import load_hf_weights
 from training.model.mcore import TokenizerQwen2VLConfig
 
 
-def data_step(batches: Iterator[Any], model_version: str = "") -> dict[str, Any]:
-    """Next micro batch, with the fields that this pipeline stage needs on its device.
+def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with the tensors that this pipeline stage needs on its device, the others None.
 
-    Replaces `qwen2vl_data_step` of NeMo, which drops fields that it does not know.
+    Does what `qwen2vl_data_step` of NeMo does, which drops fields that it does not know.
     """
-    batch = next(batches)
-    if isinstance(batch, tuple):  # Lightning's (batch, batch_idx, dataloader_idx)
-        batch = batch[0]
     wanted = set(EVERY_STAGE_FIELDS)
     if ps.is_pipeline_first_stage():
         wanted.update(FIRST_STAGE_FIELDS)
     if ps.is_pipeline_last_stage():
         wanted.update(LAST_STAGE_FIELDS)
-    on_device = {
+    tensors = {
         name: value.cuda(non_blocking=True) if name in wanted else None
         for name, value in batch.items()
         if isinstance(value, torch.Tensor)
     }
-    return {**batch, **on_device}
+    return {**batch, **tensors}
 
 
 def forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
-    """Run the model on a micro batch of `data_step`."""
+    """Run the model on a micro batch of `to_stage`."""
     names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
     return model(**{name: batch.get(name) for name in names})
 
@@ -60,10 +58,11 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         hf_folder: str | Path | None,
         optim: OptimizerModule | None = None,
     ) -> None:
-        config.data_step_fn = data_step
         config.forward_step_fn = forward_step
         super().__init__(config, model_version="qwen2-vl", optim=optim, tokenizer=None)
         self.hf_folder = Path(hf_folder) if hf_folder is not None else None
+        #: counts the training batches of the current step; `training.callbacks` resets it
+        self.meter = StepMeter()
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this rank's stage and fill it, before NeMo wraps it and makes the optimizer."""
@@ -73,6 +72,15 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         if self.hf_folder is not None:
             used = load_hf_weights(self.module, self.hf_folder)
             logging.info(f"Read {len(used)} tensors of {self.hf_folder}")
+
+    def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
+        """Next micro batch, counted, on this stage's device."""
+        batch = next(dataloader_iter)
+        if isinstance(batch, tuple):  # Lightning's (batch, batch_idx, dataloader_idx)
+            batch = batch[0]
+        if self.training:
+            self.meter.add(batch)
+        return to_stage(batch)
 
     def forward(self, **batch: Any) -> Any:  # type: ignore[override]
         """See `TokenizerQwen2VL.forward`."""

@@ -1,0 +1,121 @@
+"""Callbacks of a run: the step log with rates, the ledger of samples, and the progress line."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
+from tqdm import tqdm
+
+from training.data.rejects import count_rejects
+from training.metering import StepMeter
+from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
+
+
+class StepLog(pl.Callback):
+    """Writes steps.jsonl, validation.jsonl and the ledger, and shows progress.
+
+    Args:
+        run_dir: the run's folder.
+        last_step: the step at which this process stops.
+        log_every: steps between lines of steps.jsonl.
+    """
+
+    def __init__(self, run_dir: Path, *, last_step: int, log_every: int) -> None:
+        self.run_dir = run_dir
+        self.last_step = last_step
+        self.log_every = log_every
+        self._started = 0.0
+        self._bar: tqdm[Any] | None = None
+        self._last_val_loss: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Open the progress line."""
+        module.meter = StepMeter()
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=self.last_step,
+                initial=trainer.global_step,
+                desc=self.run_dir.name,
+                unit="step",
+                mininterval=1 if sys.stderr.isatty() else 15,
+                file=sys.stderr,
+            )
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the step's clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        """Log the step."""
+        step = trainer.global_step
+        meter, module.meter = module.meter, StepMeter()
+        self._write_ledger(step, meter)
+        if step % self.log_every and step != self.last_step:
+            return
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        totals = meter.totals(parallel_state.get_data_parallel_group(), device)
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        seconds = time.perf_counter() - self._started
+        entry = {
+            "step": step,
+            "loss": float(metrics["reduced_train_loss"]),
+            "lr": float(metrics["lr"]) if "lr" in metrics else None,
+            "grad_norm": float(metrics["grad_norm"]) if "grad_norm" in metrics else None,
+            **totals,
+            "seconds": seconds,
+            "samples_per_second": totals["num_samples"] / seconds,
+            "peak_memory_gib": _peak_memory_gib(),
+            "time": time.time(),
+        }
+        append_json_line(self.run_dir / STEPS_NAME, entry)
+        assert self._bar is not None
+        self._bar.update(step - self._bar.n)
+        shown = {"loss": f"{entry['loss']:.3f}", "img/s": f"{entry['samples_per_second']:.0f}"}
+        rejected = count_rejects(self.run_dir / "rejects") if step % 50 == 0 else None
+        if rejected:
+            shown["rejected"] = str(sum(rejected.values()))
+        if self._last_val_loss is not None:
+            shown["val"] = f"{self._last_val_loss:.3f}"
+        self._bar.set_postfix(shown, refresh=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log the validation's loss."""
+        if trainer.sanity_checking or "val_loss" not in trainer.callback_metrics:
+            return
+        self._last_val_loss = float(trainer.callback_metrics["val_loss"])
+        if trainer.is_global_zero:
+            entry = {"step": trainer.global_step, "loss": self._last_val_loss}
+            append_json_line(self.run_dir / VALIDATION_NAME, entry)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Close the progress line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _write_ledger(self, step: int, meter: StepMeter) -> None:
+        """One line a step and data-parallel rank, by the first rank of each replica."""
+        if (
+            parallel_state.get_tensor_model_parallel_rank() == 0
+            and parallel_state.is_pipeline_first_stage()
+        ):
+            rank = parallel_state.get_data_parallel_rank()
+            folder = self.run_dir / "ledger"
+            folder.mkdir(exist_ok=True)
+            entry = {"step": step, "keys": meter.sample_keys}
+            append_json_line(folder / f"dp{rank:04d}.jsonl", entry)
+
+
+def _peak_memory_gib() -> float:
+    """Peak of the device's allocator, or of this process where there is no device."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

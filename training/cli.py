@@ -1,0 +1,89 @@
+"""The command line of `python -m training`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from training.config.compose import register_schema, to_run_config
+from training.config.groups import CONFIG_DIR
+from training.config.overrides import ConfigError, check_overrides
+
+_USAGE = """\
+usage: python -m training [fit] KEY=VALUE …   train (see training/config/schema.py for the keys)
+       python -m training -m tokenizer=pixel,dct14,dct28_420 …   one run after the other
+       python -m training launch KEY=VALUE …  check everything, then start all processes
+       python -m training doctor [KEY=VALUE …]  check versions, devices, data, model and disk
+       python -m training ledger RUN_DIR      which samples a run consumed, and how often
+       python -m training random-model OUT    write a Qwen2-VL folder with random weights
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb; exits with 2 on a wrong setting."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return
+    verb = words.pop(0) if words[0] in _VERBS else "fit"
+    if "=" not in words[0] and not words[0].startswith("-") and verb == "fit" if words else False:
+        print(f"unknown verb {words[0]!r}\n{_USAGE}", file=sys.stderr, end="")
+        sys.exit(2)
+    try:
+        _VERBS[verb](words)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _fit(words: list[str]) -> None:
+    sys.argv = [sys.argv[0], *check_overrides(words)]
+    register_schema()
+    _hydra_entry()
+
+
+@hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")
+def _hydra_entry(config: DictConfig) -> None:
+    mode = HydraConfig.get()
+    if mode.mode == RunMode.MULTIRUN:
+        _run_alone(list(mode.overrides.task))
+        return
+    from training.fit import fit
+
+    try:
+        fit(to_run_config(config))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run_alone(overrides: list[str]) -> None:
+    """A job of a sweep in a process of its own: Megatron's state is one per process."""
+    names = [o.partition("=")[0].lstrip("+") for o in overrides]
+    if "experiment_name" not in names:
+        swept = [o.partition("=")[2] for o in overrides if o.startswith("tokenizer=")]
+        overrides = [*overrides, f"experiment_name={'-'.join(swept) or 'default'}"]
+    print(f"--- {' '.join(overrides)}", flush=True)
+    subprocess.run([sys.executable, "-m", "training", "fit", *overrides], check=True)
+
+
+def _random_model(words: list[str]) -> None:
+    import typer
+
+    from training.random_model.cli import random_model
+
+    app = typer.Typer(add_completion=False)
+    app.command()(random_model)
+    app(args=words, prog_name="python -m training random-model")
+
+
+_VERBS: dict[str, Callable[[list[str]], None]] = {
+    "fit": _fit,
+    "random-model": _random_model,
+}

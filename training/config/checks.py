@@ -1,0 +1,112 @@
+"""What makes a run impossible, said before anything heavy starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dct_tokenizer import TokenizerConfigError, build_tokenizer
+from training.config.overrides import ConfigError
+from training.config.schema import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How processes are divided."""
+
+    world_size: int
+    data_parallel_size: int
+    num_micro_batches: int
+
+
+def check_run(run: RunConfig, world_size: int) -> Layout:
+    """Check a configuration against the number of processes.
+
+    Raises:
+        ConfigError: the first thing that cannot work, with the numbers and the fix.
+    """
+    layout = check_layout(run, world_size)
+    if run.data.min_pixels > run.data.max_pixels:
+        raise ConfigError(
+            f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
+            "(data.min_pixels, data.max_pixels): swap them"
+        )
+    try:
+        build_tokenizer(
+            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+        )
+    except TokenizerConfigError as error:
+        raise ConfigError(f"tokenizer: {error}") from error
+    check_data_path(run.data.path)
+    return layout
+
+
+def check_layout(run: RunConfig, world_size: int) -> Layout:
+    """Parallel sizes and batch sizes; see `check_run`."""
+    trainer = run.trainer
+    tp, pp, cp = (
+        trainer.tensor_parallel_size,
+        trainer.pipeline_parallel_size,
+        trainer.context_parallel_size,
+    )
+    for name, value in (
+        ("MBS (trainer.micro_batch_size)", trainer.micro_batch_size),
+        ("GBS (trainer.global_batch_size)", trainer.global_batch_size),
+        ("TP_SIZE (trainer.tensor_parallel_size)", tp),
+        ("PP_SIZE (trainer.pipeline_parallel_size)", pp),
+        ("CP_SIZE (trainer.context_parallel_size)", cp),
+        ("trainer.max_steps", trainer.max_steps),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+    if cp > 1:
+        raise ConfigError(
+            f"CP_SIZE={cp}: context parallelism is not supported with pictures in the sequence "
+            "yet; set CP_SIZE=1"
+        )
+    model_parallel = tp * pp * cp
+    if model_parallel > world_size:
+        raise ConfigError(
+            f"TP_SIZE={tp} × PP_SIZE={pp} = {model_parallel} needs {model_parallel} processes, but "
+            f"there are {world_size}: lower them or raise DEVICES"
+        )
+    if world_size % model_parallel:
+        raise ConfigError(
+            f"{world_size} processes cannot be divided into model replicas of TP_SIZE={tp} × "
+            f"PP_SIZE={pp} = {model_parallel}"
+        )
+    dp = world_size // model_parallel
+    unit = trainer.micro_batch_size * dp
+    if trainer.global_batch_size % unit:
+        lower = trainer.global_batch_size // unit * unit
+        options = [str(n) for n in (lower, lower + unit) if n]
+        raise ConfigError(
+            f"GBS={trainer.global_batch_size} is not divisible by MBS={trainer.micro_batch_size} × "
+            f"{dp} data-parallel ranks = {unit}: set GBS={' or '.join(options)}"
+        )
+    if trainer.sequence_parallel and tp == 1:
+        raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
+    return Layout(
+        world_size=world_size,
+        data_parallel_size=dp,
+        num_micro_batches=trainer.global_batch_size // unit,
+    )
+
+
+def check_data_path(path: str) -> None:
+    """The data path is a folder that Energon has prepared, or a metadataset YAML.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    where = Path(path)
+    if not where.exists():
+        raise ConfigError(
+            f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
+            f"--data-dir D --output-dir {path}`"
+        )
+    if where.is_dir() and not (where / ".nv-meta" / "dataset.yaml").is_file():
+        raise ConfigError(
+            f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
+            f"`python -m data_prep prepare {path} --split 8,1,1` first"
+        )

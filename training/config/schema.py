@@ -1,0 +1,117 @@
+"""The schema of a run. Every key of the command line stands here with its meaning and unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """Which model, from where, and what of it is trained."""
+
+    #: Hugging Face Qwen2-VL folder; "auto" makes the tiny random one below `cache_dir`
+    path: str = MISSING
+    #: auto | te | local
+    layer_spec: str = "auto"
+    #: auto (bf16 on CUDA, fp32 on the CPU) | bf16 | fp32
+    dtype: str = "auto"
+    freeze_language_model: bool = False
+    freeze_vision_model: bool = False
+    freeze_vision_projection: bool = False
+    #: where generated models are kept
+    cache_dir: str = "outputs/models"
+
+
+@dataclass
+class DataConfig:
+    """The shards and how samples become batches."""
+
+    #: folder prepared by Energon (it holds .nv-meta), or a metadataset YAML
+    path: str = MISSING
+    #: longest sample in tokens; longer ones are skipped and counted
+    seq_length: int = 2048
+    #: bounds of a resized picture's area in pixels
+    min_pixels: int = 784
+    max_pixels: int = 43904
+    #: loader processes a rank; 0 loads in the trainer itself
+    num_workers: int = 2
+    #: samples; 0 keeps the order of the shards
+    shuffle_buffer_size: int = 1000
+    #: samples that are read in sequence from one place of a shard; smaller shuffles better
+    max_samples_per_sequence: int = 100
+    #: consecutive rejected samples of one loader process that stop the run
+    max_rejects_in_a_row: int = 100
+
+
+@dataclass
+class TrainerConfig:
+    """Steps, batch sizes and the parallel layout."""
+
+    max_steps: int = 1000
+    micro_batch_size: int = 1
+    global_batch_size: int = 4
+    #: auto | cpu | gpu
+    accelerator: str = "auto"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+    #: shard the optimizer state over data-parallel ranks (CUDA only)
+    distributed_optimizer: bool = True
+    #: steps between validations; 0 never validates
+    val_every: int = 500
+    #: global batches of one validation, always the same ones
+    val_batches: int = 10
+    #: steps between checkpoints; 0 saves at the end only
+    save_every: int = 500
+    #: checkpoints that are kept
+    keep_last: int = 2
+    #: auto (from the newest checkpoint of the run, if any) | never | a checkpoint's folder
+    resume: str = "auto"
+    log_every: int = 1
+    #: stop after this step, although the schedule runs to max_steps; null runs to the end
+    stop_at_step: int | None = None
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-5
+    #: floor of the cosine schedule
+    min_lr: float = 1e-6
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    #: global gradient norm; 0 does not clip
+    clip_grad: float = 1.0
+
+
+@dataclass
+class LoggerConfig:
+    """Where figures go besides the run's own files."""
+
+    tensorboard: bool = True
+    #: Weights & Biases project; null does not use it
+    wandb_project: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """One training run."""
+
+    experiment_name: str = "default"
+    #: the run's folder is LOG_DIR/experiment_name
+    log_dir: str = "outputs/runs"
+    seed: int = 1234
+    #: flat mapping of a preset of `dct_tokenizer`, with changes
+    tokenizer: dict[str, Any] = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -1,0 +1,156 @@
+"""NeMo's Energon data module with a finite validation set and a loader state that is never lost."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import update_num_microbatches
+from megatron.energon import (
+    SavableDataLoader,
+    WorkerConfig,
+    get_savable_loader,
+    get_train_dataset,
+    get_val_dataset,
+)
+from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
+from nemo.utils import logging
+
+from training.config.schema import RunConfig
+from training.data.task_encoder import ChatTaskEncoder
+
+
+class RepeatedLoader:
+    """Goes over a finite loader again and again; every `iter()` starts at its beginning."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            empty = True
+            for batch in self.loader:
+                empty = False
+                yield batch
+            if empty:
+                raise RuntimeError(
+                    "the validation split yields no batch: give it more shards "
+                    "(python -m data_prep prepare … --split 8,1,1) or set trainer.val_every=0"
+                )
+
+
+class ChatDataModule(EnergonMultiModalDataModule):
+    """Training on the `train` split for ever, validation on the `val` split from its start.
+
+    Args:
+        run: paths, batch sizes, seed, workers.
+        task_encoder: for training.
+        validation_task_encoder: for validation.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        *,
+        task_encoder: ChatTaskEncoder,
+        validation_task_encoder: ChatTaskEncoder,
+    ) -> None:
+        super().__init__(
+            path=run.data.path,
+            tokenizer=None,
+            image_processor=None,
+            seq_length=run.data.seq_length,
+            micro_batch_size=run.trainer.micro_batch_size,
+            global_batch_size=run.trainer.global_batch_size,
+            num_workers=run.data.num_workers,
+            shuffle_buffer_size=run.data.shuffle_buffer_size or None,
+            max_samples_per_sequence=run.data.max_samples_per_sequence,
+            task_encoder=task_encoder,
+            validation_task_encoder=validation_task_encoder,
+        )
+        self.seed = run.seed
+
+    def datasets_provider(
+        self, worker_config: WorkerConfig, split: Literal["train", "val"] = "val"
+    ) -> Any:
+        """Endless shuffled training set, or the finite validation set in its own order."""
+        if split == "val":
+            return get_val_dataset(
+                self.path,
+                batch_size=self.micro_batch_size,
+                batch_drop_last=True,
+                task_encoder=self.validation_task_encoder,
+                worker_config=worker_config,
+                split_part="val",
+            )
+        return get_train_dataset(
+            self.path,
+            batch_size=self.micro_batch_size,
+            task_encoder=self.task_encoder,
+            worker_config=worker_config,
+            split_part="train",
+            shuffle_buffer_size=self.shuffle_buffer_size,
+            max_samples_per_sequence=self.max_samples_per_sequence,
+        )
+
+    def train_dataloader(self) -> SavableDataLoader:
+        """Loader of this data-parallel rank; the same object until the end of the run."""
+        if self.trainer:
+            self.init_global_step = self.trainer.global_step
+        self.data_sampler.init_global_step = self.init_global_step
+        if self.train_dataloader_object is None:
+            dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
+            self.train_dataloader_object = get_savable_loader(dataset)
+        return self.train_dataloader_object
+
+    def val_dataloader(self) -> RepeatedLoader:
+        """Loader of the validation split; the same batches in every validation."""
+        if self.val_dataloader_object is None:
+            # without worker processes: a validation is short, and idle workers cost memory
+            dataset = self.datasets_provider(self.worker_config(0), "val")
+            self.val_dataloader_object = RepeatedLoader(get_savable_loader(dataset))
+        return self.val_dataloader_object
+
+    def worker_config(self, num_workers: int) -> WorkerConfig:
+        """Energon's view of this rank. Rank r's worker w is number r * num_workers + w of all, so
+        that the sample stream stays the same while data-parallel size × num_workers does.
+        """
+        return WorkerConfig(
+            rank=parallel_state.get_data_parallel_rank(),
+            world_size=parallel_state.get_data_parallel_world_size(),
+            num_workers=num_workers,
+            data_parallel_group=parallel_state.get_data_parallel_group(),
+            seed_offset=self.seed,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Loader state as a byte tensor: checkpoints are read with torch's weights-only loader,
+        which refuses Energon's state classes.
+        """
+        state = super().state_dict()
+        payload = {**state, "num_workers": self.num_workers}
+        buffer = bytearray(pickle.dumps(payload))
+        return {"pickled": torch.frombuffer(buffer, dtype=torch.uint8).clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put the loader where the checkpoint left it.
+
+        Raises:
+            ValueError: another number of loader processes than the checkpoint's; the loader's
+                position has no meaning then.
+        """
+        payload = pickle.loads(state_dict["pickled"].numpy().tobytes())
+        if payload["num_workers"] != self.num_workers:
+            raise ValueError(
+                f"the checkpoint's loader had data.num_workers={payload['num_workers']}, this run "
+                f"has {self.num_workers}: set it back to resume at the same sample"
+            )
+        self.train_dataloader().restore_state_global(payload["dataloader_state"])
+        consumed = payload["consumed_samples"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        update_num_microbatches(consumed_samples=consumed, consistency_check=False)
+        logging.info(f"Loader restored at {consumed} consumed samples")

@@ -1,0 +1,269 @@
+"""One training run on NeMo's Trainer and MegatronStrategy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from training.compat import activate
+
+activate()
+
+import lightning.pytorch as pl  # noqa: E402
+import nemo.lightning as nl  # noqa: E402
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger  # noqa: E402
+from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig  # noqa: E402
+from nemo.lightning.pytorch.optim import (  # noqa: E402
+    CosineAnnealingScheduler,
+    MegatronOptimizerModule,
+)
+from transformers import AutoTokenizer  # noqa: E402
+
+from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
+from training.callbacks import StepLog  # noqa: E402
+from training.checkpoints import CheckpointWriter, newest_checkpoint, read_meta  # noqa: E402
+from training.config.checks import Layout, check_run  # noqa: E402
+from training.config.overrides import ConfigError  # noqa: E402
+from training.config.schema import RunConfig  # noqa: E402
+from training.data.chat import ChatTokenizer  # noqa: E402
+from training.data.module import ChatDataModule  # noqa: E402
+from training.data.rejects import RejectLog  # noqa: E402
+from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
+from training.model.from_hf import ModelOptions, model_config  # noqa: E402
+from training.model.layer_specs import resolve_layer_spec  # noqa: E402
+from training.model.module import TokenizerQwen2VLModel  # noqa: E402
+from training.run_files import run_dir, write_provenance  # noqa: E402
+
+
+def fit(run: RunConfig) -> Path:
+    """Train, or go on training, and return the run's folder.
+
+    Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK).
+
+    Raises:
+        ConfigError: the configuration cannot work; said before models or data are touched.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = check_run(run, world_size)
+    folder = run_dir(run)
+    resume = find_resume(run, folder)
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    if is_first:
+        write_provenance(run, folder)
+    pl.seed_everything(run.seed)
+    visual = build_visual(run)
+    model = build_model(run, visual, load_weights=resume is None)
+    data = build_data(run, visual)
+    trainer = build_trainer(run, folder, layout)
+    trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+    return folder
+
+
+def find_resume(run: RunConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        ConfigError: it was made with another tokenizer, or lies at or beyond the last step.
+    """
+    if run.trainer.resume == "never":
+        return None
+    path = newest_checkpoint(folder) if run.trainer.resume == "auto" else Path(run.trainer.resume)
+    if path is None:
+        return None
+    meta = read_meta(path)
+    if meta["tokenizer"] != run.tokenizer:
+        raise ConfigError(
+            f"{path} was trained with tokenizer {meta['tokenizer']}, this run has "
+            f"{run.tokenizer}: use another experiment_name, or trainer.resume=never"
+        )
+    if meta["step"] >= last_step(run):
+        raise ConfigError(
+            f"{path} is at step {meta['step']} already and this run ends at {last_step(run)}: "
+            "raise trainer.max_steps, or use another experiment_name"
+        )
+    return path
+
+
+def last_step(run: RunConfig) -> int:
+    """The step at which this process stops."""
+    trainer = run.trainer
+    return min(trainer.max_steps, trainer.stop_at_step or trainer.max_steps)
+
+
+def build_visual(run: RunConfig) -> VisualTokenizer:
+    """The run's visual tokenizer with its pixel bounds."""
+    return build_tokenizer(
+        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+    )
+
+
+def uses_cuda(run: RunConfig) -> bool:
+    """Does this run train on CUDA devices?
+
+    Raises:
+        ConfigError: it should, and there are none.
+    """
+    wanted = run.trainer.accelerator
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"trainer.accelerator={wanted!r}; expected auto, cpu or gpu")
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but torch sees no CUDA device; use cpu or auto")
+    if wanted == "cpu" and torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=cpu on a machine with CUDA devices: hide them with "
+            "CUDA_VISIBLE_DEVICES= so that NeMo does not use them"
+        )
+    return torch.cuda.is_available()
+
+
+def model_dtype(run: RunConfig) -> torch.dtype:
+    """Dtype of the parameters and activations."""
+    choices = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if run.model.dtype == "auto":
+        return torch.bfloat16 if uses_cuda(run) else torch.float32
+    if run.model.dtype not in choices:
+        raise ConfigError(f"model.dtype={run.model.dtype!r}; expected auto, bf16 or fp32")
+    return choices[run.model.dtype]
+
+
+def build_model(
+    run: RunConfig, visual: VisualTokenizer, *, load_weights: bool
+) -> TokenizerQwen2VLModel:
+    """The Lightning module with its optimizer, not yet built on any device."""
+    trainer = run.trainer
+    cell_area = visual.cell_area() if hasattr(visual, "cell_area") else None
+    options = ModelOptions(
+        layer_spec=resolve_layer_spec(run.model.layer_spec),
+        dtype=model_dtype(run),
+        seq_length=run.data.seq_length,
+        tokenizer=run.tokenizer,
+        max_segment_length=-(-run.data.max_pixels // cell_area) if cell_area else None,
+        freeze_language_model=run.model.freeze_language_model,
+        freeze_vision_model=run.model.freeze_vision_model,
+        freeze_vision_projection=run.model.freeze_vision_projection,
+        tensor_model_parallel_size=trainer.tensor_parallel_size,
+        pipeline_model_parallel_size=trainer.pipeline_parallel_size,
+        context_parallel_size=trainer.context_parallel_size,
+        sequence_parallel=trainer.sequence_parallel,
+    )
+    config = model_config(run.model.path, options)
+    return TokenizerQwen2VLModel(
+        config, hf_folder=run.model.path if load_weights else None, optim=build_optimizer(run)
+    )
+
+
+def build_optimizer(run: RunConfig) -> MegatronOptimizerModule:
+    """Megatron's AdamW with a cosine schedule."""
+    on_cuda = uses_cuda(run)
+    dtype = model_dtype(run)
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=run.optim.lr,
+        min_lr=run.optim.min_lr,
+        weight_decay=run.optim.weight_decay,
+        adam_beta1=run.optim.adam_beta1,
+        adam_beta2=run.optim.adam_beta2,
+        clip_grad=run.optim.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        # without CUDA the distributed optimizer cannot save its state
+        use_distributed_optimizer=on_cuda and run.trainer.distributed_optimizer,
+    )
+    schedule = CosineAnnealingScheduler(
+        max_steps=run.trainer.max_steps,
+        warmup_steps=run.optim.warmup_steps,
+        constant_steps=0,
+        min_lr=run.optim.min_lr,
+    )
+    return MegatronOptimizerModule(config=config, lr_scheduler=schedule)
+
+
+def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
+    """The Energon data module."""
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(run.model.path))
+    trainer = run.trainer
+    tp = trainer.tensor_parallel_size
+
+    def encoder(rejects: str) -> ChatTaskEncoder:
+        return ChatTaskEncoder(
+            chat=chat,
+            visual=visual,
+            seq_length=run.data.seq_length,
+            # pipeline stages exchange activations of one fixed shape
+            pad_to=run.data.seq_length if trainer.pipeline_parallel_size > 1 else None,
+            pad_multiple=8 * tp,
+            rejects=RejectLog(run_dir(run) / rejects, run.data.path, run.data.max_rejects_in_a_row),
+        )
+
+    return ChatDataModule(
+        run, task_encoder=encoder("rejects"), validation_task_encoder=encoder("rejects_val")
+    )
+
+
+def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
+    """NeMo's Trainer with MegatronStrategy and this project's callbacks."""
+    on_cuda = uses_cuda(run)
+    dtype = model_dtype(run)
+    trainer = run.trainer
+    strategy = nl.MegatronStrategy(
+        tensor_model_parallel_size=trainer.tensor_parallel_size,
+        pipeline_model_parallel_size=trainer.pipeline_parallel_size,
+        context_parallel_size=trainer.context_parallel_size,
+        sequence_parallel=trainer.sequence_parallel,
+        pipeline_dtype=dtype,
+        ddp=DistributedDataParallelConfig(
+            use_distributed_optimizer=on_cuda and trainer.distributed_optimizer,
+            grad_reduce_in_fp32=dtype != torch.float32,
+            overlap_grad_reduce=False,
+        ),
+        ckpt_async_save=False,
+        gradient_as_bucket_view=True,
+        # this project shows its own progress
+        replace_progress_bar=False,
+    )
+    precision = "bf16-mixed" if dtype == torch.bfloat16 else "32"
+    meta = {"tokenizer": run.tokenizer, "world_size": layout.world_size}
+    num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    return nl.Trainer(
+        accelerator="gpu" if on_cuda else "cpu",
+        devices=layout.world_size // num_nodes,
+        num_nodes=num_nodes,
+        max_steps=last_step(run),
+        strategy=strategy,
+        plugins=nl.MegatronMixedPrecision(precision=precision),
+        callbacks=[
+            StepLog(folder, last_step=last_step(run), log_every=trainer.log_every),
+            CheckpointWriter(
+                folder,
+                every=trainer.save_every,
+                last_step=last_step(run),
+                keep=trainer.keep_last,
+                meta=meta,
+            ),
+        ],
+        logger=build_loggers(run, folder),
+        val_check_interval=trainer.val_every or None,
+        limit_val_batches=trainer.val_batches if trainer.val_every else 0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=trainer.log_every,
+        use_distributed_sampler=False,
+    )
+
+
+def build_loggers(run: RunConfig, folder: Path) -> list[Logger]:
+    """TensorBoard, and Weights & Biases where asked for."""
+    loggers: list[Logger] = []
+    if run.logger.tensorboard:
+        loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
+    if run.logger.wandb_project:
+        loggers.append(
+            WandbLogger(project=run.logger.wandb_project, name=run.experiment_name, save_dir=folder)
+        )
+    return loggers
+

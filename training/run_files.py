@@ -1,0 +1,123 @@
+"""What a run leaves beside its checkpoints: configuration, code state, versions, steps."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+from omegaconf import OmegaConf
+
+from training.config.groups import ROOT
+from training.config.schema import RunConfig
+
+STEPS_NAME = "steps.jsonl"
+VALIDATION_NAME = "validation.jsonl"
+#: packages whose versions decide what a run computes
+PACKAGES = (
+    "torch",
+    "nemo_toolkit",
+    "megatron-core",
+    "megatron-energon",
+    "transformers",
+    "transformer_engine",
+    "lightning",
+    "numpy",
+    "pillow",
+)
+
+
+def run_dir(run: RunConfig) -> Path:
+    """The run's folder."""
+    return Path(run.log_dir) / run.experiment_name
+
+
+def write_provenance(run: RunConfig, folder: Path) -> None:
+    """config.yaml (loads back with `read_config`), and environment.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
+    (folder / "environment.json").write_text(
+        json.dumps(
+            {
+                "command": sys.argv,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "packages": package_versions(),
+                "git": git_state(),
+            },
+            indent=2,
+        )
+    )
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        ValueError: the folder is not a run's.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run's folder: it has no config.yaml")
+    run = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+    )
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of `PACKAGES`."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and changed files of this checkout; empty where there is no git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain").splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "changed": changed}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def append_json_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append one line; a killed process leaves at most one broken last line."""
+    with open(path, "ab") as file:
+        file.write(orjson.dumps(entry) + b"\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Entries of a file of `append_json_line`, without a broken last line."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entries.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            continue
+    return entries
+
+
+def read_steps(folder: str | Path) -> list[dict[str, Any]]:
+    """Entries of steps.jsonl by step: of steps that were done twice, the later run's."""
+    by_step = {entry["step"]: entry for entry in read_json_lines(Path(folder) / STEPS_NAME)}
+    return [by_step[step] for step in sorted(by_step)]
