@@ -7,11 +7,13 @@ K coefficients per cell, O embedding width.
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from dct_tokenizer.errors import TokenizerConfigError
 from dct_tokenizer.front_end import FrontEnd
@@ -38,6 +40,8 @@ class VisualTokenizer(abc.ABC):
     """
 
     family: ClassVar[str]
+    #: True where number or place of the cells depend on the pixels: call `refine` after decoding.
+    content_dependent: ClassVar[bool] = False
 
     name: str
     #: Bounds of height * width after the resize, in pixels.
@@ -64,12 +68,21 @@ class VisualTokenizer(abc.ABC):
             PlanError: a size that cannot be cut; the message names it and the bound.
         """
 
+    def refine(self, frames: Frames, plan: Plan) -> Plan:
+        """The final plan, once the pixels are known; the same plan for most tokenizers.
+
+        Args:
+            frames: uint8 (T, H, W, 3) RGB of the size that the plan was made for.
+            plan: `self.plan(H, W, T)`; its num_cells and num_llm_tokens are upper bounds.
+        """
+        return plan
+
     def cells(self, frames: Frames, plan: Plan) -> torch.Tensor:
         """What the loader ships: uint8 (N, T', 3, B, B), each distinct frame once.
 
         Args:
             frames: uint8 (T, H, W, 3) RGB of the size that the plan was made for.
-            plan: `self.plan(H, W, T)`.
+            plan: `self.refine(frames, self.plan(H, W, T))`.
         """
         array = as_frames(frames)
         check_frame_count(array, plan)
@@ -85,6 +98,14 @@ class VisualTokenizer(abc.ABC):
             pretrained_weight: Conv3d weight (O, 3, 2, 14, 14) to start from; random without.
         """
 
+    def post_merge(self) -> nn.Module | None:
+        """A module between the ViT's merger and the language model, or None.
+
+        It is called with the merged features (M', C) of several pictures and their ViT grids
+        (num_pictures, 3), and returns the `num_llm_tokens` features (M, C) of their plans.
+        """
+        return None
+
     @abc.abstractmethod
     def encode(self, cells: torch.Tensor) -> torch.Tensor:
         """float32 (N, K): the coefficients that the model is given, before whitening."""
@@ -92,3 +113,18 @@ class VisualTokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, coefficients: torch.Tensor, plan: Plan) -> np.ndarray:
         """uint8 (T, H, W, 3): what the model sees, at the plan's size."""
+
+    @property
+    def counts_from_header(self) -> bool:
+        """True where `plan` already has the final numbers of cells and tokens."""
+        return True
+
+    @property
+    def exact_start(self) -> bool:
+        """True where the start equals the pretrained embedding of the ideally low-passed cell."""
+        return True
+
+    @property
+    def psnr_bound(self) -> float:
+        """Decibels that decode(encode(cells)) reaches on natural pictures; inf where exact."""
+        return math.inf

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dct_tokenizer.basis import BandSelection, DCTBasis
+from dct_tokenizer.basis import BandSelection, DCTBasis, spatial_matrix
 from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd, check_cells
 from dct_tokenizer.transforms import dct_matrix, normalised_rgb_to_ycbcr
 from dct_tokenizer.whitening import Statistics
@@ -79,6 +79,17 @@ class DCTFrontEnd(FrontEnd):
         if self.bias is not None:
             values["bias"] = columns @ self.mean.double().cpu()
         return values
+
+    @torch.no_grad()
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `FrontEnd.folded`: whitening, bands and basis multiplied into one kernel."""
+        columns = self.weight.double().cpu() / self.std.double().cpu()
+        temporal = dct_matrix(self.bands.frames_per_cell, self.bands.temporal_keep)
+        by_band = columns.unflatten(1, (self.bands.temporal_keep, -1))
+        weight = torch.einsum("oqp,qt,pcab->octab", by_band, temporal, spatial_matrix(self.bands))
+        if self.bias is None:
+            return weight, None
+        return weight, self.bias.double().cpu() - columns @ self.mean.double().cpu()
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """(N, T', 3, B, B) -> (N, O)."""

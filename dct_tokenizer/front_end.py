@@ -62,6 +62,10 @@ class FrontEnd(Float32Buffers, abc.ABC):
             parameter = getattr(self, name)
             parameter.copy_(value.float().to(parameter.device))
 
+    @abc.abstractmethod
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float64 Conv3d weight (O, 3, T, B, B) and bias (O,) on CLIP-normalised pixels."""
+
     def reset_parameters(self) -> None:
         """A random start: the Conv3d default's, carried over as a pretrained weight would be.
 
@@ -116,6 +120,11 @@ class PixelFrontEnd(FrontEnd):
         # pinv(R.T) of the enlargement R per axis: <R x, pinv(R.T) w> = <x, w>.
         carry = torch.linalg.pinv(resize_matrix(self.cell).T)
         return {"weight": torch.einsum("octij,ai,bj->octab", weight, carry, carry)}
+
+    @torch.no_grad()
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `FrontEnd.folded`: the weight itself."""
+        return self.weight.double().cpu(), None
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """(N, T', 3, B, B) -> (N, O)."""

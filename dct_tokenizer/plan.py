@@ -28,7 +28,8 @@ class Plan:
     width: int
     #: Frames after padding to whole cells; 1 for a still picture.
     frames: int
-    #: (t, h, w) of the ViT grid in cells.
+    #: (t, h, w) of the ViT grid in cells. Where `token_boxes` is set the cells do not fill it one
+    #: by one: take numbers from `num_cells` and `num_llm_tokens`.
     grid_thw: tuple[int, int, int]
     #: (t, h, w) of the grid of LLM tokens; h = w = 0 where the tokens form no regular grid.
     llm_grid_thw: tuple[int, int, int]
@@ -48,6 +49,9 @@ class Plan:
     vit_cu_seqlens: np.ndarray
     #: Bytes of the uint8 cells that the loader ships.
     wire_bytes: int
+    #: int32 (M, 4): temporal slice, top, left and side in pixels of the square behind each token,
+    #: for tokenizers whose squares differ in size; None for regular grids.
+    token_boxes: np.ndarray | None = None
 
     def __eq__(self, other: object) -> bool:
         """Equal when every field is, arrays by value."""

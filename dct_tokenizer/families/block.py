@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +15,7 @@ from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.basis import BandSelection, cpu_basis, reconstruct
 from dct_tokenizer.dct_front_end import DCTFrontEnd
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.front_end import PATCH_FRAMES, FrontEnd
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd
 from dct_tokenizer.geometry import MERGE, regular_plan, smart_resize
 from dct_tokenizer.pixels import join_cells, to_uint8
 from dct_tokenizer.plan import Plan
@@ -74,6 +75,17 @@ class BlockTokenizer(VisualTokenizer):
             temporal_keep=self.temporal_keep,
         )
 
+    @property
+    def exact_start(self) -> bool:
+        """True where all bands that the pretrained embedding can see are kept."""
+        known = min(PATCH, self.cell)
+        return min(self.luma_keep, self.chroma_keep) >= known and self.temporal_keep >= PATCH_FRAMES
+
+    @property
+    def psnr_bound(self) -> float:
+        """Exact with all bands; otherwise what the lowest bands keep of natural pictures."""
+        return math.inf if self.bands.is_complete else 20.0
+
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
         """See `VisualTokenizer.plan`."""
         new_height, new_width = smart_resize(
@@ -118,7 +130,11 @@ class BlockTokenizer(VisualTokenizer):
         return F.pad(coefficients, (0, self.bands.num_columns - coefficients.shape[1]))
 
     @torch.no_grad()
+    def reconstruct(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """float32 (N, T, 3, B, B) RGB in 0..255 of coefficients (N, K), dropped bands at 0."""
+        return reconstruct(coefficients, self.bands)
+
     def decode(self, coefficients: torch.Tensor, plan: Plan) -> np.ndarray:
         """uint8 (T, H, W, 3) with the dropped bands at 0."""
-        pixels = reconstruct(coefficients, self.bands)[:, : plan.cell_shape[0]]
+        pixels = self.reconstruct(coefficients)[:, : plan.cell_shape[0]]
         return join_cells(to_uint8(pixels), plan).numpy()

@@ -10,7 +10,7 @@ import torch
 
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.front_end import PATCH_FRAMES, FrontEnd, PixelFrontEnd
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd, PixelFrontEnd
 from dct_tokenizer.geometry import MERGE, regular_plan, smart_resize
 from dct_tokenizer.pixels import join_cells, to_uint8
 from dct_tokenizer.plan import Plan
@@ -37,6 +37,11 @@ class PixelTokenizer(VisualTokenizer):
         super().__post_init__()
         if self.cell < 1:
             raise TokenizerConfigError(f"{self.name}: cell={self.cell}; expected at least 1")
+
+    @property
+    def exact_start(self) -> bool:
+        """Only stock patches; others start by FlexiViT's resize, which is no ideal low-pass."""
+        return self.cell == PATCH
 
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
         """See `VisualTokenizer.plan`."""

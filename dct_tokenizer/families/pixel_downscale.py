@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -19,6 +20,9 @@ from dct_tokenizer.registry import build_tokenizer, register_family
 @dataclass(frozen=True, kw_only=True)
 class PixelDownscaleTokenizer(PixelTokenizer):
     """Resizes the picture so that the stock 14-pixel grid equals the reference's grid.
+
+    Where the reference has squares of several sizes, the grid is the one of the picture's aspect
+    with as many tokens, or a few less.
 
     The pixel bounds are the reference's: they say how large the picture is for it, and this control
     sees the same picture at a lower resolution.
@@ -41,6 +45,12 @@ class PixelDownscaleTokenizer(PixelTokenizer):
                 f"{self.name}: same_tokens_as={self.same_tokens_as!r} is such a control itself"
             )
 
+        if not self.reference.counts_from_header:
+            raise TokenizerConfigError(
+                f"{self.name}: same_tokens_as={self.same_tokens_as!r} has no token count before "
+                "decoding; name a preset with a fixed number or a budget"
+            )
+
     @cached_property
     def reference(self) -> VisualTokenizer:
         """The tokenizer whose token count is matched, with this one's pixel bounds."""
@@ -50,7 +60,10 @@ class PixelDownscaleTokenizer(PixelTokenizer):
 
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
         """See `VisualTokenizer.plan`."""
-        slices, rows, columns = self.reference.plan(height, width, frames).llm_grid_thw
+        theirs = self.reference.plan(height, width, frames)
+        slices, rows, columns = theirs.llm_grid_thw
+        if not rows:
+            rows, columns = _grid_of(theirs.num_llm_tokens // slices, theirs.height / theirs.width)
         own = regular_plan(
             height=rows * MERGE * PATCH,
             width=columns * MERGE * PATCH,
@@ -65,3 +78,9 @@ class PixelDownscaleTokenizer(PixelTokenizer):
                 f"matches references with {PATCH_FRAMES} frames per cell"
             )
         return own
+
+
+def _grid_of(num_tokens: int, aspect: float) -> tuple[int, int]:
+    """Rows and columns of at most `num_tokens` tokens, with height / width near `aspect`."""
+    rows = min(num_tokens, max(1, round(math.sqrt(num_tokens * aspect))))
+    return rows, num_tokens // rows

@@ -22,7 +22,7 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 def cut(preset: str, frames: np.ndarray, **options):
     tokenizer = build_tokenizer(preset, min_pixels=1, **options)
-    plan = tokenizer.plan(*frames.shape[1:3], len(frames))
+    plan = tokenizer.refine(frames, tokenizer.plan(*frames.shape[1:3], len(frames)))
     return tokenizer, plan, tokenizer.cells(frames, plan)
 
 
@@ -122,7 +122,7 @@ def test_gradients_reach_every_column_and_only_parameters(clip, pretrained, pres
     gradient = front_end.weight.grad
     columns = gradient.abs().sum(0).flatten() > 0
     if num_frames == 1 and gradient.ndim == 2:
-        per_band = tokenizer.bands.num_spatial
+        per_band = front_end.bands.num_spatial
         assert columns[:per_band].all()
         assert not columns[per_band:].any()
     else:
@@ -165,7 +165,7 @@ def test_a_state_dict_carries_weights_and_statistics_only(pretrained, preset):
     assert state.keys() <= {"weight", "bias", "mean", "std"}
     other = tokenizer.front_end(48)
     other.load_state_dict(state)
-    cells = torch.randint(0, 256, (4, 1, 3, tokenizer.cell, tokenizer.cell), dtype=torch.uint8)
+    cells = torch.randint(0, 256, (4, *tokenizer.plan(56, 56).cell_shape), dtype=torch.uint8)
     assert torch.equal(other(cells), front_end(cells))
 
 

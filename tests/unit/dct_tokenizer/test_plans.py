@@ -77,8 +77,13 @@ def test_plan_equals_what_is_cut(preset, height, width, frames):
     tokenizer = build_tokenizer(preset, min_pixels=784, max_pixels=60_000)
     if preset == "pixel_downscale":
         frames = min(frames, 2)
-    plan = tokenizer.plan(height, width, frames)
-    cells = tokenizer.cells(np.zeros((frames, height, width, 3), np.uint8), plan)
+    picture = np.random.default_rng(height).integers(0, 256, (frames, height, width, 3), np.uint8)
+    before = tokenizer.plan(height, width, frames)
+    plan = tokenizer.refine(picture, before)
+    cells = tokenizer.cells(picture, plan)
+    assert plan.num_llm_tokens <= before.num_llm_tokens
+    assert plan.num_cells == before.num_cells or not tokenizer.counts_from_header
+    assert tokenizer.content_dependent or plan is before
     assert cells.shape == (plan.num_cells, *plan.cell_shape)
     assert cells.numel() == plan.wire_bytes
     assert cells.dtype == torch.uint8
@@ -90,7 +95,9 @@ def test_plan_equals_what_is_cut(preset, height, width, frames):
     assert plan.vit_cu_seqlens.dtype == np.int32
     assert plan.vit_cu_seqlens[0] == 0
     assert plan.vit_cu_seqlens[-1] == plan.num_cells
-    assert (np.diff(plan.vit_cu_seqlens) == plan.num_cells // plan.grid_thw[0]).all()
+    assert len(plan.vit_cu_seqlens) == plan.grid_thw[0] + 1
+    if plan.token_boxes is None:
+        assert (np.diff(plan.vit_cu_seqlens) == np.prod(plan.grid_thw[1:])).all()
     again = pickle.loads(pickle.dumps(plan))
     assert again == plan
     assert hash(again) == hash(plan)

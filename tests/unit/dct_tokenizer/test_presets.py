@@ -67,6 +67,14 @@ BLOCK = {"name": "x", "family": "block", "cell": 14, "luma_keep": 14, "chroma_ke
             {"name": "x", "family": "pixel_downscale", "same_tokens_as": "pixel_downscale"},
             ["such a control itself"],
         ),
+        (
+            {"name": "x", "family": "pixel_downscale", "same_tokens_as": "adaptive_rms4"},
+            ["'adaptive_rms4'", "before decoding"],
+        ),
+        ({"name": "x", "family": "post_dct", "ratio": 1.5}, ["ratio=1.5"]),
+        ({"name": "x", "family": "adaptive"}, ["budget=0.0", "exactly one"]),
+        ({"name": "x", "family": "adaptive", "budget": 0.5, "threshold": 1.0}, ["exactly one"]),
+        ({"name": "x", "family": "adaptive", "budget": 2}, ["budget=2", "0..1"]),
     ],
 )
 def test_what_is_wrong_is_named(config, words):
