@@ -1,0 +1,16 @@
+"""``python -m data_prep``: every verb is registered here with one line."""
+
+import typer
+
+from data_prep.cli_cambrian import cambrian
+from data_prep.cli_prepare import prepare
+from data_prep.drawn.cli import draw
+
+app = typer.Typer(
+    help="Raw datasets to shards that Energon reads.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("cambrian")(cambrian)
+app.command("prepare")(prepare)
+app.command("draw")(draw)

@@ -1,0 +1,21 @@
+"""How the commands end on an error that the user can mend: one line, status 1, no traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from data_prep.engine import EngineError
+from data_prep.options import OptionError
+from data_prep.sources import SourceError
+from data_prep.workspace import WorkspaceError
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Print errors of the package's own kinds as one line and exit with status 1."""
+    try:
+        yield
+    except (EngineError, OptionError, SourceError, WorkspaceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -1,0 +1,177 @@
+"""Decoding any image to upright 8-bit grey or sRGB, once, with Pillow."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from data_prep.reasons import Reason, Rejected
+
+Image.init()
+
+#: Formats that are opened, by the first bytes of their files. Those that would start another
+#: program (EPS) or that random bytes can pass for (TGA) stay closed. MPO counts as JPEG.
+_MAGIC = {
+    "JPEG": (b"\xff\xd8",),
+    "PNG": (b"\x89PNG",),
+    "WEBP": (b"RIFF",),
+    "GIF": (b"GIF8",),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "PPM": (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+    "JPEG2000": (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"),
+    "AVIF": (b"\0\0\0\x1cftypavi", b"\0\0\0\x20ftypavi"),
+    "ICO": (b"\0\0\1\0",),
+}
+_FORMATS = tuple(name for name in _MAGIC if name in Image.OPEN)
+
+#: Modes whose values have no agreed white, so that no 8-bit picture follows from them.
+_OPEN_RANGE_MODES = ("I", "F")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upright picture of mode "L" or "RGB", and what was done to get there."""
+
+    pixels: Image.Image
+    conversions: list[str]
+
+
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Read an image's header; raises Rejected. Pixels are not decoded yet."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of broken metadata and, at half our bound, of decompression bombs
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except Image.DecompressionBombError as error:
+        raise Rejected(Reason.TOO_MANY_PIXELS, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # what decoders raise on broken files has no common base: OSError, ValueError, TypeError …
+        raise _broken(error) from error
+    if image.width * image.height > max_pixels:
+        raise Rejected(
+            Reason.TOO_MANY_PIXELS, f"{image.width}x{image.height} is over {max_pixels} pixels"
+        )
+    return image
+
+
+def decode_upright(image: Image.Image) -> Decoded:
+    """Decode the first frame, turn it upright, bring it to 8-bit sRGB over white."""
+    conversions = _kinds(image)
+    if image.mode in _OPEN_RANGE_MODES:
+        raise Rejected(Reason.UNSUPPORTED_IMAGE, f"{image.format} with pixels of mode {image.mode}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            profile = image.info.get("icc_profile")
+            upright = ImageOps.exif_transpose(image)
+            return Decoded(_to_eight_bits(upright, profile, conversions), conversions)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(error) from error
+
+
+def encode(pixels: Image.Image, *, pillow_defaults: bool) -> bytes:
+    """JPEG with quality 95, 4:4:4, or with what Pillow does when it is told nothing."""
+    if pillow_defaults:
+        buffer = io.BytesIO()
+        pixels.convert("RGB").save(buffer, format="JPEG")
+        return buffer.getvalue()
+    array = np.ascontiguousarray(pixels)
+    if pixels.mode == "L":
+        return simplejpeg.encode_jpeg(
+            array[..., None], quality=95, colorspace="GRAY", colorsubsampling="Gray", fastdct=False
+        )
+    return simplejpeg.encode_jpeg(
+        array, quality=95, colorspace="RGB", colorsubsampling="444", fastdct=False
+    )
+
+
+def _kinds(image: Image.Image) -> list[str]:
+    """Why an image is converted, by names that the manifest counts."""
+    kinds = []
+    if image.format not in ("JPEG", "MPO"):
+        kinds.append(str(image.format).lower())
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        kinds.append("animated")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        kinds.append("alpha")
+    if image.mode in ("P", "PA"):
+        kinds.append("palette")
+    if image.mode.startswith("I;16"):
+        kinds.append("16_bit")
+    if image.mode == "CMYK":
+        kinds.append("cmyk")
+    if image.getexif().get(0x0112, 1) in range(2, 9):
+        kinds.append("rotated")
+    return kinds
+
+
+def _to_eight_bits(
+    image: Image.Image, profile: bytes | None, conversions: list[str]
+) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        sixteen = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((sixteen * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        colours = _to_srgb(with_alpha.convert("RGB"), profile, conversions)
+        white = Image.new("RGB", image.size, "white")
+        white.paste(colours, mask=with_alpha.getchannel("A"))
+        return white
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    if image.mode == "P":
+        image = image.convert("RGB")
+    return _to_srgb(image, profile, conversions).convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, conversions: list[str]) -> Image.Image:
+    """Apply an embedded profile; one that cannot be used is as good as none."""
+    if not profile or image.mode not in ("RGB", "CMYK"):
+        return image
+    transform = _transform(profile, image.mode)
+    if transform is None:
+        return image
+    converted = ImageCms.applyTransform(image, transform)
+    if converted is None:
+        return image
+    conversions.append("colour_profile")
+    return converted
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    try:
+        return ImageCms.buildTransform(
+            io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def _unidentified(data: bytes) -> Rejected:
+    for name, starts in _MAGIC.items():
+        if data.startswith(starts):
+            return Rejected(
+                Reason.CORRUPT_IMAGE, f"starts as a {name}, but its header cannot be read"
+            )
+    return Rejected(Reason.NOT_AN_IMAGE, f"starts with {data[:16]!r}")
+
+
+def _broken(error: Exception) -> Rejected:
+    text = f"{type(error).__name__}: {error}"
+    early_end = isinstance(error, EOFError) or "truncated" in text.lower()
+    return Rejected(Reason.TRUNCATED_IMAGE if early_end else Reason.CORRUPT_IMAGE, text)

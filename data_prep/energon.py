@@ -1,0 +1,134 @@
+"""A question-free front for Energon's own ``prepare``."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import orjson
+
+from data_prep.durable import write_durably
+from data_prep.manifest import load_manifest
+from data_prep.workspace import Workspace, WorkspaceError
+
+PARTS = ("train", "val", "test")
+#: Energon's marker of a prepared folder.
+INFO = Path(".nv-meta") / ".info.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a folder was prepared as."""
+
+    shards: dict[str, int]  #: number of shards by part
+    again: bool  #: False: it was prepared like this already
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """Read a ratio such as ``8,1,1``: train, val, test."""
+    try:
+        ratio = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        ratio = ()
+    if len(ratio) != 3 or min(ratio) < 0 or not ratio[0] > 0:
+        raise WorkspaceError(
+            f"--split is {text!r}; expected train,val,test as in 8,1,1 (val and test may be 0)"
+        )
+    return ratio  # type: ignore[return-value]
+
+
+def split_counts(num_shards: int, ratio: tuple[float, ...]) -> dict[str, int]:
+    """Shards of each part as Energon 7.4.1 divides them.
+
+    The float arithmetic is that of ``WebdatasetPreparator.prepare_dataset``, rounding included.
+    """
+    total, done, share_so_far = sum(ratio), 0, 0.0
+    counts = {}
+    for part, share in zip(PARTS, ratio, strict=True):
+        share_so_far += share / total
+        end = int(num_shards * share_so_far)
+        counts[part] = end - done
+        done = end
+    return counts
+
+
+def shards_needed(ratio: tuple[float, ...]) -> int:
+    """Least number of shards that leaves no part with a ratio above 0 empty."""
+    num_shards = 1
+    while not _fills_all_parts(num_shards, ratio):
+        num_shards += 1
+    return num_shards
+
+
+def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
+    """Run ``energon prepare`` on the shards in ``root`` and record its media metadata.
+
+    A folder that was prepared like this from the same shards is left as it is. Raises
+    WorkspaceError where a part would be empty or Energon fails.
+    """
+    workspace = Workspace(root)
+    ratio = parse_split(split)
+    names = sorted(path.name for path in root.glob("*.tar"))
+    if not names:
+        raise WorkspaceError(
+            f"{root} holds no shards; make them with `python -m data_prep cambrian`"
+        )
+    if not _fills_all_parts(len(names), ratio):
+        raise WorkspaceError(
+            f"{len(names)} shards at {split} leave a part empty "
+            f"({describe(split_counts(len(names), ratio))}); "
+            f"at least {shards_needed(ratio)} are needed: make smaller ones with --shard-size"
+        )
+    mark = orjson.dumps(
+        {"split": ratio, "shards": _shard_identity(workspace, names), "energon": _energon_version()}
+    )
+    mark_path = workspace.state / "prepared.json"
+    result = split_counts(len(names), ratio)
+    if mark_path.exists() and mark_path.read_bytes() == mark and (root / INFO).exists():
+        return Prepared(shards=result, again=False)
+    _run_energon(root, split, num_workers)
+    workspace.state.mkdir(exist_ok=True)
+    write_durably(mark_path, mark)
+    return Prepared(shards=result, again=True)
+
+
+def describe(counts: dict[str, int]) -> str:
+    """Counts by part as one line."""
+    return ", ".join(f"{part} {count}" for part, count in counts.items())
+
+
+def _run_energon(root: Path, split: str, num_workers: int) -> None:
+    command = [
+        *(sys.executable, "-c", "from megatron.energon.cli.main import main; main()"),
+        *("prepare", str(root), "--non-interactive", "--force-overwrite"),
+        *("--split-ratio", split, "--sample-type", "CrudeWebdataset"),
+        *("--media-metadata-by-extension", "--num-workers", str(num_workers)),
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    output = finished.stdout + finished.stderr
+    # Energon reports some failures, such as duplicate keys or a broken shard, with status 0
+    if finished.returncode or not output.rstrip().endswith("Done") or "Traceback" in output:
+        raise WorkspaceError(f"energon prepare failed on {root}:\n{output.strip()}")
+
+
+def _fills_all_parts(num_shards: int, ratio: tuple[float, ...]) -> bool:
+    counts = split_counts(num_shards, ratio)
+    return all(counts[part] or not share for part, share in zip(PARTS, ratio, strict=True))
+
+
+def _shard_identity(workspace: Workspace, names: list[str]) -> list[list[str | int]]:
+    """Names with hashes where the manifest has them, else with size and time."""
+    try:
+        hashes = {shard["name"]: shard["sha256"] for shard in load_manifest(workspace)["shards"]}
+    except FileNotFoundError:
+        hashes = {}
+    identity: list[list[str | int]] = []
+    for name in names:
+        stat = (workspace.root / name).stat()
+        identity.append([name, hashes.get(name, ""), stat.st_size, stat.st_mtime_ns])
+    return identity
+
+
+def _energon_version() -> str:
+    return version("megatron-energon")

@@ -1,0 +1,119 @@
+"""Engines: who makes the shards. All give the same bytes; they differ in where the work runs."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from typing import Protocol
+
+from data_prep.shard_task import ShardRecord, ShardTask, Tick, make_shard
+
+#: How often shards are handed out again after a worker died (killed for memory, for instance).
+MAX_LOST_WORKERS = 3
+
+
+class Engine(Protocol):
+    """Makes shards."""
+
+    def run(
+        self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
+    ) -> Iterator[ShardRecord]:
+        """Make every shard, yielding records as they are finished, in any order."""
+        ...
+
+
+class EngineError(RuntimeError):
+    """The engine could not finish; the message says what to do."""
+
+
+class InProcessEngine:
+    """One shard after the other, here."""
+
+    def run(
+        self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
+    ) -> Iterator[ShardRecord]:
+        for task in tasks:
+            yield make_shard(task, on_tick)
+
+
+class ProcessEngine:
+    """A pool of processes on this machine."""
+
+    def __init__(self, workers: int) -> None:
+        if workers < 2:
+            raise ValueError(f"{workers} workers; expected at least 2 (else InProcessEngine)")
+        self._workers = workers
+
+    def run(
+        self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
+    ) -> Iterator[ShardRecord]:
+        waiting = {task.shard.number: task for task in tasks}
+        for _ in range(MAX_LOST_WORKERS):
+            try:
+                for record in self._run_pool(list(waiting.values()), on_tick):
+                    del waiting[record.number]
+                    yield record
+                return
+            except BrokenProcessPool:
+                continue
+        raise EngineError(
+            f"workers died {MAX_LOST_WORKERS} times, with {len(waiting)} shards to go (the next is "
+            f"{min(waiting)}): usually memory ran out; run again with fewer --workers, finished "
+            "shards are kept"
+        )
+
+    def _run_pool(
+        self, tasks: list[ShardTask], on_tick: Callable[[Tick], None]
+    ) -> Iterator[ShardRecord]:
+        # spawn: forking a process that has threads can leave locks held for ever
+        context = get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        listener = threading.Thread(target=_listen, args=(receiver, on_tick), daemon=True)
+        listener.start()
+        pool = ProcessPoolExecutor(
+            min(self._workers, len(tasks)), context, initializer=_start_worker, initargs=(sender,)
+        )
+        try:
+            futures = [pool.submit(_make_reported_shard, task) for task in tasks]
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            sender.close()  # the last of the senders: ends the listener
+            listener.join()
+
+
+#: Set once in every worker. All workers write to one pipe without a lock, which a worker that is
+#: killed would hold for ever: messages under PIPE_BUF (4,096 bytes) are written whole by the
+#: kernel, and a tick has a few hundred.
+_sender: "connection.Connection | None" = None
+
+
+def _start_worker(sender: "connection.Connection") -> None:
+    global _sender
+    _sender = sender
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers, and they would go on writing."""
+    parent = parent_process()
+    assert parent is not None, "runs in workers only"
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _make_reported_shard(task: ShardTask) -> ShardRecord:
+    assert _sender is not None, "the pool's initializer ran"
+    return make_shard(task, _sender.send)
+
+
+def _listen(receiver: "connection.Connection", on_tick: Callable[[Tick], None]) -> None:
+    while True:
+        try:
+            tick = receiver.recv()
+        except EOFError:
+            return
+        on_tick(tick)

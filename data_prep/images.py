@@ -1,0 +1,106 @@
+"""From the bytes of a source image to the JPEG that is stored: untouched where that is sound."""
+
+from dataclasses import dataclass
+
+import simplejpeg
+
+from data_prep.convert import Decoded, decode_upright, encode, open_image
+from data_prep.jpeg_header import JPEG_START, JpegEndsEarly, JpegHeader, read_jpeg_header
+from data_prep.options import Options
+from data_prep.reasons import Reason, Rejected
+from data_prep.smart_resize import FACTOR, MAX_ASPECT, smart_resize
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """A JPEG as it goes into a shard, upright."""
+
+    data: bytes
+    height: int  #: pixels
+    width: int
+    conversions: tuple[str, ...]  #: what was done to it; empty: the source's own bytes
+
+
+def store_image(data: bytes, options: Options) -> StoredImage:
+    """Check an image and convert it where needed; raises Rejected.
+
+    A sound 8-bit grey or YCbCr/RGB JPEG in upright orientation passes untouched. Anything else is
+    decoded once, turned upright, brought to sRGB over white, and encoded with quality 95, 4:4:4.
+    """
+    if not data:
+        raise Rejected(Reason.EMPTY_FILE, "the file has no bytes")
+    header = _read_header(data)
+    if header is not None:
+        _check_size(header.height, header.width, options)
+        if not header.whole and options.verify != "none":
+            raise Rejected(Reason.TRUNCATED_IMAGE, "the JPEG has no end marker")
+        if _passes(header, options):
+            if options.verify == "decode":
+                _check_scan(data)
+            return StoredImage(data=data, height=header.height, width=header.width, conversions=())
+    image = open_image(data, max_pixels=options.max_image_pixels)
+    _check_size(image.height, image.width, options)
+    decoded = decode_upright(image)
+    if header is None and data.startswith(JPEG_START):
+        decoded.conversions.append("mended_jpeg")
+    return _encode(decoded, options)
+
+
+def _read_header(data: bytes) -> JpegHeader | None:
+    if not data.startswith(JPEG_START):
+        return None
+    try:
+        return read_jpeg_header(data)
+    except JpegEndsEarly as error:
+        raise Rejected(Reason.TRUNCATED_IMAGE, str(error)) from error
+
+
+def _passes(header: JpegHeader, options: Options) -> bool:
+    return (
+        not options.reencode
+        and header.common
+        and header.components in (1, 3)
+        and header.orientation == 1
+        and _stored_size(header.height, header.width, options) == (header.height, header.width)
+    )
+
+
+def _encode(decoded: Decoded, options: Options) -> StoredImage:
+    pixels, conversions = decoded.pixels, decoded.conversions
+    height, width = _stored_size(pixels.height, pixels.width, options)
+    if (height, width) != (pixels.height, pixels.width):
+        pixels = pixels.resize((width, height))
+        conversions.append("resized")
+    if options.reencode:
+        conversions.append("reencoded")
+    data = encode(pixels, pillow_defaults=options.reencode)
+    return StoredImage(data=data, height=height, width=width, conversions=tuple(conversions))
+
+
+def _stored_size(height: int, width: int, options: Options) -> tuple[int, int]:
+    if options.presize is None:
+        return height, width
+    low, high = options.presize
+    return smart_resize(height, width, min_pixels=low, max_pixels=high)
+
+
+def _check_size(height: int, width: int, options: Options) -> None:
+    if height * width > options.max_image_pixels:
+        raise Rejected(
+            Reason.TOO_MANY_PIXELS,
+            f"{width}x{height} is over --max-image-pixels {options.max_image_pixels}",
+        )
+    if min(height, width) < FACTOR:
+        raise Rejected(Reason.TOO_SMALL, f"{width}x{height} has a side under {FACTOR}")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise Rejected(Reason.TOO_ELONGATED, f"{width}x{height} is over {MAX_ASPECT}:1")
+
+
+def _check_scan(data: bytes) -> None:
+    """Decode at 1/8 scale: every entropy-coded byte is read, one pixel in 64 is made."""
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, strict=True)
+    except ValueError as error:
+        early_end = "Premature end" in str(error)
+        reason = Reason.TRUNCATED_IMAGE if early_end else Reason.CORRUPT_IMAGE
+        raise Rejected(reason, str(error)) from error

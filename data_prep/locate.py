@@ -1,0 +1,76 @@
+"""From an image path in an entry to the bytes: in a tar, or in an extracted folder."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.reasons import Reason, Rejected
+from data_prep.sources import TarSource
+from data_prep.tar_index import TarIndex, member_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where an image lies."""
+
+    source: str  #: dataset by the name of its tar or folder: "ai2d"
+    file: str  #: tar name, or path relative to the data folder
+    offset: int  #: bytes into the tar; -1 for a file of its own
+    size: int  #: bytes
+
+    def __str__(self) -> str:
+        return self.file if self.offset < 0 else f"{self.file}@{self.offset}"
+
+
+class Locator:
+    """Finds images of entries.
+
+    A path ``ai2d/images/1.png`` is looked for in ``ai2d.tar`` as it stands, then without the first
+    folder, then in all other tars as it stands, then as an extracted file. Links, devices and
+    sparse files in tars are never followed; a path that would leave the data folder is refused.
+    """
+
+    def __init__(self, data_dir: Path, tars: list[TarSource], index: TarIndex) -> None:
+        self._data_dir = data_dir
+        self._index = index
+        self._by_stem = {tar.stem: tar.name for tar in tars}
+        self._stems = {tar.name: tar.stem for tar in tars}
+
+    def find(self, image: str) -> Location:
+        """Location of an entry's image; raises Rejected where there is none."""
+        if image.startswith("/") or "\0" in image or ".." in image.split("/"):
+            raise Rejected(Reason.UNSAFE_PATH, f"image {image!r} leads out of the data folder")
+        name = member_name(image)
+        first, _, rest = name.partition(b"/")
+        own_tar = self._by_stem.get(os.fsdecode(first))
+        members = self._index.find(name)
+        found = [m for m in members if m.tar == own_tar]
+        if own_tar is not None and not found and rest:
+            found = [m for m in self._index.find(rest) if m.tar == own_tar]
+        found = found or members
+        if found:
+            member = next((m for m in found if m.regular), None)
+            if member is None:
+                raise Rejected(
+                    Reason.NOT_A_REGULAR_FILE, f"{image} in {found[0].tar} is a link or a device"
+                )
+            return Location(
+                source=self._stems[member.tar],
+                file=member.tar,
+                offset=member.offset,
+                size=member.size,
+            )
+        return self._find_file(image)
+
+    def _find_file(self, image: str) -> Location:
+        try:
+            status = (self._data_dir / image).stat()
+        except (OSError, ValueError) as error:
+            raise Rejected(
+                Reason.MISSING_IMAGE, f"{image} is in no tar and is no file of the data folder"
+            ) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise Rejected(Reason.NOT_A_REGULAR_FILE, f"{image} is a folder or a device")
+        source, slash, _ = image.removeprefix("./").partition("/")
+        return Location(source=source if slash else "", file=image, offset=-1, size=status.st_size)

@@ -1,0 +1,169 @@
+"""Making the plan: which entries go into which shard, from the JSON and the tar index alone.
+
+Entries are checked and their images located in the order of the source; no image is read. What is
+accepted goes to a file of lines, and shards are ranges of that file's (perhaps shuffled) order.
+All that follows depends on the plan only, so that shards can be made in any order by any number of
+workers. Memory: 24 bytes an entry, beside one entry at a time.
+"""
+
+import hashlib
+import os
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from data_prep.conversation import check_conversation
+from data_prep.durable import sync_folder, write_durably
+from data_prep.entries import iter_entries
+from data_prep.locate import Locator
+from data_prep.options import DEFAULT_SHARD_SIZE, MIN_SHARDS, Options
+from data_prep.planned import Plan, PlannedEntry, PlannedShard, to_line
+from data_prep.quarantine import reject_line
+from data_prep.reasons import Reason, Rejected
+from data_prep.workspace import Round
+
+
+def make_plan(
+    target: Round,
+    json_path: Path,
+    locator: Locator,
+    options: Options,
+    *,
+    inputs: dict[str, list[int]],
+    only: Container[int] | None = None,
+    first_shard: int = 0,
+    on_entry: Callable[[], None] = lambda: None,
+) -> Plan:
+    """Plan a round; ``only`` limits it to the entries of these indices.
+
+    ``on_entry`` is called for each entry. Killed at any moment, it leaves no plan or a whole one.
+    """
+    shutil.rmtree(target.folder, ignore_errors=True)
+    target.record(0).parent.mkdir(parents=True)
+    offsets, sizes, indices = array("q"), array("q"), array("q")
+    rejected: Counter[str] = Counter()
+    repairs: Counter[str] = Counter()
+    with target.entries.open("wb") as accepted, target.rejects.open("wb") as rejects:
+        for index, raw in enumerate(iter_entries(json_path)):
+            if only is not None and index not in only:
+                continue
+            on_entry()
+            try:
+                planned, repaired = _check_entry(index, raw, locator, options)
+            except Rejected as rejection:
+                rejected[rejection.reason.value] += 1
+                rejects.write(reject_line(index, raw, rejection))
+                continue
+            repairs.update(repaired)
+            offsets.append(accepted.tell())
+            sizes.append(sum(location.size for location in planned.images))
+            indices.append(index)
+            accepted.write(to_line(planned))
+        for file in (accepted, rejects):
+            file.flush()
+            os.fsync(file.fileno())
+    order = _order(indices, options.shuffle_seed)
+    write_durably(target.order, np.asarray(offsets, dtype=np.int64)[order].tobytes())
+    shard_size, counts = shard_counts(np.asarray(sizes, dtype=np.int64)[order], options)
+    starts = np.cumsum([0, *counts]).tolist()
+    plan = Plan(
+        json_name=json_path.name,
+        inputs=inputs,
+        entries=len(offsets) + rejected.total(),
+        rejected=dict(sorted(rejected.items())),
+        repairs=dict(sorted(repairs.items())),
+        source_bytes=sum(sizes),
+        shard_size=shard_size,
+        shards=tuple(
+            PlannedShard(number=first_shard + i, first=first, count=count)
+            for i, (first, count) in enumerate(zip(starts, counts, strict=False))
+        ),
+    )
+    sync_folder(target.folder.parent)
+    write_durably(target.plan, orjson.dumps(plan))
+    return plan
+
+
+def shard_counts(sizes: np.ndarray, options: Options) -> tuple[int, list[int]]:
+    """Shard size in use, and the number of entries of every shard.
+
+    ``sizes``: bytes of each entry's source images, int64, in order. Without ``--shard-size`` a set
+    too small for `MIN_SHARDS` shards of the default size is divided evenly over that many.
+    """
+    total = len(sizes)
+    if options.shard_size is None and 0 < total <= DEFAULT_SHARD_SIZE * (MIN_SHARDS - 1):
+        num_shards = min(MIN_SHARDS, total)
+        ends = [total * (i + 1) // num_shards for i in range(num_shards)]
+        shard_size = max(np.diff([0, *ends]).tolist())
+    else:
+        shard_size = options.shard_size or DEFAULT_SHARD_SIZE
+        ends = [min(end + shard_size, total) for end in range(0, total, shard_size)]
+    if options.shard_bytes is not None:
+        ends = _split_by_bytes(sizes, ends, options.shard_bytes)
+    return shard_size, np.diff([0, *ends]).tolist()
+
+
+def _split_by_bytes(sizes: np.ndarray, ends: list[int], limit: int) -> list[int]:
+    """Cut ranges further where their bytes exceed the limit; one entry may exceed it alone."""
+    cumulative = np.cumsum(sizes)
+    cut: list[int] = []
+    start = 0
+    for end in ends:
+        while start < end:
+            before = int(cumulative[start - 1]) if start else 0
+            fitting = int(np.searchsorted(cumulative, before + limit, side="right"))
+            start = min(end, max(fitting, start + 1))
+            cut.append(start)
+    return cut
+
+
+def _order(indices: array, seed: int | None) -> np.ndarray:
+    """Positions in shard order. A keyed hash an entry: the same on any machine and version."""
+    if seed is None:
+        return np.arange(len(indices))
+    key = seed.to_bytes(16, "little", signed=True)
+    hashes = b"".join(
+        hashlib.blake2b(index.to_bytes(8, "little"), digest_size=8, key=key).digest()
+        for index in indices
+    )
+    return np.argsort(np.frombuffer(hashes, dtype="<u8"), kind="stable")
+
+
+def _check_entry(
+    index: int, raw: Any, locator: Locator, options: Options
+) -> tuple[PlannedEntry, tuple[str, ...]]:
+    """The entry as planned and the repairs made to it; raises Rejected."""
+    if not isinstance(raw, dict):
+        raise Rejected(Reason.MALFORMED_ENTRY, f"the entry is a {type(raw).__name__}")
+    original_id = raw.get("id")
+    if isinstance(original_id, bool) or not isinstance(original_id, str | int | None):
+        raise Rejected(Reason.MALFORMED_ENTRY, f"the id is a {type(original_id).__name__}")
+    paths = _image_paths(raw.get("image"))
+    if not paths and options.text_only == "drop":
+        raise Rejected(Reason.TEXT_ONLY, "the entry has no image")
+    conversation = check_conversation(raw.get("conversations"), len(paths))
+    images = tuple(locator.find(path) for path in paths)
+    try:
+        checked = orjson.dumps(raw | {"conversations": conversation.turns})
+    except TypeError as error:
+        raise Rejected(Reason.MALFORMED_ENTRY, str(error)) from error
+    planned = PlannedEntry(index=index, paths=paths, images=images, raw=checked)
+    return planned, conversation.repairs
+
+
+def _image_paths(image: Any) -> tuple[str, ...]:
+    if image is None or image == "":
+        return ()
+    if isinstance(image, str):
+        return (image,)
+    if isinstance(image, list) and all(isinstance(path, str) and path for path in image):
+        return tuple(image)
+    raise Rejected(
+        Reason.MALFORMED_ENTRY, f"image is a {type(image).__name__}; expected a path or paths"
+    )

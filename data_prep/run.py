@@ -1,0 +1,250 @@
+"""One run over an output folder: plan, make what is missing, close."""
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_prep.durable import remove_partials, write_durably
+from data_prep.engine import Engine
+from data_prep.locate import Locator
+from data_prep.manifest import Summary, close_rounds, load_manifest, summarize
+from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
+from data_prep.plan import make_plan
+from data_prep.planned import Plan, PlannedShard, load_plan
+from data_prep.progress import Reporter
+from data_prep.quarantine import quarantined_indices
+from data_prep.shard_task import ShardTask, load_record
+from data_prep.sources import TarSource, find_json, find_tars, identity
+from data_prep.tar_index import TarIndex
+from data_prep.workspace import Round, Workspace, WorkspaceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to prepare and where to."""
+
+    data_dir: Path
+    output_dir: Path
+    json: Path | None  #: None: the only JSON in the data folder
+    options: Options
+    retry_quarantined: bool = False
+
+
+def run(job: Job, engine: Engine, reporter: Reporter) -> Summary:
+    """Bring the output folder to completion; what is finished is not made again.
+
+    Raises SourceError, WorkspaceError or EngineError, with what to do; a rejected entry is no
+    error.
+    """
+    json_path = find_json(job.data_dir, job.json)
+    workspace = Workspace(job.output_dir)
+    if workspace.root.resolve() == job.data_dir.resolve():
+        raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
+    with workspace.locked():
+        _refuse_foreign_tars(workspace)
+        remove_partials(workspace.root)
+        _check_settings(workspace, job.options)
+        planner = _Planner(job, workspace, json_path, reporter)
+        rounds = workspace.rounds()
+        if not rounds:
+            rounds = [planner.plan_all()]
+        elif _is_closed(workspace, rounds):
+            retried = planner.plan_retry(rounds) if job.retry_quarantined else None
+            if retried is None:
+                reporter.note(f"{workspace.root} is complete; nothing to do")
+                return summarize(workspace)
+            rounds.append(retried)
+        _make_missing(job, workspace, rounds, engine, planner, reporter)
+        return close_rounds(workspace, rounds, job.options)
+
+
+class _Planner:
+    """Plans rounds over the sources of a job."""
+
+    def __init__(self, job: Job, workspace: Workspace, json_path: Path, reporter: Reporter) -> None:
+        self._job = job
+        self._workspace = workspace
+        self._json_path = json_path
+        self._reporter = reporter
+        self._tars = find_tars(job.data_dir)
+        self._inputs = identity(json_path, self._tars)
+
+    def plan_all(self) -> Round:
+        target = self._workspace.round(0)
+        plan = self._plan(target, only=None, first_shard=0)
+        if (
+            self._job.options.shard_size is None
+            and 0 < plan.shard_size < DEFAULT_SHARD_SIZE
+            and plan.shards
+        ):
+            self._reporter.note(
+                f"{len(plan.shards)} shards of about {plan.shard_size} samples, not of 10,000, so "
+                "that a split of 8,1,1 leaves no part empty (--shard-size decides otherwise)"
+            )
+        return target
+
+    def plan_retry(self, rounds: list[Round]) -> Round | None:
+        """A further round with what is in quarantine; None where none of it is accepted now."""
+        plans = [load_plan(one.plan) for one in rounds]
+        self._compare(plans[0], only=[plans[0].json_name])
+        retried = quarantined_indices(self._workspace.quarantine)
+        target = self._workspace.round(len(rounds))
+        first_shard = sum(len(plan.shards) for plan in plans)
+        plan = self._plan(target, only=retried, first_shard=first_shard)
+        if plan.shards:
+            self._reporter.note(f"{len(retried):,} rejected entries are tried again")
+            return target
+        shutil.rmtree(target.folder)
+        self._reporter.note(f"none of the {len(retried):,} rejected entries can be used now either")
+        return None
+
+    def check_unchanged(self, plan: Plan) -> None:
+        """Raise where the input is not what an unfinished round was planned from."""
+        self._compare(plan, only=list(plan.inputs))
+
+    def _compare(self, plan: Plan, only: list[str]) -> None:
+        for name in only:
+            if self._inputs.get(name) != plan.inputs[name]:
+                now = self._inputs.get(name)
+                raise WorkspaceError(
+                    f"{name} has changed since {self._workspace.root} was planned (size and mtime "
+                    f"{plan.inputs[name]} then, {now or 'not there'} now); put the old one back, "
+                    "or use another --output-dir"
+                )
+
+    def _plan(self, target: Round, *, only: set[int] | None, first_shard: int) -> Plan:
+        with TarIndex(self._workspace.index) as index:
+            index.update(self._tars, self._say_indexing)
+            for name in index.damaged():
+                self._reporter.note(
+                    f"{name} breaks off before its end; images behind that are missing"
+                )
+            locator = Locator(self._job.data_dir, self._tars, index)
+            with self._reporter.planning() as meter:
+                return make_plan(
+                    target,
+                    self._json_path,
+                    locator,
+                    self._job.options,
+                    inputs=self._inputs,
+                    only=only,
+                    first_shard=first_shard,
+                    on_entry=meter.advance,
+                )
+
+    def _say_indexing(self, tar: TarSource) -> None:
+        text = f"indexing {tar.name} ({tar.size / 1e6:,.1f} MB)"
+        if tar.compressed:
+            text += ": compressed, so it is read sequentially, slower than a plain tar"
+        self._reporter.note(text)
+
+
+def _make_missing(
+    job: Job,
+    workspace: Workspace,
+    rounds: list[Round],
+    engine: Engine,
+    planner: _Planner,
+    reporter: Reporter,
+) -> None:
+    tasks = []
+    source_bytes = num_shards = 0
+    for number, one in enumerate(rounds):
+        plan = load_plan(one.plan)
+        missing = [shard for shard in plan.shards if not _is_made(workspace, one, shard)]
+        if missing:
+            planner.check_unchanged(plan)
+        num_shards += len(plan.shards)
+        source_bytes += plan.source_bytes * len(missing) // max(len(plan.shards), 1)
+        tasks += [
+            ShardTask(
+                data_dir=job.data_dir,
+                output_dir=job.output_dir,
+                round_number=number,
+                shard=shard,
+                options=job.options,
+            )
+            for shard in missing
+        ]
+    if not tasks:
+        return
+    if len(tasks) < num_shards:
+        reporter.note(
+            f"{num_shards - len(tasks)} of {num_shards} shards are there; making the rest"
+        )
+    with reporter.converting(source_bytes) as meter:
+        for _ in engine.run(tasks, meter.tick):
+            pass
+
+
+def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:
+    record_path = one.record(shard.number)
+    if not record_path.exists():
+        return False
+    record = load_record(record_path)
+    path = workspace.shard(shard.number)
+    return not record.samples or (path.exists() and path.stat().st_size == record.bytes)
+
+
+def _is_closed(workspace: Workspace, rounds: list[Round]) -> bool:
+    """The manifest covers all rounds, and the shards that it names are there."""
+    try:
+        manifest = load_manifest(workspace)
+    except FileNotFoundError:
+        return False
+    files = [workspace.quarantine, workspace.filtered(manifest["json"])]
+    return (
+        manifest["rounds"] == len(rounds)
+        and all(file.exists() for file in files)
+        and all(
+            (path := workspace.root / shard["name"]).exists()
+            and path.stat().st_size == shard["bytes"]
+            for shard in manifest["shards"]
+        )
+    )
+
+
+def _refuse_foreign_tars(workspace: Workspace) -> None:
+    """Energon takes every tar below the folder for a shard."""
+    planned = {
+        workspace.shard(shard.number).name
+        for one in workspace.rounds()
+        for shard in load_plan(one.plan).shards
+    }
+    foreign = sorted(p.name for p in workspace.root.glob("*.tar") if p.name not in planned)
+    if foreign:
+        raise WorkspaceError(
+            f"{workspace.root} holds {len(foreign)} tars of another origin ({foreign[0]} …), which "
+            "Energon would take for shards; use an empty --output-dir or move them away"
+        )
+
+
+def _check_settings(workspace: Workspace, options: Options) -> None:
+    """Shards of one folder are made with one set of options and one set of codecs."""
+    current: dict[str, Any] = {
+        "options": options.as_json(),
+        "versions": {name: version(name) for name in ("pillow", "simplejpeg")},
+    }
+    if not workspace.settings.exists():
+        write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
+        return
+    before = orjson.loads(workspace.settings.read_bytes())
+    changed = [
+        f"{flag(name)} was {before['options'].get(name)}, is {value}"
+        for name, value in current["options"].items()
+        if before["options"].get(name) != value
+    ]
+    changed += [
+        f"{name} was {before['versions'].get(name)}, is {value}"
+        for name, value in current["versions"].items()
+        if before["versions"].get(name) != value
+    ]
+    if changed:
+        raise WorkspaceError(
+            f"{workspace.root} was begun with other settings: {'; '.join(changed)}. Go on with "
+            "those, or use another --output-dir"
+        )

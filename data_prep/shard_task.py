@@ -1,0 +1,198 @@
+"""Making one shard from its range of the plan: the unit of work of every engine."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import orjson
+
+from data_prep.durable import write_durably
+from data_prep.images import StoredImage, store_image
+from data_prep.keys import encode_key
+from data_prep.locate import Location
+from data_prep.options import Options
+from data_prep.planned import PlannedEntry, PlannedShard, read_planned
+from data_prep.quarantine import reject_line
+from data_prep.reasons import Reason, Rejected
+from data_prep.shard_writer import ShardWriter
+from data_prep.tar_reader import TarReader
+from data_prep.workspace import Workspace
+
+_REPORT_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """All that a worker on any machine that sees both folders needs to make a shard."""
+
+    data_dir: Path
+    output_dir: Path
+    round_number: int
+    shard: PlannedShard
+    options: Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """Progress since the last one."""
+
+    images: int
+    source_bytes: int
+    rejected: dict[str, int]
+
+
+@dataclass(kw_only=True)
+class ShardRecord:
+    """What is known of a finished shard; kept as JSON in its round."""
+
+    number: int
+    name: str
+    samples: int = 0  #: 0: every entry was rejected, and there is no file
+    images: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    sources: Counter[str] = field(default_factory=Counter)  #: samples by source
+    conversions: Counter[str] = field(default_factory=Counter)  #: images by conversion
+    rejected: Counter[str] = field(default_factory=Counter)  #: entries by reason
+    rejects: list[dict[str, Any]] = field(default_factory=list)  #: quarantine lines
+
+
+def load_record(path: Path) -> ShardRecord:
+    """Read a record back."""
+    fields = orjson.loads(path.read_bytes())
+    for name in ("sources", "conversions", "rejected"):
+        fields[name] = Counter(fields[name])
+    return ShardRecord(**fields)
+
+
+def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:
+    """Write the shard and its record, each whole or not at all."""
+    workspace = Workspace(task.output_dir)
+    source = workspace.round(task.round_number)
+    path = workspace.shard(task.shard.number)
+    record = ShardRecord(number=task.shard.number, name=path.name)
+    meter = _Meter(report)
+    reader = _ImageReader(task.data_dir, workspace.index)
+    try:
+        with ShardWriter(path) as writer:
+            for planned in read_planned(source, task.shard):
+                _add_entry(planned, reader, task.options, writer, record, meter)
+            if record.samples:
+                record.bytes, record.sha256 = writer.publish()
+            else:
+                path.unlink(missing_ok=True)
+    finally:
+        reader.close()
+    meter.flush()
+    write_durably(source.record(task.shard.number), orjson.dumps(record))
+    return record
+
+
+def _add_entry(
+    planned: PlannedEntry,
+    reader: "_ImageReader",
+    options: Options,
+    writer: ShardWriter,
+    record: ShardRecord,
+    meter: "_Meter",
+) -> None:
+    entry = planned.entry
+    stored: list[StoredImage] = []
+    for location in planned.images:
+        try:
+            data = reader.read(location)
+            stored.append(store_image(data, options))
+        except Rejected as rejection:
+            record.rejected[rejection.reason.value] += 1
+            line = reject_line(planned.index, entry, rejection, location)
+            record.rejects.append(orjson.loads(line))
+            meter.add(len(planned.images), location.size, rejection.reason.value)
+            return
+    original_id = "" if entry.get("id") is None else entry["id"]
+    key = encode_key(str(original_id), planned.index)
+    source = planned.images[0].source if planned.images else "text"
+    writer.add(f"{key}.json", _sample_json(original_id, entry, planned, source, stored))
+    for place, image in enumerate(stored):
+        part = "jpg" if len(stored) == 1 else f"{place}.jpg"
+        writer.add(f"{key}.{part}", image.data)
+        record.conversions.update(image.conversions)
+    record.samples += 1
+    record.images += len(stored)
+    record.sources[source] += 1
+    meter.add(len(stored), sum(location.size for location in planned.images))
+
+
+def _sample_json(
+    original_id: str | int,
+    entry: dict[str, Any],
+    planned: PlannedEntry,
+    source: str,
+    stored: list[StoredImage],
+) -> bytes:
+    sample = {"conversations": entry["conversations"], "id": original_id, "source": source}
+    if len(stored) == 1:
+        sample |= {
+            "image": planned.paths[0],
+            "width": stored[0].width,
+            "height": stored[0].height,
+        }
+    elif stored:
+        sample |= {
+            "image": planned.paths,
+            "width": [image.width for image in stored],
+            "height": [image.height for image in stored],
+        }
+    return orjson.dumps(sample)
+
+
+class _ImageReader:
+    """Bytes of located images."""
+
+    def __init__(self, data_dir: Path, index_folder: Path) -> None:
+        self._data_dir = data_dir
+        self._tars = TarReader(data_dir, index_folder)
+
+    def read(self, location: Location) -> bytes:
+        try:
+            if location.offset < 0:
+                return (self._data_dir / location.file).read_bytes()
+            data = self._tars.read(location.file, location.offset, location.size)
+        except OSError as error:
+            raise Rejected(Reason.UNREADABLE_SOURCE, str(error)) from error
+        if len(data) != location.size:
+            raise Rejected(
+                Reason.UNREADABLE_SOURCE,
+                f"{location.file} ends {location.size - len(data)} bytes before the image does",
+            )
+        return data
+
+    def close(self) -> None:
+        self._tars.close()
+
+
+class _Meter:
+    """Collects progress and reports it a few times a second."""
+
+    def __init__(self, report: Callable[[Tick], None]) -> None:
+        self._report = report
+        self._images = self._bytes = 0
+        self._rejected: Counter[str] = Counter()
+        self._due = monotonic() + _REPORT_EVERY_S
+
+    def add(self, images: int, source_bytes: int, rejected: str | None = None) -> None:
+        self._images += images
+        self._bytes += source_bytes
+        if rejected is not None:
+            self._rejected[rejected] += 1
+        if monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        tick = Tick(images=self._images, source_bytes=self._bytes, rejected=dict(self._rejected))
+        self._images = self._bytes = 0
+        self._rejected.clear()
+        self._due = monotonic() + _REPORT_EVERY_S
+        self._report(tick)

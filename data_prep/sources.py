@@ -1,0 +1,88 @@
+"""What a data folder holds: the JSON of entries, and the tars and folders of images beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+class SourceError(ValueError):
+    """The data folder cannot be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarSource:
+    """One tar of images. Its `name` is what quarantine lines and the manifest call it."""
+
+    name: str  #: file name, "ai2d.tar"
+    stem: str  #: "ai2d": the folder that an entry's image path starts with
+    path: Path
+    size: int  #: bytes
+    mtime_ns: int
+
+    @property
+    def compressed(self) -> bool:
+        return not self.name.endswith(".tar")
+
+
+def find_json(data_dir: Path, chosen: Path | None) -> Path:
+    """The JSON (or JSONL) of entries: the chosen one, else the only one in the folder.
+
+    ``*_filtered.json``, which earlier tools wrote beside the source, counts only where there is no
+    other. Raises SourceError with the candidates where the choice is not clear.
+    """
+    if not data_dir.is_dir():
+        raise SourceError(f"{data_dir} is not a folder; --data-dir needs the one with the JSON")
+    if chosen is not None:
+        for candidate in (chosen, data_dir / chosen):
+            if candidate.is_file():
+                return candidate
+        raise SourceError(f"--json {chosen} is neither a file here nor in {data_dir}")
+    found = sorted(p for p in data_dir.iterdir() if p.suffix in (".json", ".jsonl") and p.is_file())
+    unfiltered = [p for p in found if not p.stem.endswith("_filtered")]
+    candidates = unfiltered or found
+    if len(candidates) != 1:
+        names = ", ".join(p.name for p in candidates) or "none"
+        raise SourceError(
+            f"{len(candidates)} JSON files in {data_dir} ({names}); name the one with --json"
+        )
+    return candidates[0]
+
+
+def find_tars(data_dir: Path) -> list[TarSource]:
+    """The tars directly in the folder, by name. Two tars of one stem are a SourceError."""
+    tars: dict[str, TarSource] = {}
+    for path in sorted(data_dir.iterdir()):
+        suffix = next((s for s in reversed(TAR_SUFFIXES) if path.name.endswith(s)), None)
+        if suffix is None or not path.is_file():
+            continue
+        stem = path.name.removesuffix(suffix)
+        if stem in tars:
+            raise SourceError(
+                f"{tars[stem].name} and {path.name} in {data_dir} hold the same source; keep one"
+            )
+        _refuse_lfs_pointer(path)
+        stat = path.stat()
+        tars[stem] = TarSource(
+            name=path.name, stem=stem, path=path, size=stat.st_size, mtime_ns=stat.st_mtime_ns
+        )
+    return list(tars.values())
+
+
+def identity(json_path: Path, tars: list[TarSource]) -> dict[str, list[int]]:
+    """Size and mtime of every input file by name: whether a rerun sees the same input."""
+    stat = json_path.stat()
+    files = {json_path.name: [stat.st_size, stat.st_mtime_ns]}
+    files.update({tar.name: [tar.size, tar.mtime_ns] for tar in tars})
+    return files
+
+
+def _refuse_lfs_pointer(path: Path) -> None:
+    """A clone without Git LFS leaves small text files in the place of the tars."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise SourceError(
+            f"{path} is a Git LFS pointer, not the tar; "
+            f"run `git lfs install && git lfs pull` in {path.parent}"
+        )

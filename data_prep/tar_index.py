@@ -1,0 +1,147 @@
+"""Where every file of every source tar lies: one pass over each tar, kept in SQLite.
+
+The index lives on disk, so that memory does not grow with the number of images. A tar is read
+again only when its size or modification time changes. Members are kept under normalised names
+(`member_name`); of members with equal names the last one counts, as in tar itself.
+"""
+
+import sqlite3
+import tarfile
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexed_gzip import IndexedGzipFile
+
+from data_prep.sources import SourceError, TarSource
+from data_prep.tar_reader import gzip_index_path, open_tar
+
+_BATCH = 10_000
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tar (
+    id INTEGER PRIMARY KEY, name TEXT UNIQUE, size INTEGER, mtime_ns INTEGER, whole INTEGER);
+CREATE TABLE IF NOT EXISTS member (
+    name BLOB, tar INTEGER, offset INTEGER, size INTEGER, regular INTEGER,
+    PRIMARY KEY (name, tar)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One file in a tar; ``offset`` and ``size`` in bytes of the uncompressed tar."""
+
+    tar: str
+    offset: int
+    size: int
+    regular: bool  #: False for links, devices and sparse files
+
+
+def member_name(path: str) -> bytes:
+    """Form under which names are compared: no ``./``, no doubled slashes, Unicode NFC.
+
+    macOS writes decomposed names into tars where JSON files hold composed ones.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return unicodedata.normalize("NFC", "/".join(parts)).encode("utf-8", "surrogateescape")
+
+
+class TarIndex:
+    """Members of the source tars by name. ``folder`` holds the index and is made where absent."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._database = sqlite3.connect(folder / "members.sqlite")
+        self._database.executescript(_SCHEMA)
+
+    def __enter__(self) -> "TarIndex":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def update(
+        self, tars: list[TarSource], on_tar: Callable[[TarSource], None] = lambda tar: None
+    ) -> None:
+        """Read the tars that are new or changed, forget those that are gone.
+
+        One transaction a tar: killed at any moment, the index holds whole passes only. ``on_tar``
+        is called before a tar is read. Raises SourceError for a file that is no tar.
+        """
+        current = {tar.name: (tar.size, tar.mtime_ns) for tar in tars}
+        known = set()
+        for tar_id, name, *seen in self._rows("SELECT id, name, size, mtime_ns FROM tar"):
+            if current.get(name) == tuple(seen):
+                known.add(name)
+                continue
+            with self._database:
+                self._database.execute("DELETE FROM member WHERE tar = ?", (tar_id,))
+                self._database.execute("DELETE FROM tar WHERE id = ?", (tar_id,))
+        for tar in tars:
+            if tar.name not in known:
+                on_tar(tar)
+                with self._database:
+                    self._read(tar)
+
+    def damaged(self) -> list[str]:
+        """Names of the tars that end early or break off at a damaged header."""
+        return [row[0] for row in self._rows("SELECT name FROM tar WHERE NOT whole ORDER BY name")]
+
+    def find(self, name: bytes) -> list[Member]:
+        """Members of that name in any tar, tars in order of their names."""
+        rows = self._database.execute(
+            "SELECT tar.name, offset, member.size, regular FROM member JOIN tar ON tar = tar.id "
+            "WHERE member.name = ? ORDER BY tar.name",
+            (name,),
+        )
+        return [
+            Member(tar=tar, offset=offset, size=size, regular=bool(regular))
+            for tar, offset, size, regular in rows
+        ]
+
+    def _rows(self, query: str) -> list[tuple]:
+        return self._database.execute(query).fetchall()
+
+    def _read(self, tar: TarSource) -> None:
+        cursor = self._database.execute(
+            "INSERT INTO tar (name, size, mtime_ns) VALUES (?, ?, ?)",
+            (tar.name, tar.size, tar.mtime_ns),
+        )
+        try:
+            with open_tar(tar.path) as file, tarfile.open(fileobj=file, mode="r:") as reader:
+                whole = self._read_members(reader, cursor.lastrowid)
+                if whole:
+                    # tarfile takes a damaged header for the end; the true end is zeros
+                    file.seek(reader.offset)
+                    whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+                if isinstance(file, IndexedGzipFile):
+                    file.export_index(str(gzip_index_path(self._folder, tar.name)))
+        except (tarfile.ReadError, OSError) as error:
+            raise SourceError(
+                f"{tar.path} cannot be read as a tar ({error}); fetch it again or move it away"
+            ) from error
+        self._database.execute("UPDATE tar SET whole = ? WHERE id = ?", (whole, cursor.lastrowid))
+
+    def _read_members(self, reader: tarfile.TarFile, tar_id: int | None) -> bool:
+        """Store the members; False where the tar broke off before its end."""
+        rows: list[tuple[bytes, int | None, int, int, bool]] = []
+        try:
+            while (member := reader.next()) is not None:
+                if not member.isdir():
+                    regular = member.isreg() and not member.issparse()
+                    name = member_name(member.name)
+                    rows.append((name, tar_id, member.offset_data, member.size, regular))
+                # tarfile keeps every member that it has seen
+                reader.members.clear()  # type: ignore[attr-defined]
+                if len(rows) >= _BATCH:
+                    self._insert(rows)
+                    rows.clear()
+        except (tarfile.ReadError, EOFError, OSError):
+            return False
+        finally:
+            self._insert(rows)
+        return True
+
+    def _insert(self, rows: list[tuple[bytes, int | None, int, int, bool]]) -> None:
+        self._database.executemany("INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?)", rows)
