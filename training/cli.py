@@ -31,9 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return
-    verb = words.pop(0) if words[0] in _VERBS else "fit"
-    if "=" not in words[0] and not words[0].startswith("-") and verb == "fit" if words else False:
-        print(f"unknown verb {words[0]!r}\n{_USAGE}", file=sys.stderr, end="")
+    if words[0] in _VERBS:
+        verb = words.pop(0)
+    elif "=" in words[0] or words[0].startswith("-"):
+        verb = "fit"
+    else:
+        print(f"error: unknown verb {words[0]!r}\n{_USAGE}", file=sys.stderr, end="")
         sys.exit(2)
     try:
         _VERBS[verb](words)
@@ -73,6 +76,31 @@ def _run_alone(overrides: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "training", "fit", *overrides], check=True)
 
 
+def _launch(words: list[str]) -> None:
+    from training.launch import launch
+
+    launch(words)
+
+
+def _doctor(words: list[str]) -> None:
+    from training.config.compose import compose_config
+    from training.doctor import examine
+
+    if not examine(compose_config(words) if words else None):
+        sys.exit(1)
+
+
+def _ledger(words: list[str]) -> None:
+    from training.ledger import summarize
+
+    if len(words) != 1:
+        raise ConfigError("usage: python -m training ledger RUN_DIR")
+    try:
+        print(summarize(words[0]))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _random_model(words: list[str]) -> None:
     import typer
 
@@ -85,5 +113,8 @@ def _random_model(words: list[str]) -> None:
 
 _VERBS: dict[str, Callable[[list[str]], None]] = {
     "fit": _fit,
+    "launch": _launch,
+    "doctor": _doctor,
+    "ledger": _ledger,
     "random-model": _random_model,
 }

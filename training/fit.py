@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from nemo.lightning.pytorch.optim import (  # noqa: E402
     CosineAnnealingScheduler,
     MegatronOptimizerModule,
 )
+from nemo.utils import logging as nemo_logging  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
@@ -53,13 +56,25 @@ def fit(run: RunConfig) -> Path:
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
         write_provenance(run, folder)
-    pl.seed_everything(run.seed)
+    quieten()
+    pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)
     data = build_data(run, visual)
     trainer = build_trainer(run, folder, layout)
     trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
     return folder
+
+
+def quieten() -> None:
+    """Warnings and errors only, unless DCT_VL_VERBOSE=1: NeMo lists every parameter by name."""
+    if os.environ.get("DCT_VL_VERBOSE") == "1":
+        return
+    nemo_logging.setLevel(logging.WARNING)
+    for name in ("megatron", "lightning", "lightning.pytorch", "nv_one_logger"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def find_resume(run: RunConfig, folder: Path) -> Path | None:
@@ -246,6 +261,7 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         ],
         logger=build_loggers(run, folder),
         val_check_interval=trainer.val_every or None,
+        check_val_every_n_epoch=None,
         limit_val_batches=trainer.val_batches if trainer.val_every else 0,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
@@ -266,4 +282,3 @@ def build_loggers(run: RunConfig, folder: Path) -> list[Logger]:
             WandbLogger(project=run.logger.wandb_project, name=run.experiment_name, save_dir=folder)
         )
     return loggers
-

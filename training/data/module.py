@@ -42,6 +42,16 @@ class RepeatedLoader:
                 )
 
 
+class EndlessLoader:
+    """A loader without a length: Lightning would end an epoch, and validate, at that length."""
+
+    def __init__(self, loader: SavableDataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+
 class ChatDataModule(EnergonMultiModalDataModule):
     """Training on the `train` split for ever, validation on the `val` split from its start.
 
@@ -96,14 +106,14 @@ class ChatDataModule(EnergonMultiModalDataModule):
             max_samples_per_sequence=self.max_samples_per_sequence,
         )
 
-    def train_dataloader(self) -> SavableDataLoader:
+    def train_dataloader(self) -> EndlessLoader:
         """Loader of this data-parallel rank; the same object until the end of the run."""
         if self.trainer:
             self.init_global_step = self.trainer.global_step
         self.data_sampler.init_global_step = self.init_global_step
         if self.train_dataloader_object is None:
             dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
-            self.train_dataloader_object = get_savable_loader(dataset)
+            self.train_dataloader_object = EndlessLoader(get_savable_loader(dataset))
         return self.train_dataloader_object
 
     def val_dataloader(self) -> RepeatedLoader:
@@ -130,8 +140,18 @@ class ChatDataModule(EnergonMultiModalDataModule):
         """Loader state as a byte tensor: checkpoints are read with torch's weights-only loader,
         which refuses Energon's state classes.
         """
-        state = super().state_dict()
-        payload = {**state, "num_workers": self.num_workers}
+        state = None
+        if not parallel_state.get_tensor_model_parallel_rank() and (
+            parallel_state.is_pipeline_first_stage()
+        ):
+            # collective over the data-parallel group; one rank of each model replica takes part
+            state = self.train_dataloader().loader.save_state_global(global_dst_rank=0)
+        done = self.trainer.global_step - self.init_global_step
+        payload = {
+            "dataloader_state": state,
+            "consumed_samples": self.data_sampler.compute_consumed_samples(done),
+            "num_workers": self.num_workers,
+        }
         buffer = bytearray(pickle.dumps(payload))
         return {"pickled": torch.frombuffer(buffer, dtype=torch.uint8).clone()}
 
@@ -148,7 +168,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
                 f"the checkpoint's loader had data.num_workers={payload['num_workers']}, this run "
                 f"has {self.num_workers}: set it back to resume at the same sample"
             )
-        self.train_dataloader().restore_state_global(payload["dataloader_state"])
+        self.train_dataloader().loader.restore_state_global(payload["dataloader_state"])
         consumed = payload["consumed_samples"]
         self.data_sampler.init_consumed_samples = consumed
         self.data_sampler.prev_consumed_samples = consumed

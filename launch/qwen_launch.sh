@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Fine-tunes Qwen2-VL on 1 to N GPUs, or on the CPU. Every variable below can be set from outside:
+#   TOKENIZER=dct14 MBS=2 GBS=64 DEVICES=8 bash launch/qwen_launch.sh
+# Further settings follow as key=value (see training/config/schema.py), and --dry-run prints what
+# would be started:
+#   bash launch/qwen_launch.sh trainer.max_steps=2000 optim.lr=2e-5
+set -euo pipefail
+
+: "${MBS:=1}"                        # samples a forward pass on each data-parallel rank
+: "${GBS:=4}"                        # samples an optimizer step
+: "${MINPIXELS:=784}"                # bounds of a resized picture's area, in pixels
+: "${MAXPIXELS:=43904}"
+: "${DEVICES:=auto}"                 # GPUs of this machine; "cpu" uses none, "auto" all of them
+: "${NUM_PROC_PER_NODE:=}"           # processes of this machine; empty: one a GPU
+: "${TOKENIZER:=dct28_420}"          # python -m dct_tokenizer list
+: "${EXPERIMENT_NAME:=$TOKENIZER}"   # name of the run; its folder is LOG_DIR/EXPERIMENT_NAME
+: "${TP_SIZE:=1}"                    # tensor, pipeline and context parallel sizes
+: "${PP_SIZE:=1}"
+: "${CP_SIZE:=1}"
+: "${DATA_PATH:=/datasets/Cambrian737k-wds}"
+: "${MODEL_PATH:=/models/Qwen2-VL-2B-Instruct}"
+: "${LOG_DIR:=outputs/runs}"
+: "${WANDB_PROJECT:=}"               # empty: Weights & Biases is not used
+
+cd "$(dirname "$0")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+export DEVICES NUM_PROC_PER_NODE
+
+exec "$PYTHON" -m training launch \
+  "experiment_name=$EXPERIMENT_NAME" \
+  "tokenizer=$TOKENIZER" \
+  "model.path=$MODEL_PATH" \
+  "data.path=$DATA_PATH" \
+  "data.min_pixels=$MINPIXELS" \
+  "data.max_pixels=$MAXPIXELS" \
+  "trainer.micro_batch_size=$MBS" \
+  "trainer.global_batch_size=$GBS" \
+  "trainer.tensor_parallel_size=$TP_SIZE" \
+  "trainer.pipeline_parallel_size=$PP_SIZE" \
+  "trainer.context_parallel_size=$CP_SIZE" \
+  "log_dir=$LOG_DIR" \
+  "logger.wandb_project=${WANDB_PROJECT:-null}" \
+  "$@"

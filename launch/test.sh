@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs the linters, the type checker and all tests. Arguments go to pytest:
+#   bash launch/test.sh -k tokenizer
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+# several processes of the tests share few cores; spinning OpenMP threads would starve them
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if [ $# -eq 0 ]; then
+  "$PYTHON" -m ruff check .
+  "$PYTHON" -m ruff format --check .
+  "$PYTHON" -m mypy
+fi
+exec "$PYTHON" -m pytest "$@"

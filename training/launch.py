@@ -1,0 +1,174 @@
+"""Start all processes of a run on this machine, after everything has been checked.
+
+Nothing heavy (Megatron, NeMo, weights, data) is imported or touched before the checks pass.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from training.config.checks import Layout, check_run
+from training.config.compose import compose_config
+from training.config.overrides import ConfigError
+from training.config.schema import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Where the processes run; torchrun's own variables for several nodes."""
+
+    num_nodes: int
+    node_rank: int
+    processes_per_node: int
+    on_cpu: bool
+    master_addr: str
+    master_port: str
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the whole job."""
+        return self.num_nodes * self.processes_per_node
+
+
+def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> None:
+    """Print the settings, check them, run the doctor and become torchrun.
+
+    Args:
+        arguments: overrides of `python -m training fit`; `--dry-run` prints the command only.
+        environ: the environment (default: the process's): DEVICES (a number of GPUs, "cpu", or
+            "auto"), NUM_PROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+
+    Raises:
+        ConfigError: a setting that cannot work, with the numbers and the fix.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    dry_run = "--dry-run" in arguments
+    overrides = [a for a in arguments if a != "--dry-run"]
+    run = compose_config(overrides)
+    machines = read_machines(environ)
+    print(describe(run, machines))
+    layout = check_run(run, machines.world_size)
+    print(f"  data parallel         {layout.data_parallel_size}")
+    print(f"  micro batches a step  {layout.num_micro_batches}", flush=True)
+    command = torchrun_command(machines, overrides)
+    if dry_run:
+        print(shlex.join(command))
+        return
+    from training.doctor import examine
+
+    if not examine(run, on_cpu=machines.on_cpu):
+        raise ConfigError("the doctor found what would stop the run (lines with FAIL above)")
+    if machines.on_cpu:
+        environ["CUDA_VISIBLE_DEVICES"] = ""
+        environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.stdout.flush()
+    os.execvpe(command[0], command, environ)
+
+
+def read_machines(environ: dict[str, str]) -> Machines:
+    """Processes and nodes from the environment.
+
+    Raises:
+        ConfigError: a value that is not a number, more processes than devices, or no device.
+    """
+    devices = environ.get("DEVICES", "auto").strip().lower() or "auto"
+    on_cpu = devices == "cpu"
+    available = 0 if on_cpu else _count_gpus()
+    if devices == "auto":
+        on_cpu, count = available == 0, max(available, 1)
+    elif on_cpu:
+        count = 1
+    else:
+        count = _number("DEVICES", devices)
+        if count > available:
+            raise ConfigError(
+                f"DEVICES={count}, but this machine has {available} CUDA devices: lower it, or "
+                "set DEVICES=cpu"
+            )
+    processes = _number("NUM_PROC_PER_NODE", environ.get("NUM_PROC_PER_NODE") or str(count))
+    if not on_cpu and processes > count:
+        raise ConfigError(
+            f"NUM_PROC_PER_NODE={processes} is more than DEVICES={count}: each process needs a "
+            "GPU of its own"
+        )
+    return Machines(
+        num_nodes=_number("NNODES", environ.get("NNODES") or "1"),
+        node_rank=_number("NODE_RANK", environ.get("NODE_RANK") or "0", least=0),
+        processes_per_node=processes,
+        on_cpu=on_cpu,
+        master_addr=environ.get("MASTER_ADDR") or "127.0.0.1",
+        master_port=environ.get("MASTER_PORT") or "0",
+    )
+
+
+def torchrun_command(machines: Machines, overrides: Sequence[str]) -> list[str]:
+    """The torchrun command line of this node."""
+    if machines.num_nodes == 1:
+        # a free port of torchrun's choice, so that several runs share a machine
+        rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    else:
+        if machines.master_port == "0":
+            raise ConfigError("several nodes need MASTER_ADDR and MASTER_PORT, the same on all")
+        rendezvous = [
+            f"--node-rank={machines.node_rank}",
+            f"--master-addr={machines.master_addr}",
+            f"--master-port={machines.master_port}",
+        ]
+    accelerator = "cpu" if machines.on_cpu else "gpu"
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={machines.num_nodes}",
+        f"--nproc-per-node={machines.processes_per_node}",
+        *rendezvous,
+        "-m",
+        "training",
+        "fit",
+        *overrides,
+        f"trainer.accelerator={accelerator}",
+    ]
+
+
+def describe(run: RunConfig, machines: Machines) -> str:
+    """The resolved settings, one a line."""
+    trainer = run.trainer
+    where = "CPU" if machines.on_cpu else "GPU"
+    rows = {
+        "experiment": f"{run.experiment_name} → {run.log_dir}/{run.experiment_name}",
+        "processes": f"{machines.num_nodes} × {machines.processes_per_node} on {where}",
+        "tokenizer": str(run.tokenizer.get("name")),
+        "pixels": f"{run.data.min_pixels} … {run.data.max_pixels}",
+        "micro / global batch": f"{trainer.micro_batch_size} / {trainer.global_batch_size}",
+        "TP × PP × CP": (
+            f"{trainer.tensor_parallel_size} × {trainer.pipeline_parallel_size} × "
+            f"{trainer.context_parallel_size}"
+        ),
+        "steps": str(trainer.max_steps),
+        "data": run.data.path,
+        "model": run.model.path,
+    }
+    return "\n".join(f"  {name:<21} {value}" for name, value in rows.items())
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _number(name: str, text: str, least: int = 1) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ConfigError(f"{name}={text!r}; expected a number") from None
+    if value < least:
+        raise ConfigError(f"{name}={value}; expected at least {least}")
+    return value
+
+
+__all__ = ["Layout", "Machines", "describe", "launch", "read_machines", "torchrun_command"]
