@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from pathlib import Path
 
 import torch
@@ -22,7 +20,6 @@ from nemo.lightning.pytorch.optim import (  # noqa: E402
     CosineAnnealingScheduler,
     MegatronOptimizerModule,
 )
-from nemo.utils import logging as nemo_logging  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
@@ -56,7 +53,6 @@ def fit(run: RunConfig) -> Path:
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
         write_provenance(run, folder)
-    quieten()
     pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)
@@ -64,17 +60,6 @@ def fit(run: RunConfig) -> Path:
     trainer = build_trainer(run, folder, layout)
     trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
     return folder
-
-
-def quieten() -> None:
-    """Warnings and errors only, unless DCT_VL_VERBOSE=1: NeMo lists every parameter by name."""
-    if os.environ.get("DCT_VL_VERBOSE") == "1":
-        return
-    nemo_logging.setLevel(logging.WARNING)
-    for name in ("megatron", "lightning", "lightning.pytorch", "nv_one_logger"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for category in (DeprecationWarning, FutureWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)
 
 
 def find_resume(run: RunConfig, folder: Path) -> Path | None:

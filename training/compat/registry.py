@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from training.compat import checkpoint, cuda, dynamo, modelopt, narrow
+from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,12 @@ def activate(skip: Collection[str] = ()) -> tuple[str, ...]:
         raise ValueError(f"unknown items {sorted(unknown)}; known: {[i.name for i in ITEMS]}")
     if _active is None:
         _active = {}
+        quiet.quieten()
         for item in ITEMS:
             if item.name not in skip and item.needed():
                 item.apply()
                 _active[item.name] = item
+        quiet.quieten_nemo()
     return tuple(_active)
 
 

@@ -81,8 +81,6 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         "bf16": half == "bf16",
         "fp16": half == "fp16",
         "init_method_std": hf.initializer_range,
-        # every weight is read from the folder: the same start in every layout
-        "perform_initialization": False,
         "use_cpu_initialization": not on_cuda,
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
