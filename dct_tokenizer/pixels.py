@@ -61,7 +61,7 @@ def cut_cells(frames: np.ndarray, plan: Plan) -> torch.Tensor:
     grid = frames.reshape(t, cell_frames, h // MERGE, MERGE, b, w // MERGE, MERGE, b, 3)
     # axes: t T' H m b W n b' c -> t H W m n T' c b b'
     cells = grid.transpose(0, 2, 5, 3, 6, 1, 8, 4, 7)
-    return torch.from_numpy(np.ascontiguousarray(cells).reshape(-1, cell_frames, 3, b, b))
+    return torch.from_numpy(cells.copy().reshape(-1, cell_frames, 3, b, b))
 
 
 def join_cells(cells: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -129,7 +129,7 @@ class AdaptiveTokenizer(VisualTokenizer):
         resized = self._resized(frames, plan)
         squares = []
         slices = plan.grid_thw[0]
-        for clip in torch.from_numpy(resized).float().chunk(slices):
+        for clip in resized.chunk(slices):
             if self.budget > 0:
                 chosen = quadtree.squares_within_budget(clip, plan.num_llm_tokens // slices)
             else:
@@ -153,7 +153,7 @@ class AdaptiveTokenizer(VisualTokenizer):
     def cells(self, frames: Frames, plan: Plan) -> torch.Tensor:
         """uint8 (N, T', 3, 14, 14) of a refined plan: patches of 14, 28 or 56 pixels at 14 x 14."""
         boxes = self._boxes(plan)
-        clips = torch.from_numpy(self._resized(frames, plan)).float()
+        clips = self._resized(frames, plan)
         by_slice = clips.reshape(plan.grid_thw[0], -1, *clips.shape[1:])
         cells = torch.empty(len(boxes), MERGE * MERGE, *plan.cell_shape, dtype=torch.uint8)
         for span in quadtree.SPANS:
@@ -189,10 +189,11 @@ class AdaptiveTokenizer(VisualTokenizer):
             frames[index, :, :, top : top + side, left : left + side] = square
         return to_uint8(frames.flatten(0, 1).permute(0, 2, 3, 1)).numpy()
 
-    def _resized(self, frames: Frames, plan: Plan) -> np.ndarray:
+    def _resized(self, frames: Frames, plan: Plan) -> torch.Tensor:
         array = as_frames(frames)
         check_frame_count(array, plan)
-        return pad_frames(resize_frames(array, plan.height, plan.width), plan.frames)
+        padded = pad_frames(resize_frames(array, plan.height, plan.width), plan.frames)
+        return torch.from_numpy(padded.astype(np.float32))
 
     def _boxes(self, plan: Plan) -> np.ndarray:
         if plan.token_boxes is None:
