@@ -35,7 +35,6 @@ def write_random_model(
     shape: Literal["tiny", "2b"] | TinyShape = "tiny",
     seed: int = 0,
     dtype: torch.dtype | None = None,
-    init_std: float = 0.02,
 ) -> Path:
     """Write config, weights, tokenizer, processor and chat template; return the folder.
 
@@ -43,7 +42,6 @@ def write_random_model(
     shape: "tiny" is ``TinyShape()``; "2b" has the sizes and the special ids of the hub's
         Qwen2-VL-2B (4.4 GB in bfloat16, in shards of 2 GB).
     dtype: of the weights; float32 for a tiny shape and bfloat16 for "2b" unless given.
-    init_std: standard deviation of all matrices; norms are 1 and biases 0.
 
     Plain transformers 4.51.3 loads it: AutoTokenizer, AutoProcessor, AutoModelForImageTextToText.
     Raises ValueError for an unknown shape.
@@ -62,7 +60,7 @@ def write_random_model(
         tokenizer = train_tokenizer(corpus, max_bpe_size=sizes.max_bpe_size)
         config = tiny_config(sizes, first_special_id=tokenizer.vocab_size)
         dtype = dtype or torch.float32
-    model = random_model(config, seed=seed, dtype=dtype, std=init_std)
+    model = random_model(config, seed=seed, dtype=dtype)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=[config.eos_token_id, config.bos_token_id],

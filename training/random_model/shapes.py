@@ -32,6 +32,10 @@ class TinyShape:
     #: The hub's 1e6 turns a position by less than 2e-4 rad in the frequencies that M-RoPE gives to
     #: the width: only a pretrained model lives with that. Small grids are learnt with a small base.
     rope_theta: float = 100.0
+    #: Standard deviation of all initial matrices. On the drawn pictures (batches of 16, learning
+    #: rate 1e-3) it has 35 % of the answers right after 400 steps; the 0.02 of large models has
+    #: 26 % after 430. Blank pictures give 14 %.
+    init_std: float = 0.05
     #: Upper bound of the byte-level BPE vocabulary, special tokens not counted.
     max_bpe_size: int = 1024
 
@@ -87,6 +91,7 @@ def tiny_config(shape: TinyShape, *, first_special_id: int) -> Qwen2VLConfig:
         max_window_layers=shape.num_layers,
         sliding_window=shape.max_position_embeddings,
         rms_norm_eps=1e-6,
+        initializer_range=shape.init_std,
         rope_theta=shape.rope_theta,
         rope_scaling={"type": "mrope", "mrope_section": shape.mrope_section},
         tie_word_embeddings=True,

@@ -8,9 +8,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditional
 
 
 def random_model(
-    config: Qwen2VLConfig, *, seed: int, dtype: torch.dtype, std: float
+    config: Qwen2VLConfig, *, seed: int, dtype: torch.dtype
 ) -> Qwen2VLForConditionalGeneration:
-    """Norm weights 1, biases 0, everything else normal with standard deviation ``std``.
+    """Norm weights 1, biases 0, all matrices normal with the configuration's initializer_range.
 
     The values depend on ``seed``, the shapes and ``dtype``. Buffers that are not saved (rotary
     frequencies) stay uninitialised: the model is for ``save_pretrained``, not for a forward pass.
@@ -27,5 +27,5 @@ def random_model(
             elif parameter.ndim == 1:
                 parameter.fill_(1.0)
             else:
-                parameter.normal_(0.0, std, generator=generator)
+                parameter.normal_(0.0, config.initializer_range, generator=generator)
     return model

@@ -141,7 +141,7 @@ def test_weights_have_the_stated_distribution(folder):
         elif tensor.ndim == 1:
             assert (tensor == 1).all(), name
         else:
-            assert tensor.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert tensor.std().item() == pytest.approx(0.05, rel=0.05), name
 
 
 def test_files_depend_on_the_seed_alone(folder, tmp_path):
@@ -155,12 +155,15 @@ def test_files_depend_on_the_seed_alone(folder, tmp_path):
 
 
 def test_shape_and_dtype_are_options(tmp_path):
-    shape = TinyShape(hidden_size=64, num_heads=2, num_kv_heads=1, num_layers=1, vision_depth=1)
+    shape = TinyShape(
+        hidden_size=64, num_heads=2, num_kv_heads=1, num_layers=1, vision_depth=1, init_std=0.1
+    )
     write_random_model(tmp_path, corpus=CORPUS, shape=shape, dtype=torch.bfloat16)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, torch_dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.config.hidden_size == model.config.vision_config.hidden_size == 64
     assert model.config.rope_scaling["mrope_section"] == [4, 6, 6]
+    assert model.model.embed_tokens.weight.float().std().item() == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,7 @@ def test_2b_config_has_the_real_sizes_and_parameter_count():
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
+    assert config.initializer_range == 0.02
     # The hub states 2.21 B for Qwen2-VL-2B-Instruct.
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_208_985_600
 
