@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -24,15 +24,20 @@ from training.data.task_encoder import ChatTaskEncoder
 
 
 class RepeatedLoader:
-    """Goes over a finite loader again and again; every `iter()` starts at its beginning."""
+    """Goes over a finite loader again and again; every `iter()` starts at its beginning.
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
+    Args:
+        make_loader: makes a fresh loader. Energon's loaders keep their place between two `iter()`
+            calls, so that a used one would go on where the last validation stopped.
+    """
+
+    def __init__(self, make_loader: Callable[[], SavableDataLoader]) -> None:
+        self.make_loader = make_loader
 
     def __iter__(self) -> Iterator[Any]:
         while True:
             empty = True
-            for batch in self.loader:
+            for batch in self.make_loader():
                 empty = False
                 yield batch
             if empty:
@@ -119,10 +124,12 @@ class ChatDataModule(EnergonMultiModalDataModule):
     def val_dataloader(self) -> RepeatedLoader:
         """Loader of the validation split; the same batches in every validation."""
         if self.val_dataloader_object is None:
-            # without worker processes: a validation is short, and idle workers cost memory
-            dataset = self.datasets_provider(self.worker_config(0), "val")
-            self.val_dataloader_object = RepeatedLoader(get_savable_loader(dataset))
+            self.val_dataloader_object = RepeatedLoader(self._make_val_loader)
         return self.val_dataloader_object
+
+    def _make_val_loader(self) -> SavableDataLoader:
+        # without worker processes: a validation is short, and idle workers cost memory
+        return get_savable_loader(self.datasets_provider(self.worker_config(0), "val"))
 
     def worker_config(self, num_workers: int) -> WorkerConfig:
         """Energon's view of this rank. Rank r's worker w is number r * num_workers + w of all, so
