@@ -31,6 +31,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         cells: torch.Tensor | None = None,
         vit_positions: torch.Tensor | None = None,
         vit_cu_seqlens: torch.Tensor | None = None,
+        visual: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Run the stage of the model that lives on this pipeline rank.
@@ -43,6 +44,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             cells: (N, T, 3, B, B) uint8 of all samples in order; first stage only.
             vit_positions: (N, 2) float32; first stage only.
             vit_cu_seqlens: (segments + 1,) int32; first stage only.
+            visual: (M, H) what `encode_cells` gave, instead of the three fields before it.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
         Returns:
@@ -54,7 +56,9 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         """
         decoder_input = None
         if self.pre_process:
-            decoder_input = self._embed(input_ids, cells, vit_positions, vit_cu_seqlens)
+            if visual is None and cells is not None:
+                visual = self.encode_cells(cells, vit_positions, vit_cu_seqlens)
+            decoder_input = self._embed(input_ids, visual)
         output = self.language_model(
             input_ids=None,
             position_ids=position_ids,
@@ -65,20 +69,13 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         )
         return output if labels is None else (output, loss_mask)
 
-    def _embed(
-        self,
-        input_ids: torch.Tensor,
-        cells: torch.Tensor | None,
-        vit_positions: torch.Tensor | None,
-        vit_cu_seqlens: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Text embeddings with the visual ones in their places: (S, B, H), sequence-parallel."""
         is_visual = input_ids == VISUAL_TOKEN_INDEX
         embeddings = self.language_model.embedding(
             input_ids=input_ids.masked_fill(is_visual, 0), position_ids=None
         )  # (S, B, H)
-        if cells is not None:
-            visual = self.encode_cells(cells, vit_positions, vit_cu_seqlens)
+        if visual is not None:
             embeddings = self._place(embeddings, visual.to(embeddings.dtype), is_visual)
         if self.sequence_parallel_lm:
             embeddings = scatter_to_sequence_parallel_region(embeddings)

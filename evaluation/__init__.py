@@ -1,0 +1,1 @@
+"""Out of training: load a checkpoint, answer questions, score, report."""

@@ -1,0 +1,46 @@
+"""The command line of `python -m evaluation`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Load a checkpoint, answer questions, score, report."""
+
+
+@app.command()
+def answers(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.")],
+    output: Annotated[Path, typer.Option(help="JSONL to write, one line a question.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared shards; the run's own by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to ask about.")] = "val",
+    limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
+    blank: Annotated[bool, typer.Option(help="Replace every picture by a grey one.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 32,
+) -> None:
+    """Answer every question of a split greedily and compare with the true answers."""
+    from evaluation.answers import AnswerOptions, write_answers
+    from evaluation.loading import load_checkpoint, with_data_path
+
+    try:
+        model = load_checkpoint(checkpoint)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if data is not None:
+        model = with_data_path(model, str(data))
+    options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
+    share = write_answers(model, options, output)
+    typer.echo(
+        f"{output}: {share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
+    )

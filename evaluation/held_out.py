@@ -1,0 +1,50 @@
+"""Samples of a split of prepared shards, one after the other, as they lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_val_dataset
+
+from data_prep.schema import ChatRecord, parse_record
+from training.data.samples import CrudeChat
+from training.data.task_encoder import cook_chat
+
+
+class _CookOnly(DefaultTaskEncoder):
+    cookers = [Cooker(cook_chat)]  # noqa: RUF012
+    decoder = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """One sample."""
+
+    key: str
+    record: ChatRecord
+    images: tuple[bytes, ...]
+
+
+def read_split(path: str, split: str, limit: int | None = None) -> Iterator[HeldOut]:
+    """Samples of a split in the order of its shards, at most `limit`.
+
+    Raises:
+        ValueError: the split has no sample.
+    """
+    dataset = get_val_dataset(
+        path,
+        batch_size=None,
+        task_encoder=_CookOnly(),
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+        split_part=split,
+    )
+    count = 0
+    for sample in get_loader(dataset):
+        assert isinstance(sample, CrudeChat)
+        yield HeldOut(key=sample.__key__, record=parse_record(sample.record), images=sample.images)
+        count += 1
+        if count == limit:
+            return
+    if not count:
+        raise ValueError(f"the {split} split of {path} has no sample")

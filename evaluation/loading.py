@@ -1,0 +1,117 @@
+"""Load a training checkpoint of any parallel layout into one process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training.compat import activate
+
+activate()
+
+from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
+from training.checkpoints import newest_checkpoint, read_meta  # noqa: E402
+from training.config.schema import RunConfig  # noqa: E402
+from training.data.chat import ChatTokenizer  # noqa: E402
+from training.model.from_hf import ModelOptions, model_config  # noqa: E402
+from training.model.layer_specs import resolve_layer_spec  # noqa: E402
+from training.model.mcore import TokenizerQwen2VL  # noqa: E402
+from training.run_files import read_config  # noqa: E402
+
+_PREFIX = "module."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to answer, with what it needs to read pictures and text."""
+
+    run: RunConfig
+    step: int
+    module: TokenizerQwen2VL
+    visual: VisualTokenizer
+    chat: ChatTokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.module.parameters()).device
+
+
+def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
+    """(run's folder, checkpoint's folder) of a run or of one of its checkpoints.
+
+    Raises:
+        ValueError: neither a run with a checkpoint nor a checkpoint.
+    """
+    path = Path(path)
+    if (path / "weights").is_dir():
+        return path.parent.parent, path
+    checkpoint = newest_checkpoint(path)
+    if checkpoint is None:
+        raise ValueError(
+            f"{path} is neither a checkpoint (step-…) nor a run's folder with one: expected "
+            "LOG_DIR/EXPERIMENT_NAME or LOG_DIR/EXPERIMENT_NAME/checkpoints/step-…"
+        )
+    return path, checkpoint
+
+
+def start_single_process() -> None:
+    """Megatron's parallel state for one process; does nothing where it is there already."""
+    if parallel_state.is_initialized():
+        return
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+
+
+def load_checkpoint(path: str | Path) -> LoadedModel:
+    """Build the model of a run and fill it from its checkpoint, re-sharded to one process.
+
+    Raises:
+        ValueError: no checkpoint, or one that does not fit the run's model.
+    """
+    run_folder, checkpoint = find_checkpoint(path)
+    run = read_config(run_folder)
+    start_single_process()
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    options = ModelOptions(
+        layer_spec=resolve_layer_spec(run.model.layer_spec),
+        dtype=dtype,
+        seq_length=run.data.seq_length,
+        tokenizer=run.tokenizer,
+    )
+    config = model_config(run.model.path, options)
+    module = config.configure_model(None)
+    # NeMo saves the module below its Lightning wrapper, hence the prefix; what Lightning keeps
+    # beside the tensors comes along and is left out
+    state = module.sharded_state_dict(prefix=_PREFIX)
+    loaded = dist_checkpointing.load(state, str(checkpoint / "weights"))
+    module.load_state_dict(
+        {name.removeprefix(_PREFIX): v for name, v in loaded.items() if name.startswith(_PREFIX)}
+    )
+    return LoadedModel(
+        run=run,
+        step=read_meta(checkpoint)["step"],
+        module=module.to(dtype).eval(),
+        visual=build_tokenizer(
+            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+        ),
+        chat=ChatTokenizer(AutoTokenizer.from_pretrained(run.model.path)),
+    )
+
+
+def with_data_path(model: LoadedModel, path: str) -> LoadedModel:
+    """The same model, reading its samples from another folder."""
+    return replace(model, run=replace(model.run, data=replace(model.run.data, path=path)))

@@ -1,0 +1,20 @@
+"""Self-contained HTML pages about runs: plots, page frame, and the summary of one run."""
+
+from training.report.charts import Area, Line, area_chart, line_chart
+from training.report.page import picture_uri, write_page
+from training.report.run_summary import SUMMARY_NAME, write_run_summary
+from training.report.series import first_and_last_loss, steady_steps, steady_throughput
+
+__all__ = [
+    "SUMMARY_NAME",
+    "Area",
+    "Line",
+    "area_chart",
+    "first_and_last_loss",
+    "line_chart",
+    "picture_uri",
+    "steady_steps",
+    "steady_throughput",
+    "write_page",
+    "write_run_summary",
+]

@@ -1,0 +1,125 @@
+"""The two charts of the pages: lines over steps, and areas that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from training.report.series import frame_top, smooth, thin
+from training.report.svg import COLORS, drawing, figure_markup
+
+#: below this many points each one is marked: a line through one point cannot be seen
+_FEW_POINTS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve.
+
+    Args:
+        label: in the legend; None leaves the curve out of it.
+        x, y: float (num_points,); points whose `y` is not finite are left out.
+        color: number of the page's series colour.
+        style: solid, dashed, or points (a dashed line with marks, for few measurements).
+        smoothed: draw a moving average, and the values themselves faintly behind it.
+    """
+
+    label: str | None
+    x: np.ndarray
+    y: np.ndarray
+    color: Literal[1, 2, 3] = 1
+    style: Literal["solid", "dashed", "points"] = "solid"
+    smoothed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """One layer of an area chart; `values` is float (num_points,)."""
+
+    label: str
+    values: np.ndarray
+    color: Literal[1, 2, 3]
+
+
+def line_chart(
+    name: str,
+    lines: Sequence[Line],
+    *,
+    y_label: str,
+    description: str,
+    x_label: str = "step",
+    marks: Sequence[float] = (),
+    from_zero: bool = False,
+) -> Markup:
+    """Curves over steps as inline SVG.
+
+    Args:
+        name: unique on the page.
+        lines: at least one.
+        y_label: quantity and unit.
+        description: for readers who cannot see it.
+        x_label: quantity and unit.
+        marks: places of dotted vertical lines.
+        from_zero: begin the vertical axis at 0 and end it where a few outliers leave the frame.
+    """
+    with drawing(name) as figure:
+        axes = figure.subplots()
+        for line in lines:
+            _draw(axes, line)
+        for place in marks:
+            axes.axvline(place, color=COLORS["text-soft"], linewidth=0.9, linestyle=":")
+        if from_zero:
+            axes.set_ylim(0, frame_top(np.concatenate([line.y for line in lines])))
+        _label(axes, x_label, y_label)
+        return figure_markup(figure, name, description)
+
+
+def area_chart(
+    name: str, x: np.ndarray, areas: Sequence[Area], *, y_label: str, description: str
+) -> Markup:
+    """Smoothed quantities on top of each other as inline SVG; arguments as of `line_chart`."""
+    with drawing(name) as figure:
+        axes = figure.subplots()
+        if len(x) == 1:  # an area needs a width
+            x = np.array([x[0] - 0.5, x[0] + 0.5])
+            layers = [np.repeat(area.values, 2) for area in areas]
+        else:
+            layers = [smooth(area.values) for area in areas]
+        floor = np.zeros(len(x))
+        for area, layer in zip(areas, layers, strict=True):
+            color = COLORS[f"series-{area.color}"]
+            axes.fill_between(
+                x, floor, floor + layer, color=color, alpha=0.75, linewidth=0, label=area.label
+            )
+            floor = floor + layer
+        axes.set_ylim(0, frame_top(floor))
+        _label(axes, "step", y_label)
+        return figure_markup(figure, name, description)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    color = COLORS[f"series-{line.color}"]
+    marker = "o" if line.style == "points" or len(line.x) <= _FEW_POINTS else None
+    linestyle = "-" if line.style == "solid" else "--"
+    if line.smoothed and len(line.x) > _FEW_POINTS:
+        axes.plot(*thin(line.x, line.y), color=color, alpha=0.28, linewidth=0.8)
+        x, y = thin(line.x, smooth(line.y))
+    else:
+        x, y = thin(line.x, line.y)
+    axes.plot(
+        x, y, color=color, marker=marker, markersize=3.5, linestyle=linestyle, label=line.label
+    )
+
+
+def _label(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=7)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(loc="best", ncols=len(handles) if len(handles) <= 3 else 2)

@@ -1,0 +1,83 @@
+"""Matplotlib figures as SVG that belongs to the page around it.
+
+The page's style sheet colours the figure, so that it follows the reader's light or dark scheme, and
+nothing in it refers to anything outside the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+#: custom property of the style sheet → the colour that stands for it while matplotlib draws
+COLORS = {
+    "text-soft": "#01fe01",
+    "rule": "#01fe02",
+    "series-1": "#01fe03",
+    "series-2": "#01fe04",
+    "series-3": "#01fe05",
+}
+_ATTRIBUTE_WITH_ID = re.compile(r'(?<= )(id="|xlink:href="#|clip-path="url\(#)')
+_STYLES = {
+    "axes.edgecolor": COLORS["text-soft"],
+    "axes.grid": True,
+    "axes.labelcolor": COLORS["text-soft"],
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 9,
+    "grid.color": COLORS["rule"],
+    "legend.frameon": False,
+    "legend.labelcolor": COLORS["text-soft"],
+    "lines.linewidth": 1.6,
+    "savefig.facecolor": "none",
+    # text stays text: the reader can select it and the page's font is used
+    "svg.fonttype": "none",
+    # names of runs and datasets may hold a dollar sign
+    "text.parse_math": False,
+    "text.color": COLORS["text-soft"],
+    "xtick.color": COLORS["text-soft"],
+    "ytick.color": COLORS["text-soft"],
+}
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[Figure]:
+    """A figure in the house style; draw and call `figure_markup` inside the block.
+
+    Args:
+        name: makes the ids in the SVG differ from those of other figures on the page.
+    """
+    with matplotlib.rc_context({**_STYLES, "svg.hashsalt": name}):
+        yield Figure(figsize=(5.6, 2.9), layout="constrained")
+
+
+def figure_markup(figure: Figure, name: str, description: str) -> Markup:
+    """An `<svg>` element that scales with its container.
+
+    Args:
+        figure: of `drawing(name)`.
+        name: letters, digits and dashes, unique on the page.
+        description: for readers who cannot see it; any text.
+    """
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=no_metadata)
+    whole = buffer.getvalue()
+    head, _, body = whole[whole.index("<svg") :].partition(">")
+    view_box = re.search(r'viewBox="[^"]*"', head)
+    assert view_box is not None
+    body = _ATTRIBUTE_WITH_ID.sub(lambda match: match[0] + name + "-", body)
+    body = body.replace("xlink:href", "href")
+    for token, color in COLORS.items():
+        body = body.replace(color, f"var(--{token})")
+    opening = f'<svg class="chart" {view_box[0]} role="img" aria-label="{escape(description)}">'
+    return Markup(opening + body)  # noqa: S704 - matplotlib escapes the text that it draws
