@@ -67,15 +67,19 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
 
 def decode_upright(image: Image.Image) -> Decoded:
     """Decode the first frame, turn it upright, bring it to 8-bit sRGB over white."""
-    conversions = _kinds(image)
-    if image.mode in _OPEN_RANGE_MODES:
+    if image.mode in _OPEN_RANGE_MODES and not _is_sixteen_bits(image):
         raise Rejected(Reason.UNSUPPORTED_IMAGE, f"{image.format} with pixels of mode {image.mode}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # the one time that pixels are decoded: a broken PNG can fail at the first load and
+            # come out grey, without an error, at the second
             image.load()
+            conversions = _kinds(image)
             profile = image.info.get("icc_profile")
             upright = ImageOps.exif_transpose(image)
+            if _is_sixteen_bits(image):
+                return Decoded(_from_sixteen_bits(upright), conversions)
             return Decoded(_to_eight_bits(upright, profile, conversions), conversions)
     except MemoryError:
         raise
@@ -110,7 +114,7 @@ def _kinds(image: Image.Image) -> list[str]:
         kinds.append("alpha")
     if image.mode in ("P", "PA"):
         kinds.append("palette")
-    if image.mode.startswith("I;16"):
+    if _is_sixteen_bits(image):
         kinds.append("16_bit")
     if image.mode == "CMYK":
         kinds.append("cmyk")
@@ -119,12 +123,20 @@ def _kinds(image: Image.Image) -> list[str]:
     return kinds
 
 
+def _is_sixteen_bits(image: Image.Image) -> bool:
+    """Pillow gives 16-bit grey a mode of its own, save for PGM, which it scales to 0…65535."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Grey of 0…65535 to 0…255, rounded: Pillow's own conversion clips at 255."""
+    sixteen = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((sixteen * 255 + 32767) // 65535).astype(np.uint8))
+
+
 def _to_eight_bits(
     image: Image.Image, profile: bytes | None, conversions: list[str]
 ) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        sixteen = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((sixteen * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
         colours = _to_srgb(with_alpha.convert("RGB"), profile, conversions)

@@ -13,7 +13,8 @@ from data_prep.sources import SourceError
 def iter_entries(path: Path) -> Iterator[Any]:
     """Entries of a JSON list, or of a JSONL file, in order; SourceError where it is neither.
 
-    Numbers with a fraction come as float; a line of JSONL that is empty is skipped.
+    Of a list, numbers with a fraction come as Decimal: with floats the parser would also refuse
+    integers of more than 64 bits. An empty line of JSONL is skipped.
     """
     if path.suffix == ".jsonl":
         yield from _iter_lines(path)
@@ -25,7 +26,7 @@ def iter_entries(path: Path) -> Iterator[Any]:
             raise SourceError(f"{path} is no JSON list; expected [{{…}}, …] or a .jsonl file")
         file.seek(start)
         try:
-            yield from ijson.items(file, "item", use_float=True)
+            yield from ijson.items(file, "item")
         except ijson.JSONError as error:
             raise SourceError(
                 f"{path} is no sound JSON ({str(error).splitlines()[0]}); fetch it again"

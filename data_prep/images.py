@@ -85,6 +85,8 @@ def _stored_size(height: int, width: int, options: Options) -> tuple[int, int]:
 
 
 def _check_size(height: int, width: int, options: Options) -> None:
+    if not height * width:
+        raise Rejected(Reason.CORRUPT_IMAGE, f"{width}x{height} in the header")
     if height * width > options.max_image_pixels:
         raise Rejected(
             Reason.TOO_MANY_PIXELS,

@@ -150,7 +150,7 @@ def _check_entry(
     conversation = check_conversation(raw.get("conversations"), len(paths))
     images = tuple(locator.find(path) for path in paths)
     try:
-        checked = orjson.dumps(raw | {"conversations": conversation.turns})
+        checked = orjson.dumps(raw | {"conversations": conversation.turns}, default=float)
     except TypeError as error:
         raise Rejected(Reason.MALFORMED_ENTRY, str(error)) from error
     planned = PlannedEntry(index=index, paths=paths, images=images, raw=checked)

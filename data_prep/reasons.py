@@ -1,6 +1,5 @@
 """The closed list of reasons for which an entry is not stored."""
 
-from dataclasses import dataclass
 from enum import Enum
 
 
@@ -33,12 +32,13 @@ class Reason(str, Enum):
     TOO_ELONGATED = "too_elongated"
 
 
-@dataclass(frozen=True)
 class Rejected(Exception):
     """Raised where an entry cannot be stored; ends the work on that entry, never the run."""
 
-    reason: Reason
-    detail: str
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.detail}"

@@ -179,6 +179,8 @@ def _make_missing(
     with reporter.converting(source_bytes) as meter:
         for _ in engine.run(tasks, meter.tick):
             pass
+    for folder in (workspace.root, *{one.record(0).parent for one in rounds}):
+        remove_partials(folder)
 
 
 def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:

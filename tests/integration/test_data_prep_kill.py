@@ -1,0 +1,113 @@
+"""A run that is killed at any moment, and run again, ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep.drawn import write_drawn_dataset
+
+NUM_KILLS = 20
+
+
+def command(data: Path, output: Path, workers: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "data_prep", "cambrian", "--data-dir", str(data)),
+        *("--output-dir", str(output), "--workers", str(workers), "--shard-size", "40"),
+        *("--shuffle-seed", "5", "--text-only", "keep"),
+    ]
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_drawn_dataset(folder, num_entries=1500, seed=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> tuple[dict[str, bytes], float]:
+    """What a run leaves, and the seconds that it takes."""
+    output = tmp_path_factory.mktemp("calm")
+    start = time.monotonic()
+    subprocess.run(command(data, output, 1), check=True, capture_output=True)
+    return outcome(output), time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_random_moments(data, undisturbed, tmp_path, workers):
+    expected, seconds = undisturbed
+    moments = random.Random(workers)
+    interrupted = 0
+    for attempt in range(NUM_KILLS // 2):
+        output = tmp_path / str(attempt)
+        while True:
+            process = subprocess.Popen(
+                command(data, output, workers),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                status = process.wait(timeout=moments.uniform(0.2, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                interrupted += 1
+                if moments.random() < 0.5:
+                    continue  # killed again, wherever it resumed
+                status = subprocess.run(
+                    command(data, output, workers), capture_output=True
+                ).returncode
+            break
+        assert status == 0
+        found = outcome(output)
+        assert sorted(found) == sorted(expected)
+        assert found == expected
+    assert interrupted >= NUM_KILLS // 4, "the kills came too late to test anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_do_not_show(data, undisturbed, tmp_path, workers):
+    subprocess.run(command(data, tmp_path / "W", workers), check=True, capture_output=True)
+    assert outcome(tmp_path / "W") == undisturbed[0]
+
+
+def test_workers_end_with_a_killed_parent(data, tmp_path):
+    process = subprocess.Popen(
+        command(data, tmp_path / "W", 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (workers := children(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert workers
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children") if _alive(pid) else []:
+        found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,116 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.conversation import IMAGE_MARK, check_conversation
+from data_prep.reasons import Reason, Rejected
+
+
+def turns(*texts, roles=("human", "gpt")):
+    return [{"from": roles[i % len(roles)], "value": text} for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "num_images"),
+    [
+        (turns("<image>\nWhat?", "A dog."), 1),
+        (turns("What is in it? <image>", "A dog."), 1),
+        (turns("<image>", "A dog."), 1),
+        (turns("<image>a", "b", "c", "d"), 1),
+        (turns("a", "b", "<image>c", "d"), 1),
+        (turns("<image>a", "b", "<image>c", "d"), 2),
+        (turns("a", "b", roles=("user", "assistant")), 0),
+        ([{"from": "system", "value": "Be brief."}, *turns("a", "b")], 0),
+        ([{"from": "system", "value": ""}, *turns("a", "b")], 0),
+    ],
+)
+def test_sound_conversations_are_kept_as_they_are(raw, num_images):
+    checked = check_conversation(raw, num_images)
+    assert checked.turns == raw
+    assert checked.repairs == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "num_images", "expected", "repair"),
+    [
+        (turns("a", "b"), 2, turns("<image>\n<image>\na", "b"), "image_marks_added"),
+        (turns("<image>", 12), 1, turns("<image>", "12"), "integer_to_text"),
+        (turns("a", "b", "c"), 0, turns("a", "b"), "unanswered_question_dropped"),
+        (
+            [{"from": "system", "value": "s"}, *turns("a", "b", "c")],
+            1,
+            [{"from": "system", "value": "s"}, *turns("<image>\na", "b")],
+            "unanswered_question_dropped",
+        ),
+    ],
+)
+def test_repairs(raw, num_images, expected, repair):
+    before = [dict(turn) for turn in raw]
+    checked = check_conversation(raw, num_images)
+    assert checked.turns == expected
+    assert repair in checked.repairs
+    assert raw == before, "the entry itself stays as it was"
+
+
+@pytest.mark.parametrize(
+    ("raw", "num_images", "reason"),
+    [
+        (None, 0, Reason.NO_CONVERSATION),
+        ([], 0, Reason.NO_CONVERSATION),
+        ("text", 0, Reason.NO_CONVERSATION),
+        (["text"], 0, Reason.MALFORMED_TURN),
+        ([{"value": "a"}], 0, Reason.MALFORMED_TURN),
+        ([{"from": "tool", "value": "a"}], 0, Reason.MALFORMED_TURN),
+        ([{"from": ["human"], "value": "a"}], 0, Reason.MALFORMED_TURN),
+        (turns("a", None), 0, Reason.VALUE_NOT_TEXT),
+        (turns("a", 1.5), 0, Reason.VALUE_NOT_TEXT),
+        (turns("a", True), 0, Reason.VALUE_NOT_TEXT),
+        (turns("a", ["b"]), 0, Reason.VALUE_NOT_TEXT),
+        (turns("a"), 0, Reason.ROLES_DO_NOT_ALTERNATE),
+        (turns("a", "b", roles=("gpt", "human")), 0, Reason.ROLES_DO_NOT_ALTERNATE),
+        (turns("a", "b", "c", roles=("human", "gpt", "gpt")), 0, Reason.ROLES_DO_NOT_ALTERNATE),
+        (turns("a", "b", "<image>c"), 1, Reason.ROLES_DO_NOT_ALTERNATE),
+        ([{"from": "system", "value": "s"}], 0, Reason.ROLES_DO_NOT_ALTERNATE),
+        (turns("a", "b", "s", roles=("human", "gpt", "system")), 0, Reason.ROLES_DO_NOT_ALTERNATE),
+        (turns("a", ""), 0, Reason.EMPTY_ANSWER),
+        (turns("a", " \n"), 0, Reason.EMPTY_ANSWER),
+        (turns("", "b"), 0, Reason.EMPTY_QUESTION),
+        (turns("<image>a", "b", "", "d"), 1, Reason.EMPTY_QUESTION),
+        (turns("<image>a", "b"), 0, Reason.IMAGE_MARKS_MISMATCH),
+        (turns("<image>a", "b"), 2, Reason.IMAGE_MARKS_MISMATCH),
+        (turns("<image><image>a", "b"), 1, Reason.IMAGE_MARKS_MISMATCH),
+        (turns("a", "<image>"), 1, Reason.IMAGE_MARKS_MISMATCH),
+        (turns("<image>a", "see <image>"), 1, Reason.IMAGE_MARKS_MISMATCH),
+        (
+            [{"from": "system", "value": "<image>"}, *turns("a", "b")],
+            1,
+            Reason.IMAGE_MARKS_MISMATCH,
+        ),
+    ],
+)
+def test_rejections(raw, num_images, reason):
+    with pytest.raises(Rejected) as caught:
+        check_conversation(raw, num_images)
+    assert caught.value.reason is reason
+
+
+_VALUES = st.one_of(
+    st.text(max_size=4), st.sampled_from(["<image>", "a <image>"]), st.integers(), st.none()
+)
+_TURNS = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt", "system", "x"]), "value": _VALUES}
+)
+
+
+@given(st.lists(_TURNS, max_size=6), st.integers(0, 2))
+def test_whatever_is_kept_is_sound(raw, num_images):
+    try:
+        kept = check_conversation(raw, num_images).turns
+    except Rejected:
+        return
+    dialogue = kept[1:] if kept[0]["from"] == "system" else kept
+    assert [turn["from"] for turn in dialogue] == ["human", "gpt"] * (len(dialogue) // 2)
+    assert sum(turn["value"].count(IMAGE_MARK) for turn in dialogue[::2]) == num_images
+    assert not any(IMAGE_MARK in turn["value"] for turn in dialogue[1::2])
+    assert all(turn["value"].strip() for turn in dialogue)
+    assert check_conversation(kept, num_images).repairs == (), "a repaired one needs no repair"
