@@ -114,6 +114,11 @@ class VisualTokenizer(abc.ABC):
     def decode(self, coefficients: torch.Tensor, plan: Plan) -> np.ndarray:
         """uint8 (T, H, W, 3): what the model sees, at the plan's size."""
 
+    def view_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels at which what the model sees is compared with the picture."""
+        plan = self.plan(height, width)
+        return plan.height, plan.width
+
     @property
     def counts_from_header(self) -> bool:
         """True where `plan` already has the final numbers of cells and tokens."""

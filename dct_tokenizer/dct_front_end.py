@@ -80,6 +80,14 @@ class DCTFrontEnd(FrontEnd):
             values["bias"] = columns @ self.mean.double().cpu()
         return values
 
+    def flops_per_cell(self, embed_dim: int, *, still: bool) -> int:
+        """See `FrontEnd.flops_per_cell`: temporal basis, spatial basis, weight."""
+        pixels = 3 * self.bands.cell**2
+        kept = 1 if still else self.bands.temporal_keep
+        temporal = 0 if still else kept * self.bands.frames_per_cell * pixels
+        columns = kept * self.bands.num_spatial
+        return 2 * (temporal + columns * pixels + columns * embed_dim)
+
     @torch.no_grad()
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `FrontEnd.folded`: whitening, bands and basis multiplied into one kernel."""

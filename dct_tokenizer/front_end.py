@@ -66,6 +66,10 @@ class FrontEnd(Float32Buffers, abc.ABC):
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float64 Conv3d weight (O, 3, T, B, B) and bias (O,) on CLIP-normalised pixels."""
 
+    @abc.abstractmethod
+    def flops_per_cell(self, embed_dim: int, *, still: bool) -> int:
+        """FLOPs of a cell's way to an embedding of width `embed_dim`."""
+
     def reset_parameters(self) -> None:
         """A random start: the Conv3d default's, carried over as a pretrained weight would be.
 
@@ -120,6 +124,10 @@ class PixelFrontEnd(FrontEnd):
         # pinv(R.T) of the enlargement R per axis: <R x, pinv(R.T) w> = <x, w>.
         carry = torch.linalg.pinv(resize_matrix(self.cell).T)
         return {"weight": torch.einsum("octij,ai,bj->octab", weight, carry, carry)}
+
+    def flops_per_cell(self, embed_dim: int, *, still: bool) -> int:
+        """See `FrontEnd.flops_per_cell`: one frame's pixels, or all."""
+        return 2 * embed_dim * self.weight[0].numel() // (PATCH_FRAMES if still else 1)
 
     @torch.no_grad()
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -58,6 +58,12 @@ def preset_config(name: str) -> dict[str, Any]:
     return yaml.safe_load((PRESET_DIR / f"{name}.yaml").read_text())
 
 
+def preset_summary(name: str) -> str:
+    """What a preset is in a sentence: the comment on the first line of its file."""
+    first = (PRESET_DIR / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
 def build_tokenizer(preset: str | Mapping[str, Any], **overrides: Any) -> VisualTokenizer:
     """A tokenizer from a preset's name or a mapping with a preset's keys.
 

@@ -29,6 +29,10 @@ from dct_tokenizer.pixels import (
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import register_family
 
+#: Sides are multiples of this many pixels, so that every unit can merge at least once; it is also
+#: the factor of 28-pixel cells, hence a budget of 1/4 is exactly their number of tokens.
+RESIZE_FACTOR = 2 * quadtree.UNIT
+
 
 @register_family("adaptive")
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class AdaptiveTokenizer(VisualTokenizer):
         new_height, new_width = smart_resize(
             height,
             width,
-            factor=quadtree.UNIT,
+            factor=RESIZE_FACTOR,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )

@@ -58,6 +58,10 @@ class PixelDownscaleTokenizer(PixelTokenizer):
             self.same_tokens_as, min_pixels=self.min_pixels, max_pixels=self.max_pixels
         )
 
+    def view_size(self, height: int, width: int) -> tuple[int, int]:
+        """The reference's: the downscaling is what this control loses."""
+        return self.reference.view_size(height, width)
+
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
         """See `VisualTokenizer.plan`."""
         theirs = self.reference.plan(height, width, frames)

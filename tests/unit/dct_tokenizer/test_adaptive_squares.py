@@ -70,16 +70,24 @@ def test_detail_gets_the_small_squares():
 
 def test_under_a_full_budget_it_is_the_stock_grid():
     tokenizer = build_tokenizer({"name": "x", "family": "adaptive", "budget": 1.0})
-    picture = texture_in_a_corner(280, 196)
+    picture = texture_in_a_corner(280, 224)
     plan = refined(tokenizer, picture)
     stock_tokenizer = build_tokenizer("pixel")
-    stock = stock_tokenizer.plan(280, 196)
+    stock = stock_tokenizer.plan(280, 224)
     assert plan.num_cells == stock.num_cells
     assert np.array_equal(plan.vit_positions, stock.vit_positions)
     assert np.array_equal(plan.mrope_positions, stock.mrope_positions)
     assert plan.mrope_extent == stock.mrope_extent
     cells = tokenizer.cells(picture, plan)
     assert torch.equal(cells, stock_tokenizer.cells(picture, stock))
+
+
+def test_a_quarter_is_the_number_of_tokens_of_28_pixel_cells():
+    adaptive, double = build_tokenizer("adaptive"), build_tokenizer("dct28_420")
+    for size in [(427, 640), (100, 900), (2000, 1500)]:
+        ours, theirs = adaptive.plan(*size), double.plan(*size)
+        assert ours.num_llm_tokens == theirs.num_llm_tokens
+        assert (ours.height, ours.width) == (theirs.height, theirs.width)
 
 
 def test_positions_are_centres():
