@@ -55,7 +55,7 @@ class CheckpointWriter(pl.Callback):
 
     Args:
         run_dir: the run's folder.
-        every: steps; 0 saves at the last step only.
+        every: steps; 0 saves at the last step only, -1 never.
         last_step: the step at which this process stops.
         keep: checkpoints that are kept.
         meta: written into each checkpoint.
@@ -79,6 +79,8 @@ class CheckpointWriter(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save inside `fit()`: afterwards NeMo changes the names of the parameters."""
         step = trainer.global_step
+        if self.every < 0:
+            return
         if step == self.last_step or (self.every and step % self.every == 0):
             self.save(trainer, step)
 

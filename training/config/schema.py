@@ -65,7 +65,7 @@ class TrainerConfig:
     val_every: int = 500
     #: global batches of one validation, always the same ones
     val_batches: int = 10
-    #: steps between checkpoints; 0 saves at the end only
+    #: steps between checkpoints; 0 saves at the end only, -1 never
     save_every: int = 500
     #: checkpoints that are kept
     keep_last: int = 2
