@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from training.report.series import frame_top, smooth, thin
 from training.report.svg import COLORS, drawing, figure_markup
 
 #: below this many points each one is marked: a line through one point cannot be seen
 _FEW_POINTS = 12
+_AREA_POINTS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Line:
         x, y: float (num_points,); points whose `y` is not finite are left out.
         color: number of the page's series colour.
         style: solid, dashed, or points (a dashed line with marks, for few measurements).
-        smoothed: draw a moving average, and the values themselves faintly behind it.
+        smoothed: draw a moving mean or median, and the values themselves faintly behind it.
     """
 
     label: str | None
@@ -34,7 +36,7 @@ class Line:
     y: np.ndarray
     color: Literal[1, 2, 3] = 1
     style: Literal["solid", "dashed", "points"] = "solid"
-    smoothed: bool = False
+    smoothed: Literal["mean", "median"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +84,17 @@ def line_chart(
 def area_chart(
     name: str, x: np.ndarray, areas: Sequence[Area], *, y_label: str, description: str
 ) -> Markup:
-    """Smoothed quantities on top of each other as inline SVG; arguments as of `line_chart`."""
+    """Moving medians on top of each other as inline SVG; arguments as of `line_chart`."""
     with drawing(name) as figure:
         axes = figure.subplots()
         if len(x) == 1:  # an area needs a width
             x = np.array([x[0] - 0.5, x[0] + 0.5])
             layers = [np.repeat(area.values, 2) for area in areas]
         else:
-            layers = [smooth(area.values) for area in areas]
+            # smoothed curves lose nothing by this, and the page of a long run stays small
+            every = slice(None, None, -(-len(x) // _AREA_POINTS))
+            layers = [smooth(area.values, "median")[every] for area in areas]
+            x = x[every]
         floor = np.zeros(len(x))
         for area, layer in zip(areas, layers, strict=True):
             color = COLORS[f"series-{area.color}"]
@@ -107,8 +112,8 @@ def _draw(axes: Axes, line: Line) -> None:
     marker = "o" if line.style == "points" or len(line.x) <= _FEW_POINTS else None
     linestyle = "-" if line.style == "solid" else "--"
     if line.smoothed and len(line.x) > _FEW_POINTS:
-        axes.plot(*thin(line.x, line.y), color=color, alpha=0.28, linewidth=0.8)
-        x, y = thin(line.x, smooth(line.y))
+        axes.plot(*thin(line.x, line.y), color=color, alpha=0.4, linewidth=0.8)
+        x, y = thin(line.x, smooth(line.y, line.smoothed))
     else:
         x, y = thin(line.x, line.y)
     axes.plot(
@@ -119,7 +124,7 @@ def _draw(axes: Axes, line: Line) -> None:
 def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=7)
-    handles, _ = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(loc="best", ncols=len(handles) if len(handles) <= 3 else 2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_axisbelow(True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.figure.legend(loc="outside upper right", ncols=3)

@@ -72,7 +72,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 def percent(share: float | None) -> str:
     """A share of 1 as a percentage: 0.534 → 53.4 %."""
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def amount(count: int) -> str:
@@ -81,11 +81,12 @@ def amount(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 42 s, 3 min 5 s or 2 h 10 min."""
+    """Seconds as 0.42 s, 42 s, 3 min 5 s or 2 h 10 min, with spaces that do not break."""
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+        text = f"{figure(seconds, 2)} s"
+    elif whole < 3600:
+        text = f"{whole // 60} min {whole % 60} s"
+    else:
+        text = f"{whole // 3600} h {whole % 3600 // 60} min"
+    return text.replace(" ", "\u00a0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -56,14 +56,12 @@ def first_and_last_loss(steps: Steps, count: int = 5) -> tuple[float, float]:
     return float(loss[:count].mean()), float(loss[-count:].mean())
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about 3 % of the run, without a bias at its start.
-
-    NaN stays NaN and does not spread.
-    """
-    span = max(3.0, 0.03 * len(values))
-    average = pd.Series(values).ewm(span=span, ignore_na=True).mean().to_numpy()
-    return np.where(np.isnan(values), np.nan, average)
+def smooth(values: np.ndarray, by: Literal["mean", "median"]) -> np.ndarray:
+    """Moving mean or median over about 3 % of the run around each step; NaN stays NaN."""
+    window = max(5, 2 * (len(values) // 60) + 1)
+    series = pd.Series(values).rolling(window, center=True, min_periods=1)
+    average = series.mean() if by == "mean" else series.median()
+    return np.where(np.isnan(values), np.nan, average.to_numpy())
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = 600) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,133 @@
+"""What a run's folder says about the run, gathered for its page."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from training.checkpoints import list_checkpoints, read_meta
+from training.config.schema import RunConfig
+from training.data.rejects import count_rejects
+from training.ledger import LedgerSummary, summarize
+from training.report.series import Steps
+from training.run_files import (
+    STEPS_NAME,
+    VALIDATION_NAME,
+    read_config,
+    read_json_lines,
+    read_steps,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that is kept."""
+
+    name: str
+    step: int
+    num_bytes: int
+    world_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """One run."""
+
+    config: RunConfig
+    config_text: str
+    #: contents of environment.json
+    environment: dict[str, Any]
+    steps: Steps
+    #: by step, of validations that were done twice the later one
+    validation: Steps
+    #: the step that was logged last; lower than the highest while a resumed run catches up
+    current_step: int
+    #: first step after each restart that did steps again
+    restarts: tuple[int, ...]
+    num_steps_repeated: int
+    rejects: Counter[str]
+    validation_rejects: Counter[str]
+    ledger: LedgerSummary | None
+    data_parallel_size: int
+    checkpoints: tuple[Checkpoint, ...]
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run was to stop."""
+        trainer = self.config.trainer
+        return min(trainer.max_steps, trainer.stop_at_step or trainer.max_steps)
+
+    @property
+    def state(self) -> str:
+        """A sentence on how far the run is."""
+        done, planned = self.current_step, self.config.trainer.max_steps
+        if done >= planned:
+            return f"Finished: all {planned:,} steps are done."
+        if done >= self.last_step:
+            return f"Stopped as asked after step {done:,}; the schedule runs to {planned:,}."
+        return f"Not finished when this page was written: step {done:,} of {self.last_step:,}."
+
+    @property
+    def command(self) -> str:
+        """The command line, as it can be typed again."""
+        program, *arguments = self.environment["command"]
+        path = Path(program)
+        start = ["python", "-m", path.parent.name] if path.name == "__main__.py" else [program]
+        return shlex.join([*start, *arguments])
+
+
+def gather(run_dir: str | Path) -> RunFacts:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: the folder is not a run's.
+    """
+    folder = Path(run_dir)
+    config = read_config(folder)
+    entries = read_json_lines(folder / STEPS_NAME)
+    steps = read_steps(folder)
+    validation = {e["step"]: e for e in read_json_lines(folder / VALIDATION_NAME)}
+    replicas = sorted((folder / "ledger").glob("dp*.jsonl"))
+    return RunFacts(
+        config=config,
+        config_text=(folder / "config.yaml").read_text(),
+        environment=orjson.loads((folder / "environment.json").read_bytes()),
+        steps=steps,
+        validation=[validation[step] for step in sorted(validation)],
+        current_step=entries[-1]["step"] if entries else 0,
+        restarts=_restarts([entry["step"] for entry in entries]),
+        num_steps_repeated=len(entries) - len(steps),
+        rejects=count_rejects(folder / "rejects"),
+        validation_rejects=count_rejects(folder / "rejects_val"),
+        ledger=summarize(folder) if replicas else None,
+        data_parallel_size=len(replicas),
+        checkpoints=tuple(_checkpoint(path) for path in list_checkpoints(folder)),
+    )
+
+
+def span(steps: Steps) -> str:
+    """When the first and the last of these steps were done, in UTC."""
+    first, last = (datetime.fromtimestamp(steps[i]["time"], tz=timezone.utc) for i in (0, -1))
+    end = f"{last:%H:%M:%S}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M:%S}"
+    return f"{first:%Y-%m-%d %H:%M:%S} to {end} UTC"
+
+
+def _restarts(order: list[int]) -> tuple[int, ...]:
+    return tuple(step for previous, step in pairwise(order) if step <= previous)
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    meta = read_meta(path)
+    return Checkpoint(
+        name=path.name,
+        step=meta["step"],
+        num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        world_size=meta.get("world_size"),
+    )

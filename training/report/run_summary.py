@@ -1,0 +1,184 @@
+"""RUN/summary.html: one page that says what a run was and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from training.report.charts import Area, Line, area_chart, line_chart
+from training.report.page import duration, figure, write_page
+from training.report.run_facts import RunFacts, gather, span
+from training.report.series import (
+    TOKEN_KINDS,
+    column,
+    first_and_last_loss,
+    steady_steps,
+    steady_throughput,
+    token_rates,
+)
+
+SUMMARY_NAME = "summary.html"
+
+
+def write_run_summary(run_dir: str | Path) -> Path:
+    """Write the page of a run that has ended, is still going, or was cut off.
+
+    Returns:
+        run_dir/summary.html
+
+    Raises:
+        ValueError: the folder is not a run's.
+    """
+    facts = gather(run_dir)
+    path = Path(run_dir) / SUMMARY_NAME
+    context = {
+        "facts": facts,
+        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "span": span(facts.steps) if facts.steps else None,
+        "cards": _headline(facts) if facts.steps else [],
+        "charts": _charts(facts) if facts.steps else [],
+        "num_bad_losses": int((~np.isfinite(column(facts.steps, "loss"))).sum()),
+        "settings": settings(facts),
+    }
+    write_page(path, "run_summary.html.jinja", context)
+    return path
+
+
+def settings(facts: RunFacts) -> dict[str, str]:
+    """The settings that decide most, in words."""
+    run = facts.config
+    trainer, data, optim, model = run.trainer, run.data, run.optim, run.model
+    frozen = [
+        part
+        for part in ("language_model", "vision_model", "vision_projection")
+        if getattr(model, f"freeze_{part}")
+    ]
+    tokenizer = dict(run.tokenizer)
+    name = tokenizer.pop("name", "unnamed")
+    return {
+        "Experiment": run.experiment_name,
+        "Tokenizer": f"{name} ({_pairs(tokenizer)})",
+        "Model": model.path,
+        "Trained": f"all but {', '.join(frozen)}" if frozen else "all parameters",
+        "Precision and layers": f"{model.dtype}, layer spec {model.layer_spec}",
+        "Data": data.path,
+        "Pixels": f"{data.min_pixels:,} to {data.max_pixels:,} a picture after the resize",
+        "Longest sample": f"{data.seq_length:,} tokens",
+        "Batch": f"{trainer.global_batch_size} samples a step, "
+        f"{trainer.micro_batch_size} a forward pass",
+        "Layout": f"tensor {trainer.tensor_parallel_size} · "
+        f"pipeline {trainer.pipeline_parallel_size} · "
+        f"context {trainer.context_parallel_size} · data {facts.data_parallel_size or '?'}",
+        "Optimizer": f"AdamW, learning rate {optim.lr:g} to {optim.min_lr:g} by a cosine after "
+        f"{optim.warmup_steps} warm-up steps, weight decay {optim.weight_decay:g}, "
+        f"gradient norm clipped at {optim.clip_grad:g}",
+        "Seed": str(run.seed),
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _headline(facts: RunFacts) -> list[dict[str, str]]:
+    steps = facts.steps
+    steady = steady_steps(steps)
+    first, last = first_and_last_loss(steps)
+    rates = {kind: float(np.median(rate)) for kind, rate in token_rates(steady).items()}
+    count = min(5, len(steps))
+    cards = [
+        {
+            "value": figure(last),
+            "label": "training loss",
+            "note": f"mean of the last {count} logged; {figure(first)} over the first {count}",
+        }
+    ]
+    if facts.validation:
+        losses = column(facts.validation, "loss")
+        finite = np.isfinite(losses)
+        note = f"at step {facts.validation[-1]['step']:,}"
+        if finite.any():
+            best = int(np.where(finite, losses, np.inf).argmin())
+            note += (
+                f"; lowest {figure(losses[best])} at step {facts.validation[best]['step']:,}"
+                if best != len(losses) - 1
+                else ", the lowest so far"
+            )
+        cards.append({"value": figure(losses[-1]), "label": "validation loss", "note": note})
+    seconds = float(np.median(column(steady, "seconds")))
+    peak = float(np.nanmax(column(steps, "peak_memory_gib")))
+    warm_up = " without the first 10" if len(steady) < len(steps) else ""
+    return [
+        *cards,
+        {
+            "value": figure(steady_throughput(steps)),
+            "label": "samples a second",
+            "note": f"median of the steps{warm_up}; {duration(seconds)} a step",
+        },
+        {
+            "value": figure(sum(rates.values()) - rates["padding"]),
+            "label": "tokens a second",
+            "note": f"{figure(rates['text'])} text and {figure(rates['visual'])} visual; "
+            f"{figure(rates['padding'])} of padding are not counted",
+        },
+        {
+            "value": f"{figure(peak)} GiB",
+            "label": "peak memory",
+            "note": "of the first process: the device's allocator, or all of it on a CPU",
+        },
+    ]
+
+
+def _charts(facts: RunFacts) -> list[dict[str, str | Markup]]:
+    steps = facts.steps
+    x = column(steps, "step")
+    loss = [Line(label="training", x=x, y=column(steps, "loss"), smoothed="mean")]
+    if facts.validation:
+        validation_x, validation_y = (column(facts.validation, n) for n in ("step", "loss"))
+        loss.append(
+            Line(label="validation", x=validation_x, y=validation_y, color=2, style="points")
+        )
+    marks = facts.restarts
+    charts: list[dict[str, str | Markup]] = [
+        {
+            "caption": "Loss: moving mean, with the single steps behind it",
+            "svg": line_chart(
+                "loss", loss, y_label="loss", description="Loss over steps", marks=marks
+            ),
+        }
+    ]
+    plain = [
+        ("grad_norm", "Gradient norm before clipping", "gradient norm", True),
+        ("lr", "Learning rate", "learning rate", False),
+        ("samples_per_second", "Samples a second", "samples/s", True),
+        ("seconds", "Step time", "seconds", True),
+        ("peak_memory_gib", "Peak memory so far", "GiB", False),
+    ]
+    for name, caption, y_label, varies in plain:
+        y = column(steps, name)
+        if np.isfinite(y).any():
+            svg = line_chart(
+                name.replace("_", "-"),
+                [Line(label=None, x=x, y=y, smoothed="median" if varies else None)],
+                y_label=y_label,
+                description=f"{caption} over steps",
+                marks=marks,
+                from_zero=True,
+            )
+            highest = int(np.nanargmax(y))
+            # the frame may leave it out
+            note = f"; highest {figure(y[highest])} at step {steps[highest]['step']:,}"
+            charts.append({"caption": caption + note if varies else caption, "svg": svg})
+    rates = token_rates(steps)
+    areas = [
+        Area(label=kind, values=rates[kind], color=color)  # type: ignore[arg-type]
+        for color, kind in enumerate(TOKEN_KINDS, start=1)
+    ]
+    svg = area_chart("tokens", x, areas, y_label="tokens/s", description="Tokens a second by kind")
+    charts.insert(4, {"caption": "Tokens a second by kind, added up (moving medians)", "svg": svg})
+    return charts
