@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,3 +108,17 @@ def test_mistakes_are_one_line_and_status_two(arguments, words):
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_the_benchmark_runs_and_writes_its_results(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "tokenizer.py"
+    target = tmp_path / "results.json"
+    command = [sys.executable, str(script), "--quick", "--json", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    content = json.loads(target.read_text())
+    by_name = {line["name"]: line for line in content["results"]}
+    assert content["machine"]["transformers"]
+    assert by_name["prep_ratio"]["unit"] == "x"
+    assert by_name["prep_presized_ratio"]["value"] > by_name["prep_ratio"]["value"] > 1
+    assert by_name["prep_pixel"]["peer_value"] > 0
