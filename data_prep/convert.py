@@ -1,4 +1,4 @@
-"""Decoding any image to upright 8-bit grey or sRGB, once, with Pillow."""
+"""Decoding any image to upright 8-bit grey or sRGB, once."""
 
 import io
 import warnings
@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from data_prep.png import PNG_START, decode_plain_png
 from data_prep.reasons import Reason, Rejected
 
 Image.init()
@@ -36,14 +37,67 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright picture of mode "L" or "RGB", and what was done to get there."""
+    """An upright picture, and what was done to get there."""
 
-    pixels: Image.Image
+    pixels: np.ndarray  #: uint8, (height, width) grey or (height, width, 3) sRGB
     conversions: list[str]
 
 
-def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Read an image's header; raises Rejected. Pixels are not decoded yet."""
+def decode_upright(data: bytes, *, max_pixels: int) -> Decoded:
+    """Decode an image's first frame, turn it upright, bring it to 8 bits over white.
+
+    Raises Rejected; an image is never decoded a second time.
+    """
+    if data.startswith(PNG_START):
+        plain = decode_plain_png(data, max_pixels=max_pixels)
+        if plain is not None:
+            return Decoded(plain, ["png"])
+    image = _open(data, max_pixels=max_pixels)
+    if image.mode in _OPEN_RANGE_MODES and not _is_sixteen_bits(image):
+        raise Rejected(Reason.UNSUPPORTED_IMAGE, f"{image.format} with pixels of mode {image.mode}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # the one time that pixels are decoded: a broken PNG can fail at the first load and
+            # come out grey, without an error, at the second
+            image.load()
+            conversions = _kinds(image)
+            profile = image.info.get("icc_profile")
+            upright = ImageOps.exif_transpose(image) if "rotated" in conversions else image
+            if _is_sixteen_bits(image):
+                return Decoded(_from_sixteen_bits(upright), conversions)
+            return Decoded(np.asarray(_to_eight_bits(upright, profile, conversions)), conversions)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(error) from error
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic with antialiasing, as Qwen's image processor resizes."""
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """JPEG of quality 95, without chroma subsampling."""
+    pixels = np.ascontiguousarray(pixels)
+    if pixels.ndim == 2:
+        return simplejpeg.encode_jpeg(
+            pixels[..., None], quality=95, colorspace="GRAY", colorsubsampling="Gray"
+        )
+    return simplejpeg.encode_jpeg(pixels, quality=95, colorspace="RGB", colorsubsampling="444")
+
+
+def encode_as_pillow(pixels: np.ndarray) -> bytes:
+    """RGB JPEG as Pillow writes it when it is told nothing: quality 75, 4:2:0."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB").save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def _open(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Read an image's header; pixels are not decoded yet."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of broken metadata and, at half our bound, of decompression bombs
@@ -63,44 +117,6 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
             Reason.TOO_MANY_PIXELS, f"{image.width}x{image.height} is over {max_pixels} pixels"
         )
     return image
-
-
-def decode_upright(image: Image.Image) -> Decoded:
-    """Decode the first frame, turn it upright, bring it to 8-bit sRGB over white."""
-    if image.mode in _OPEN_RANGE_MODES and not _is_sixteen_bits(image):
-        raise Rejected(Reason.UNSUPPORTED_IMAGE, f"{image.format} with pixels of mode {image.mode}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # the one time that pixels are decoded: a broken PNG can fail at the first load and
-            # come out grey, without an error, at the second
-            image.load()
-            conversions = _kinds(image)
-            profile = image.info.get("icc_profile")
-            upright = ImageOps.exif_transpose(image)
-            if _is_sixteen_bits(image):
-                return Decoded(_from_sixteen_bits(upright), conversions)
-            return Decoded(_to_eight_bits(upright, profile, conversions), conversions)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _broken(error) from error
-
-
-def encode(pixels: Image.Image, *, pillow_defaults: bool) -> bytes:
-    """JPEG with quality 95, 4:4:4, or with what Pillow does when it is told nothing."""
-    if pillow_defaults:
-        buffer = io.BytesIO()
-        pixels.convert("RGB").save(buffer, format="JPEG")
-        return buffer.getvalue()
-    array = np.ascontiguousarray(pixels)
-    if pixels.mode == "L":
-        return simplejpeg.encode_jpeg(
-            array[..., None], quality=95, colorspace="GRAY", colorsubsampling="Gray", fastdct=False
-        )
-    return simplejpeg.encode_jpeg(
-        array, quality=95, colorspace="RGB", colorsubsampling="444", fastdct=False
-    )
 
 
 def _kinds(image: Image.Image) -> list[str]:
@@ -128,10 +144,10 @@ def _is_sixteen_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+def _from_sixteen_bits(image: Image.Image) -> np.ndarray:
     """Grey of 0…65535 to 0…255, rounded: Pillow's own conversion clips at 255."""
     sixteen = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((sixteen * 255 + 32767) // 65535).astype(np.uint8))
+    return ((sixteen * 255 + 32767) // 65535).astype(np.uint8)
 
 
 def _to_eight_bits(
@@ -147,7 +163,8 @@ def _to_eight_bits(
         return image.convert("L")
     if image.mode == "P":
         image = image.convert("RGB")
-    return _to_srgb(image, profile, conversions).convert("RGB")
+    image = _to_srgb(image, profile, conversions)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, conversions: list[str]) -> Image.Image:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import simplejpeg
 
-from data_prep.convert import Decoded, decode_upright, encode, open_image
+from data_prep.convert import Decoded, decode_upright, encode, encode_as_pillow, resize
 from data_prep.jpeg_header import JPEG_START, JpegEndsEarly, JpegHeader, read_jpeg_header
 from data_prep.options import Options
 from data_prep.reasons import Reason, Rejected
@@ -38,9 +38,7 @@ def store_image(data: bytes, options: Options) -> StoredImage:
             if options.verify == "decode":
                 _check_scan(data)
             return StoredImage(data=data, height=header.height, width=header.width, conversions=())
-    image = open_image(data, max_pixels=options.max_image_pixels)
-    _check_size(image.height, image.width, options)
-    decoded = decode_upright(image)
+    decoded = decode_upright(data, max_pixels=options.max_image_pixels)
     if header is None and data.startswith(JPEG_START):
         decoded.conversions.append("mended_jpeg")
     return _encode(decoded, options)
@@ -67,13 +65,15 @@ def _passes(header: JpegHeader, options: Options) -> bool:
 
 def _encode(decoded: Decoded, options: Options) -> StoredImage:
     pixels, conversions = decoded.pixels, decoded.conversions
-    height, width = _stored_size(pixels.height, pixels.width, options)
-    if (height, width) != (pixels.height, pixels.width):
-        pixels = pixels.resize((width, height))
+    source_height, source_width = pixels.shape[:2]
+    _check_size(source_height, source_width, options)
+    height, width = _stored_size(source_height, source_width, options)
+    if (height, width) != (source_height, source_width):
+        pixels = resize(pixels, height, width)
         conversions.append("resized")
     if options.reencode:
         conversions.append("reencoded")
-    data = encode(pixels, pillow_defaults=options.reencode)
+    data = encode_as_pillow(pixels) if options.reencode else encode(pixels)
     return StoredImage(data=data, height=height, width=width, conversions=tuple(conversions))
 
 

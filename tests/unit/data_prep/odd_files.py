@@ -182,7 +182,7 @@ def _pngs() -> dict[str, OddFile]:
             base[:60] + bytes([base[60] ^ 255]) + base[61:],
             {Reason.CORRUPT_IMAGE, Reason.TRUNCATED_IMAGE},
         ),
-        "png_text_bomb": OddFile(save(pnginfo=chunk), {Reason.CORRUPT_IMAGE}),
+        "png_text_bomb": OddFile(save(pnginfo=chunk), CONVERTED, rgb),
         "png_bomb": OddFile(_png_claiming(40_000, 40_000), {Reason.TOO_MANY_PIXELS}),
         "png_claims_zero": OddFile(_png_claiming(0, 10), {Reason.CORRUPT_IMAGE, Reason.TOO_SMALL}),
     }
