@@ -82,6 +82,19 @@ def test_under_a_full_budget_it_is_the_stock_grid():
     assert torch.equal(cells, stock_tokenizer.cells(picture, stock))
 
 
+def test_the_cheapest_merge_comes_first():
+    """Stripes that 56-pixel squares still hold and 112-pixel ones do not, beside faint noise."""
+    stripes = 128 + 60 * np.cos(2 * np.pi * 0.2 * np.arange(112))
+    luma = np.concatenate([np.tile(stripes, (112, 1)), np.full((112, 112), 128.0)], axis=1)
+    luma[:, 112:] += np.random.default_rng(0).normal(0, 3, (112, 112))
+    picture = np.repeat(luma[None, :, :, None], 3, axis=-1).round().astype(np.uint8)
+    for budget, sides in ((8 / 32, [56] * 8), (5 / 32, [56] * 4 + [112])):
+        tokenizer = build_tokenizer({"name": "x", "family": "adaptive", "budget": budget})
+        boxes = refined(tokenizer, picture).token_boxes
+        assert sorted(boxes[:, 3]) == sides
+        assert (boxes[boxes[:, 2] < 112, 3] == 56).all()
+
+
 def test_a_quarter_is_the_number_of_tokens_of_28_pixel_cells():
     adaptive, double = build_tokenizer("adaptive"), build_tokenizer("dct28_420")
     for size in [(427, 640), (100, 900), (2000, 1500)]:
