@@ -84,7 +84,8 @@ def test_under_a_full_budget_it_is_the_stock_grid():
 
 def test_the_cheapest_merge_comes_first():
     """Stripes that 56-pixel squares still hold and 112-pixel ones do not, beside faint noise."""
-    stripes = 128 + 60 * np.cos(2 * np.pi * 0.2 * np.arange(112))
+    tenth_band = 128 + 60 * np.cos(np.pi * (2 * np.arange(28) + 1) * 10 / 56)
+    stripes = np.tile(tenth_band, 4)
     luma = np.concatenate([np.tile(stripes, (112, 1)), np.full((112, 112), 128.0)], axis=1)
     luma[:, 112:] += np.random.default_rng(0).normal(0, 3, (112, 112))
     picture = np.repeat(luma[None, :, :, None], 3, axis=-1).round().astype(np.uint8)
