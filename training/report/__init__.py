@@ -2,6 +2,7 @@
 
 from training.report.charts import Area, Line, area_chart, line_chart
 from training.report.page import picture_uri, write_page
+from training.report.run_facts import read_validation
 from training.report.run_summary import SUMMARY_NAME, write_run_summary
 from training.report.series import first_and_last_loss, steady_steps, steady_throughput
 
@@ -13,6 +14,7 @@ __all__ = [
     "first_and_last_loss",
     "line_chart",
     "picture_uri",
+    "read_validation",
     "steady_steps",
     "steady_throughput",
     "write_page",

@@ -27,7 +27,7 @@ class Line:
         label: in the legend; None leaves the curve out of it.
         x, y: float (num_points,); points whose `y` is not finite are left out.
         color: number of the page's series colour.
-        style: solid, dashed, or points (a dashed line with marks, for few measurements).
+        style: solid, dashed, or points (no line, for few measurements).
         smoothed: draw a moving mean or median, and the values themselves faintly behind it.
     """
 
@@ -110,14 +110,14 @@ def area_chart(
 def _draw(axes: Axes, line: Line) -> None:
     color = COLORS[f"series-{line.color}"]
     marker = "o" if line.style == "points" or len(line.x) <= _FEW_POINTS else None
-    linestyle = "-" if line.style == "solid" else "--"
+    linestyle = {"solid": "-", "dashed": "--", "points": "none"}[line.style]
     if line.smoothed and len(line.x) > _FEW_POINTS:
         axes.plot(*thin(line.x, line.y), color=color, alpha=0.4, linewidth=0.8)
         x, y = thin(line.x, smooth(line.y, line.smoothed))
     else:
         x, y = thin(line.x, line.y)
     axes.plot(
-        x, y, color=color, marker=marker, markersize=3.5, linestyle=linestyle, label=line.label
+        x, y, color=color, marker=marker, markersize=4.5, linestyle=linestyle, label=line.label
     )
 
 
@@ -126,5 +126,6 @@ def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[0]:
-        axes.figure.legend(loc="outside upper right", ncols=3)
+    num_labels = len(axes.get_legend_handles_labels()[0])
+    if num_labels:
+        axes.figure.legend(loc="outside upper right", ncols=3 if num_labels <= 3 else 2)

@@ -45,7 +45,6 @@ class RunFacts:
     #: contents of environment.json
     environment: dict[str, Any]
     steps: Steps
-    #: by step, of validations that were done twice the later one
     validation: Steps
     #: the step that was logged last; lower than the highest while a resumed run catches up
     current_step: int
@@ -93,14 +92,13 @@ def gather(run_dir: str | Path) -> RunFacts:
     config = read_config(folder)
     entries = read_json_lines(folder / STEPS_NAME)
     steps = read_steps(folder)
-    validation = {e["step"]: e for e in read_json_lines(folder / VALIDATION_NAME)}
     replicas = sorted((folder / "ledger").glob("dp*.jsonl"))
     return RunFacts(
         config=config,
         config_text=(folder / "config.yaml").read_text(),
         environment=orjson.loads((folder / "environment.json").read_bytes()),
         steps=steps,
-        validation=[validation[step] for step in sorted(validation)],
+        validation=read_validation(folder),
         current_step=entries[-1]["step"] if entries else 0,
         restarts=_restarts([entry["step"] for entry in entries]),
         num_steps_repeated=len(entries) - len(steps),
@@ -110,6 +108,12 @@ def gather(run_dir: str | Path) -> RunFacts:
         data_parallel_size=len(replicas),
         checkpoints=tuple(_checkpoint(path) for path in list_checkpoints(folder)),
     )
+
+
+def read_validation(folder: Path) -> Steps:
+    """Entries of validation.jsonl by step: of validations that were done twice, the later one."""
+    by_step = {entry["step"]: entry for entry in read_json_lines(folder / VALIDATION_NAME)}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def span(steps: Steps) -> str:

@@ -1,0 +1,98 @@
+"""Held-out pictures beside what the models see of them, with questions and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from evaluation.quickstart.answers import AnswerLine
+from evaluation.quickstart.data import SamplePicture
+from training.report import picture_uri
+
+#: longer sides are reduced to this many pixels, so that the page stays small
+_LONGEST_SIDE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One picture on the page."""
+
+    title: str
+    uri: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryEntry:
+    """One sample: its pictures, and (main, control) answers by turn."""
+
+    key: str
+    source: str
+    views: tuple[View, ...]
+    answers: tuple[tuple[AnswerLine, AnswerLine], ...]
+
+
+def gallery(
+    pictures: Sequence[SamplePicture],
+    main: Sequence[AnswerLine],
+    control: Sequence[AnswerLine],
+    titles: tuple[str, str],
+) -> list[GalleryEntry]:
+    """Entries in the order of `pictures`; pictures of one sample share an entry.
+
+    Args:
+        pictures: of held-out samples.
+        main, control: the runs' answers to the same questions.
+        titles: names of the main and the control tokenizer.
+
+    Raises:
+        ValueError: a picture of a sample that was not asked about.
+    """
+    grouped: dict[str, list[SamplePicture]] = {}
+    for picture in pictures:
+        grouped.setdefault(picture.key, []).append(picture)
+    others = {(line.key, line.turn): line for line in control}
+    entries = []
+    for key, group in grouped.items():
+        lines = sorted((line for line in main if line.key == key), key=lambda line: line.turn)
+        if not lines:
+            raise ValueError(
+                f"no answer about {key}, of which a picture is to be shown: choose pictures of "
+                "samples that were asked about"
+            )
+        views = [view for picture in group for view in _views(picture, titles)]
+        entries.append(
+            GalleryEntry(
+                key=key,
+                source=lines[0].source,
+                views=tuple(views),
+                answers=tuple((line, others[line.key, line.turn]) for line in lines),
+            )
+        )
+    return entries
+
+
+def _views(picture: SamplePicture, titles: tuple[str, str]) -> list[View]:
+    arrays = (picture.original, picture.seen, picture.seen_by_control)
+    return [
+        View(
+            title=title,
+            uri=picture_uri(_reduced(array)),
+            height=array.shape[0],
+            width=array.shape[1],
+        )
+        for title, array in zip(("original", *titles), arrays, strict=True)
+    ]
+
+
+def _reduced(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = _LONGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
