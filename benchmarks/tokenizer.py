@@ -5,7 +5,8 @@
 CPU part, one core: from JPEG bytes to what the loader ships. The peer is Qwen2VLImageProcessor of
 the installed transformers (Pillow decode, as its users call it). Ours decodes with simplejpeg. The
 "presized" rows start from JPEGs already at the planned size, as `data_prep --presize` stores them.
-Processor time of one thread is taken, so that other work on the machine does not count.
+A front end folded into one convolution is timed against the front end. Processor time of one thread
+is taken, so that other work on the machine does not count.
 
 GPU part, where CUDA is there: cells or patches in pinned memory, over the bus, through the first
 layer, in bf16. Without a GPU it is left out and said so. CUDA events time it; bytes moved count.
@@ -37,7 +38,7 @@ from sklearn.datasets import load_sample_images
 from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_tokenizer import VisualTokenizer, build_tokenizer, fold
 from dct_tokenizer.conformance.pictures import natural_picture
 
 MIN_PIXELS, MAX_PIXELS = 3136, 1_003_520
@@ -140,6 +141,27 @@ def cpu_results(photos: list[bytes], rounds: int) -> list[Result]:
         for name, value in rate.items()
         if name != "peer"
     ]  # fmt: skip
+    weight = torch.randn(EMBED_DIM, 3, 2, 14, 14) * 0.02
+    front_end = double.front_end(EMBED_DIM, weight)
+    conv = fold(front_end, still=True)
+    picture = decode(sized["dct28_420"][0])[None]
+    cells = double.cells(picture, double.plan(*picture.shape[1:3]))
+    image = torch.from_numpy(picture.copy()).permute(3, 0, 1, 2)[None].float()
+    layers: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
+        "front_end": (lambda _: front_end(cells), [b""]),
+        "folded": (lambda _: conv(image), [b""]),
+    }
+    with torch.no_grad():
+        layer = rates(layers, rounds)
+    lines.append(
+        Result(
+            name="folded_dct28_420_cpu",
+            value=layer["folded"],
+            unit="img/s",
+            peer="the front end that it replaces",
+            peer_value=layer["front_end"],
+        )
+    )
     ratios = {
         "prep_ratio": min(rate["pixel"], rate["dct28_420"]) / rate["peer"],
         "prep_presized_ratio": min(rate["pixel presized"], rate["dct28_420 presized"])

@@ -88,7 +88,8 @@ class DCTBasis(Float32Buffers):
     """uint8 cells (N, T', 3, B, B) -> float32 coefficients (N, Q' * P), before whitening.
 
     Q' = Q for clips and 1 for still pictures, whose frames are all equal: their temporal AC
-    columns are exactly 0 and are neither computed nor returned.
+    columns are exactly 0 and are neither computed nor returned. Where TF32 matmuls are allowed
+    on the GPU, coefficients are rounded to 10 bits of the largest, as bf16 inputs would be.
     """
 
     spatial: torch.Tensor

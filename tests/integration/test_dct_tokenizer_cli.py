@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dct_tokenizer
 from dct_tokenizer import build_tokenizer, list_presets
 
 
@@ -71,6 +73,52 @@ def test_check_fails_with_status_one(tmp_path):
     assert result.returncode == 1
     assert "FAIL poor" in result.stdout
     assert "1 of 2 clauses hold" in result.stdout
+
+
+NEW_FAMILY = """
+from dataclasses import dataclass
+
+from dct_tokenizer.families.block import BlockTokenizer
+from dct_tokenizer.geometry import MERGE, regular_plan
+from dct_tokenizer.plan import Plan
+from dct_tokenizer.registry import register_family
+
+
+@register_family("square")
+@dataclass(frozen=True, kw_only=True)
+class SquareTokenizer(BlockTokenizer):
+    side: int
+
+    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
+        side = self.side * MERGE * self.cell
+        return regular_plan(
+            height=side,
+            width=side,
+            frames=frames,
+            cell=self.cell,
+            frames_per_cell=self.frames_per_cell,
+        )
+"""
+NEW_PRESET = """# Every picture as a square of 4 x 4 tokens.
+name: square4
+family: square
+side: 4
+cell: 28
+luma_keep: 28
+chroma_keep: 14
+"""
+
+
+def test_a_new_family_is_one_file_and_one_preset(tmp_path):
+    package = Path(dct_tokenizer.__file__).parent
+    shutil.copytree(package, tmp_path / "dct_tokenizer")
+    (tmp_path / "dct_tokenizer" / "families" / "square.py").write_text(NEW_FAMILY)
+    (tmp_path / "dct_tokenizer" / "presets" / "square4.yaml").write_text(NEW_PRESET)
+    # The working directory comes before installed packages for `python -m`.
+    result = run("check", "square4", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cost = json.loads(run("cost", "square4", "--size", "900x100", "--json", cwd=tmp_path).stdout)
+    assert cost[0]["num_llm_tokens"] == 16
 
 
 def test_stats_are_gathered_and_used(picture, tmp_path):

@@ -26,6 +26,16 @@ def test_every_preset_builds_is_named_like_its_file_and_comes_back_from_its_conf
     assert build_tokenizer(OmegaConf.create(preset_config(name))) == tokenizer
 
 
+@pytest.mark.parametrize("name", list_presets())
+def test_every_preset_spells_out_its_keys_so_that_hydra_can_override_them(name):
+    """Hydra refuses to change a key that a file lacks."""
+    tokenizer = build_tokenizer(name)
+    implied = {"min_pixels", "max_pixels"}  # they belong to the data
+    if tokenizer.family in ("pixel_downscale", "post_dct"):
+        implied.add("cell")  # stock by definition
+    assert preset_config(name).keys() == tokenizer.config().keys() - implied
+
+
 def test_overrides_win():
     tokenizer = build_tokenizer("dct28_420", whiten=False, max_pixels=43_904)
     assert (tokenizer.whiten, tokenizer.max_pixels) == (False, 43_904)
