@@ -4,6 +4,8 @@ import typer
 
 from data_prep.cli_cambrian import cambrian
 from data_prep.cli_prepare import prepare
+from data_prep.cli_stats import preview, stats
+from data_prep.cli_verify import verify
 from data_prep.drawn.cli import draw
 
 app = typer.Typer(
@@ -11,6 +13,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("draw")(draw)
 app.command("cambrian")(cambrian)
 app.command("prepare")(prepare)
-app.command("draw")(draw)
+app.command("stats")(stats)
+app.command("verify")(verify)
+app.command("preview")(preview)

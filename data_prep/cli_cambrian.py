@@ -31,7 +31,8 @@ def cambrian(
     presize: Annotated[
         str | None,
         typer.Option(
-            metavar="MINPIXELS:MAXPIXELS", help="Store images at the size that Qwen2-VL sees."
+            metavar="MINPIXELS:MAXPIXELS[:FACTOR]",
+            help="Store images at the size that the model sees.",
         ),
     ] = None,
     shard_size: Annotated[

@@ -16,6 +16,10 @@ def plain_errors() -> Iterator[None]:
     """Print errors of the package's own kinds as one line and exit with status 1."""
     try:
         yield
+    except OSError as error:
+        # a full disk or missing rights; what is finished stays, and a rerun goes on from there
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
     except (EngineError, OptionError, SourceError, WorkspaceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

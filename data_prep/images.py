@@ -80,8 +80,8 @@ def _encode(decoded: Decoded, options: Options) -> StoredImage:
 def _stored_size(height: int, width: int, options: Options) -> tuple[int, int]:
     if options.presize is None:
         return height, width
-    low, high = options.presize
-    return smart_resize(height, width, min_pixels=low, max_pixels=high)
+    low, high, factor = options.presize
+    return smart_resize(height, width, min_pixels=low, max_pixels=high, factor=factor)
 
 
 def _check_size(height: int, width: int, options: Options) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from data_prep.smart_resize import FACTOR
+
 Verify = Literal["structure", "decode", "none"]
 TextOnly = Literal["drop", "keep"]
 
@@ -23,7 +25,7 @@ class Options:
     verify: Verify = "decode"
     text_only: TextOnly = "drop"
     reencode: bool = False  #: every image through Pillow's default JPEG encoder
-    presize: tuple[int, int] | None = None  #: pixel bounds for Qwen's smart_resize
+    presize: tuple[int, int, int] | None = None  #: pixel bounds and factor of smart_resize
     shard_size: int | None = None  #: samples; None: 10,000, less for small sets
     shard_bytes: int | None = None  #: a shard ends before its source images exceed this
     shuffle_seed: int | None = None  #: None keeps the order of the JSON
@@ -40,11 +42,13 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{flag(name)} is {value}; expected at least 1")
-        if self.presize is not None and not 784 <= self.presize[0] <= self.presize[1]:
-            raise OptionError(
-                f"--presize is {self.presize[0]}:{self.presize[1]}; expected MINPIXELS:MAXPIXELS "
-                "with 784 (one visual token) <= MINPIXELS <= MAXPIXELS"
-            )
+        if self.presize is not None:
+            low, high, factor = self.presize
+            if not (factor >= 1 and factor * factor <= low <= high):
+                raise OptionError(
+                    f"--presize is {low}:{high}:{factor}; expected MINPIXELS:MAXPIXELS[:FACTOR] "
+                    "with FACTOR² (one visual token, 28² for Qwen2-VL) <= MINPIXELS <= MAXPIXELS"
+                )
 
     def as_json(self) -> dict[str, Any]:
         """The options as they stand in the manifest."""
@@ -56,11 +60,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_presize(text: str | None) -> tuple[int, int] | None:
-    """Read ``MINPIXELS:MAXPIXELS``."""
+def parse_presize(text: str | None) -> tuple[int, int, int] | None:
+    """Read ``MINPIXELS:MAXPIXELS`` or ``MINPIXELS:MAXPIXELS:FACTOR``."""
     if text is None:
         return None
-    low, colon, high = text.partition(":")
-    if not (colon and low.isdigit() and high.isdigit()):
-        raise OptionError(f"--presize is {text!r}; expected MINPIXELS:MAXPIXELS, as in 784:1003520")
-    return int(low), int(high)
+    numbers = text.split(":")
+    if len(numbers) not in (2, 3) or not all(number.isdigit() for number in numbers):
+        raise OptionError(
+            f"--presize is {text!r}; expected MINPIXELS:MAXPIXELS, as in 784:1003520, or with "
+            "pixels a token side behind it, as in 3136:1003520:56"
+        )
+    return int(numbers[0]), int(numbers[1]), int(numbers[2]) if len(numbers) == 3 else FACTOR

@@ -13,7 +13,8 @@ def smart_resize(
     """Height and width in pixels, multiples of ``factor``, about the aspect ratio kept.
 
     The formula of ``transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize``, save
-    that a side never falls to 0 for long and narrow images: it stays at ``factor``.
+    that a side never falls to 0 for long and narrow images: it stays at ``factor``, and the other
+    side gives way where that would exceed ``max_pixels``.
     """
     new_height = max(factor, round(height / factor) * factor)
     new_width = max(factor, round(width / factor) * factor)
@@ -21,6 +22,11 @@ def smart_resize(
         scale = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / scale / factor) * factor)
         new_width = max(factor, math.floor(width / scale / factor) * factor)
+        longest = max(factor, max_pixels // (factor * factor) * factor)
+        if new_height == factor:
+            new_width = min(new_width, longest)
+        elif new_width == factor:
+            new_height = min(new_height, longest)
     elif new_height * new_width < min_pixels:
         scale = math.sqrt(min_pixels / (height * width))
         new_height = math.ceil(height * scale / factor) * factor

@@ -56,7 +56,7 @@ def test_source_folder_may_be_read_only(drawn, tmp_path):
     [
         (["--verify", "hard"], "--verify is 'hard'; expected one of structure, decode, none"),
         (["--presize", "9"], "--presize is '9'; expected MINPIXELS:MAXPIXELS"),
-        (["--presize", "9:5"], "--presize is 9:5; expected MINPIXELS:MAXPIXELS with 784"),
+        (["--presize", "9:5"], "--presize is 9:5:28; expected MINPIXELS:MAXPIXELS[:FACTOR] with"),
         (["--shard-size", "0"], "--shard-size is 0; expected at least 1"),
         (["--json", "other.json"], "--json other.json is neither a file here nor in"),
     ],

@@ -155,5 +155,6 @@ def test_options_are_checked():
     for bad in ({"shard_bytes": 0}, {"max_image_pixels": -1}, {"text_only": "maybe"}):
         with pytest.raises(OptionError, match="--" + next(iter(bad)).replace("_", "-")):
             Options(**bad)
-    assert parse_presize("784:43904") == (784, 43904)
+    assert parse_presize("784:43904") == (784, 43904, 28)
+    assert parse_presize("3136:43904:56") == (3136, 43904, 56)
     assert parse_presize(None) is None

@@ -1,0 +1,113 @@
+"""``python -m data_prep stats`` and ``preview``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from data_prep.cli_errors import plain_errors
+from data_prep.gallery import pick_samples
+from data_prep.manifest import load_manifest
+from data_prep.options import OptionError
+from data_prep.pages import preview_page, stats_page
+from data_prep.stats import as_json, tally_folder
+from data_prep.token_count import TOKEN_SIDES
+from data_prep.workspace import Workspace
+
+Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
+
+
+def stats(
+    root: Root,
+    html: Annotated[bool, typer.Option("--html", help="Write ROOT/stats.html as well.")] = False,
+    min_pixels: Annotated[int, typer.Option(min=1, help="Least pixels of a resized image.")] = 784,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one.")] = 43_904,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PIXELS", help="Another tokenizer, by pixels a token side."),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=0, help="Samples on the page.")] = 12,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = len(os.sched_getaffinity(0)),
+) -> None:
+    """Sizes, sources, turns, lengths and visual tokens: a table, ROOT/stats.json, and a page."""
+    console = Console()
+    with plain_errors():
+        sides = TOKEN_SIDES | dict(_parse_side(text) for text in tokenizer or [])
+        if min_pixels > max_pixels:
+            raise OptionError(f"--min-pixels {min_pixels} is over --max-pixels {max_pixels}")
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
+            tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
+        figures = as_json(tally, sides=sides, min_pixels=min_pixels, max_pixels=max_pixels)
+        path = root / "stats.json"
+        options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        path.write_bytes(orjson.dumps(figures, option=options))
+        console.print(_table(figures))
+        typer.echo(f"all figures: {path}")
+        if html:
+            page = stats_page(
+                f"{root.resolve().name}: what the shards hold",
+                tally,
+                figures,
+                sides=sides,
+                samples=pick_samples(root, num_samples, seed=0),
+                manifest=_manifest(root),
+            )
+            (root / "stats.html").write_text(page, encoding="utf-8")
+            typer.echo(f"page: {root / 'stats.html'}")
+
+
+def preview(
+    root: Root,
+    count: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 24,
+    seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="The page [ROOT/preview.html].")] = None,
+) -> None:
+    """A page with samples as they are stored: pictures and conversations."""
+    output = output or root / "preview.html"
+    with plain_errors():
+        samples = pick_samples(root, count, seed=seed)
+        title = f"{root.resolve().name}: samples"
+        output.write_text(preview_page(title, samples), encoding="utf-8")
+    typer.echo(f"{len(samples)} samples: {output}")
+
+
+def _parse_side(text: str) -> tuple[str, int]:
+    name, _, side = text.partition("=")
+    if not name or not side.isdigit() or int(side) < 1:
+        raise OptionError(f"--tokenizer is {text!r}; expected NAME=PIXELS, as in mine=56")
+    return name, int(side)
+
+
+def _manifest(root: Path) -> dict[str, Any] | None:
+    try:
+        return load_manifest(Workspace(root))
+    except FileNotFoundError:
+        return None
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    table = Table("", "min", "5 %", "median", "95 %", "max", "mean", title=_title(figures))
+    rows = [(name.replace("_", " "), figures[name]) for name in _SUMMARIES]
+    rows += [(f"tokens, {name}", tokens) for name, tokens in figures["visual_tokens"].items()]
+    for label, summary in rows:
+        if summary["count"]:
+            names = ("min", "p5", "median", "p95", "max", "mean")
+            table.add_row(label, *(f"{summary[name]:,g}" for name in names))
+    return table
+
+
+_SUMMARIES = (
+    *("width", "height", "aspect_ratio", "megapixels", "image_kib"),
+    *("question_chars", "answer_chars"),
+)
+
+
+def _title(figures: dict[str, Any]) -> str:
+    sources = ", ".join(f"{name} {number:,}" for name, number in figures["sources"].items())
+    return f"{figures['samples']:,} samples, {figures['images']:,} images\n{sources}"

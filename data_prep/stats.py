@@ -1,0 +1,134 @@
+"""What a folder of shards holds, counted exactly from the JSON of its samples."""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from data_prep.schema import image_parts, json_part, parse_record
+from data_prep.shard_reader import iter_samples, shard_paths
+from data_prep.token_count import count_tokens
+from data_prep.workspace import WorkspaceError
+
+
+@dataclass
+class Tally:
+    """Counts of samples; those of several shards add up."""
+
+    samples: Counter[str] = field(default_factory=Counter)  #: by source
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  #: images by (height, width)
+    image_kib: Counter[int] = field(default_factory=Counter)  #: images by size in KiB
+    images: Counter[int] = field(default_factory=Counter)  #: samples by number of images
+    turns: Counter[int] = field(default_factory=Counter)  #: samples by questions with an answer
+    question_chars: Counter[int] = field(default_factory=Counter)  #: questions by length
+    answer_chars: Counter[int] = field(default_factory=Counter)  #: answers by length
+
+    def add(self, other: "Tally") -> None:
+        for counter in fields(self):
+            getattr(self, counter.name).update(getattr(other, counter.name))
+
+
+def tally_shard(path: Path) -> Tally:
+    """Count one shard; raises SchemaError for a sample that is none of ours."""
+    tally = Tally()
+    with path.open("rb") as shard:
+        for sample in iter_samples(shard):
+            record = parse_record(sample.parts[json_part(sample.parts)].read(shard))
+            parts = image_parts(sample.parts)
+            tally.samples[record.source or "unknown"] += 1
+            tally.sizes.update(record.sizes)
+            tally.image_kib.update(round(sample.parts[part].size / 1024) for part in parts)
+            tally.images[len(parts)] += 1
+            by_role = {"user": tally.question_chars, "assistant": tally.answer_chars}
+            for turn in record.turns:
+                if turn.role in by_role:
+                    by_role[turn.role][len(turn.text)] += 1
+            tally.turns[sum(turn.role == "assistant" for turn in record.turns)] += 1
+    return tally
+
+
+def tally_folder(root: Path, *, workers: int, on_shard: Callable[[], None] = lambda: None) -> Tally:
+    """Count all shards of a folder, in parallel."""
+    paths = shard_paths(root)
+    if not paths:
+        raise WorkspaceError(f"{root} holds no shards (*.tar)")
+    total = Tally()
+    with ProcessPoolExecutor(min(workers, len(paths)), get_context("spawn")) as pool:
+        for tally in pool.map(tally_shard, paths):
+            total.add(tally)
+            on_shard()
+    return total
+
+
+def token_counts(
+    sizes: Counter[tuple[int, int]], *, side: int, min_pixels: int, max_pixels: int
+) -> Counter[int]:
+    """Images by number of visual tokens."""
+    counts: Counter[int] = Counter()
+    for (height, width), number in sizes.items():
+        tokens = count_tokens(
+            height, width, side=side, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        counts[tokens] += number
+    return counts
+
+
+def summarize(values: Counter[Any]) -> dict[str, float]:
+    """Number, least, 5th, 50th and 95th percentile (nearest rank), greatest, mean and sum."""
+    total = values.total()
+    if not total:
+        return {"count": 0}
+    ordered = sorted(values.items())
+    summary: dict[str, float] = {"count": total, "min": ordered[0][0], "max": ordered[-1][0]}
+    for name, share in (("p5", 0.05), ("median", 0.5), ("p95", 0.95)):
+        seen = 0
+        for value, number in ordered:
+            seen += number
+            if seen >= share * total:
+                summary[name] = value
+                break
+    summary["sum"] = sum(value * number for value, number in ordered)
+    summary["mean"] = round(summary["sum"] / total, 3)
+    return summary
+
+
+def as_json(
+    tally: Tally, *, sides: dict[str, int], min_pixels: int, max_pixels: int
+) -> dict[str, Any]:
+    """All figures, with the visual tokens of every tokenizer in ``sides`` (name: pixels)."""
+    heights: Counter[int] = Counter()
+    widths: Counter[int] = Counter()
+    aspects: Counter[float] = Counter()
+    megapixels: Counter[float] = Counter()
+    for (height, width), number in tally.sizes.items():
+        heights[height] += number
+        widths[width] += number
+        aspects[round(width / height, 2)] += number
+        megapixels[round(height * width / 1e6, 3)] += number
+    tokens = {
+        name: token_counts(tally.sizes, side=side, min_pixels=min_pixels, max_pixels=max_pixels)
+        for name, side in sides.items()
+    }
+    return {
+        "samples": tally.samples.total(),
+        "images": tally.sizes.total(),
+        "sources": dict(tally.samples.most_common()),
+        "height": summarize(heights),
+        "width": summarize(widths),
+        "aspect_ratio": summarize(aspects),
+        "megapixels": summarize(megapixels),
+        "image_kib": summarize(tally.image_kib),
+        "images_per_sample": dict(sorted(tally.images.items())),
+        "turns_per_sample": dict(sorted(tally.turns.items())),
+        "question_chars": summarize(tally.question_chars),
+        "answer_chars": summarize(tally.answer_chars),
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "visual_tokens": {
+            name: summarize(counts) | {"histogram": dict(sorted(counts.items()))}
+            for name, counts in tokens.items()
+        },
+    }

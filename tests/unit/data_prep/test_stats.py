@@ -1,0 +1,120 @@
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_set import encoded, entry, jpeg, picture, write_json, write_tar
+from rich.console import Console
+
+from data_prep.engine import InProcessEngine
+from data_prep.gallery import pick_samples
+from data_prep.options import Options
+from data_prep.pages import preview_page, stats_page
+from data_prep.plots import bars, histogram
+from data_prep.progress import Reporter
+from data_prep.run import Job, run
+from data_prep.stats import as_json, summarize, tally_folder
+from data_prep.token_count import TOKEN_SIDES, count_tokens
+
+BOUNDS = {"min_pixels": 784, "max_pixels": 43_904}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stats")
+    data = root / "data"
+    data.mkdir()
+    write_tar(data / "ai2d.tar", {f"ai2d/{i}.jpg": jpeg(i, (56 * (i + 1), 56)) for i in range(4)})
+    write_tar(data / "vg.tar", {"vg/0.png": encoded(picture(9, (112, 224)), "PNG")})
+    two = entry("two", ["ai2d/0.jpg", "ai2d/1.jpg"], question="<image><image>Same?", answer="No")
+    two["conversations"] += entry("", question="<b>Why?</b>", answer="x" * 1000)["conversations"]
+    entries = [entry(i, f"ai2d/{i}.jpg", answer="a" * i + "b") for i in range(4)]
+    entries += [two, entry("png", "vg/0.png"), entry("words", question="Hi"), "broken"]
+    write_json(data, entries)
+    job = Job(data_dir=data, output_dir=root / "W", json=None, options=Options(text_only="keep"))
+    run(job, InProcessEngine(), Reporter(Console(quiet=True)))
+    return root / "W"
+
+
+@pytest.fixture(scope="module")
+def tally(shards):
+    return tally_folder(shards, workers=2)
+
+
+def test_tally(tally):
+    assert tally.samples == {"ai2d": 5, "vg": 1, "text": 1}
+    assert tally.sizes == {
+        (56, 56): 2,
+        (56, 112): 2,
+        (56, 168): 1,
+        (56, 224): 1,
+        (224, 112): 1,
+    }
+    assert tally.images == {0: 1, 1: 5, 2: 1}
+    assert tally.turns == {1: 6, 2: 1}
+    assert tally.answer_chars == Counter([1, 2, 3, 4, 2, 1000, 6, 6])
+
+
+def test_figures(tally):
+    figures = as_json(tally, sides={"pixel": 28, "mine": 56}, **BOUNDS)
+    assert (figures["samples"], figures["images"]) == (7, 7)
+    assert figures["width"]["max"] == 224
+    assert figures["aspect_ratio"]["min"] == 0.5
+    assert figures["visual_tokens"]["pixel"]["histogram"] == {4: 2, 8: 2, 12: 1, 16: 1, 32: 1}
+    assert figures["visual_tokens"]["mine"]["sum"] == 2 + 4 + 3 + 4 + 8
+    assert figures["answer_chars"]["max"] == 1000
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60))
+def test_summary_is_numpys(values):
+    summary = summarize(Counter(values))
+    assert summary["mean"] == pytest.approx(np.mean(values), abs=1e-3)
+    for name, percent in (("p5", 5), ("median", 50), ("p95", 95)):
+        assert summary[name] == np.percentile(values, percent, method="inverted_cdf")
+
+
+def test_summary_of_nothing():
+    assert summarize(Counter()) == {"count": 0}
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("pixel", 48), ("dct28_420", 12), ("dct21_420", 20)])
+def test_token_counts(name, tokens):
+    assert count_tokens(480, 640, side=TOKEN_SIDES[name], **BOUNDS) == tokens
+
+
+def test_stats_page_holds_all_it_needs(shards, tally):
+    figures = as_json(tally, sides=TOKEN_SIDES, **BOUNDS)
+    page = stats_page(
+        "t",
+        tally,
+        figures,
+        sides=TOKEN_SIDES,
+        samples=pick_samples(shards, 7, seed=0),
+        manifest={"entries": 8, "kept": 7, "rejected": {"malformed_entry": 1}, "repairs": {}}
+        | {"conversions": {"png": 1}},
+    )
+    assert page.count("<svg") == 11
+    assert page.count("data:image/jpeg;base64,") == 7
+    assert "rejected: malformed entry" in page
+    assert not re.search(r'(src|href)="https?:', page), "nothing is fetched"
+    assert "&lt;b&gt;Why?&lt;/b&gt;" in page, "texts are no markup"
+    assert "x" * 399 + "…" in page
+    assert "x" * 400 not in page
+
+
+def test_preview_picks_from_many_shards(shards):
+    samples = pick_samples(shards, 5, seed=1)
+    assert len({one.shard for one in samples}) == 5
+    assert samples == pick_samples(shards, 5, seed=1)
+    assert samples != pick_samples(shards, 5, seed=2)
+    assert len(pick_samples(shards, 100, seed=0)) == 7, "no more than there are"
+    assert preview_page("t", samples).count("<article>") == 5
+
+
+@settings(max_examples=6)
+@given(st.dictionaries(st.integers(0, 10**6), st.integers(1, 99), min_size=1, max_size=80))
+def test_plots_of_anything(counts):
+    assert histogram(Counter(counts), label="x").startswith("<svg")
+    assert bars({f"s{k}": v for k, v in counts.items()}, label="x").startswith("<svg")
