@@ -2,6 +2,7 @@
 
 import typer
 
+from data_prep.cli_blend import blend
 from data_prep.cli_cambrian import cambrian
 from data_prep.cli_prepare import prepare
 from data_prep.cli_stats import preview, stats
@@ -19,3 +20,4 @@ app.command("prepare")(prepare)
 app.command("stats")(stats)
 app.command("verify")(verify)
 app.command("preview")(preview)
+app.command("blend")(blend)

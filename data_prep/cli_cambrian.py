@@ -9,7 +9,14 @@ import typer
 from data_prep.cli_errors import plain_errors
 from data_prep.engine import Engine, InProcessEngine, ProcessEngine
 from data_prep.manifest import Summary
-from data_prep.options import DEFAULT_SHARD_SIZE, Options, TextOnly, Verify, parse_presize
+from data_prep.options import (
+    DEFAULT_SHARD_SIZE,
+    OptionError,
+    Options,
+    TextOnly,
+    Verify,
+    parse_presize,
+)
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
 
@@ -21,6 +28,12 @@ def cambrian(
         Path | None, typer.Option(help="JSON or JSONL of the entries, where there are several.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = len(os.sched_getaffinity(0)),
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local processes, or ray: the cluster of RAY_ADDRESS, else one on this machine."
+        ),
+    ] = "local",
     verify: Annotated[
         str, typer.Option(help="How JPEGs are checked: structure, decode or none.")
     ] = "decode",
@@ -72,11 +85,21 @@ def cambrian(
             options=options,
             retry_quarantined=retry_quarantined,
         )
-        engine: Engine = InProcessEngine() if workers == 1 else ProcessEngine(workers)
-        summary = run(job, engine, reporter)
+        summary = run(job, _engine(engine, workers), reporter)
     _say_summary(summary, output_dir, reporter)
     if not summary.kept:
         raise typer.Exit(1)
+
+
+def _engine(name: str, workers: int) -> Engine:
+    if name == "ray":
+        # an optional extra, and a second to import
+        from data_prep.ray_engine import RayEngine
+
+        return RayEngine(workers)
+    if name != "local":
+        raise OptionError(f"--engine is {name!r}; expected local or ray")
+    return InProcessEngine() if workers == 1 else ProcessEngine(workers)
 
 
 def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None:

@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever kills the process or the machine."""
 
 import os
+import socket
 from pathlib import Path
 
 #: Files being written end in this, with the writer's process id before it. Energon looks for
@@ -9,8 +10,8 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def partial_path(final: Path) -> Path:
-    """Where ``final`` is written before `publish`: beside it, one name a process."""
-    return final.with_name(f"{final.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    """Where ``final`` is written before `publish`: beside it, one name a process and machine."""
+    return final.with_name(f"{final.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL_SUFFIX}")
 
 
 def publish(partial: Path, final: Path) -> None:

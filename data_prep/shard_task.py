@@ -52,7 +52,8 @@ class ShardRecord:
     name: str
     samples: int = 0  #: 0: every entry was rejected, and there is no file
     images: int = 0
-    bytes: int = 0
+    bytes: int = 0  #: of the shard
+    source_bytes: int = 0  #: of all images that were located, stored or not
     sha256: str = ""
     sources: Counter[str] = field(default_factory=Counter)  #: samples by source
     conversions: Counter[str] = field(default_factory=Counter)  #: images by conversion
@@ -99,6 +100,8 @@ def _add_entry(
     record: ShardRecord,
     meter: "_Meter",
 ) -> None:
+    source_bytes = sum(location.size for location in planned.images)
+    record.source_bytes += source_bytes
     entry = planned.entry
     stored: list[StoredImage] = []
     for location in planned.images:
@@ -109,7 +112,7 @@ def _add_entry(
             record.rejected[rejection.reason.value] += 1
             line = reject_line(planned.index, entry, rejection, location)
             record.rejects.append(orjson.loads(line))
-            meter.add(len(planned.images), location.size, rejection.reason.value)
+            meter.add(len(planned.images), source_bytes, rejection.reason.value)
             return
     original_id = "" if entry.get("id") is None else entry["id"]
     key = encode_key(str(original_id), planned.index)
@@ -122,7 +125,7 @@ def _add_entry(
     record.samples += 1
     record.images += len(stored)
     record.sources[source] += 1
-    meter.add(len(stored), sum(location.size for location in planned.images))
+    meter.add(len(stored), source_bytes)
 
 
 def _sample_json(

@@ -58,6 +58,7 @@ def test_source_folder_may_be_read_only(drawn, tmp_path):
         (["--presize", "9"], "--presize is '9'; expected MINPIXELS:MAXPIXELS"),
         (["--presize", "9:5"], "--presize is 9:5:28; expected MINPIXELS:MAXPIXELS[:FACTOR] with"),
         (["--shard-size", "0"], "--shard-size is 0; expected at least 1"),
+        (["--engine", "spark"], "--engine is 'spark'; expected local or ray"),
         (["--json", "other.json"], "--json other.json is neither a file here nor in"),
     ],
 )
@@ -75,3 +76,14 @@ def test_nothing_kept_is_a_failure(drawn, tmp_path):
     done = cambrian(data, tmp_path / "W")
     assert done.returncode == 1
     assert "no entry was kept" in done.stdout
+
+
+def test_ray_is_an_extra(drawn, tmp_path):
+    arguments = ["cambrian", "--engine", "ray", "--data-dir", str(drawn[0])]
+    code = (
+        "import sys; sys.modules['ray'] = None; from data_prep.cli import app;"
+        f"app({[*arguments, '--output-dir', str(tmp_path / 'W')]!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "--engine ray needs Ray; install it" in done.stderr
