@@ -157,7 +157,6 @@ def build_model(
 
 def build_optimizer(run: RunConfig) -> MegatronOptimizerModule:
     """Megatron's AdamW with a cosine schedule."""
-    on_cuda = uses_cuda(run)
     dtype = model_dtype(run)
     config = OptimizerConfig(
         optimizer="adam",
@@ -169,8 +168,7 @@ def build_optimizer(run: RunConfig) -> MegatronOptimizerModule:
         clip_grad=run.optim.clip_grad,
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
-        # without CUDA the distributed optimizer cannot save its state
-        use_distributed_optimizer=on_cuda and run.trainer.distributed_optimizer,
+        use_distributed_optimizer=run.trainer.distributed_optimizer,
     )
     schedule = CosineAnnealingScheduler(
         max_steps=run.trainer.max_steps,
@@ -215,11 +213,14 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         sequence_parallel=trainer.sequence_parallel,
         pipeline_dtype=dtype,
         ddp=DistributedDataParallelConfig(
-            use_distributed_optimizer=on_cuda and trainer.distributed_optimizer,
+            use_distributed_optimizer=trainer.distributed_optimizer,
             grad_reduce_in_fp32=dtype != torch.float32,
             overlap_grad_reduce=False,
         ),
         ckpt_async_save=False,
+        # a layout that any number of ranks can read back, and the one that copes with torch's
+        # AdamW (used where Transformer Engine's or Apex's is absent), whose state has a step
+        ckpt_optim_fully_reshardable=True,
         gradient_as_bucket_view=True,
         # this project shows its own progress
         replace_progress_bar=False,

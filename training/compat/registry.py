@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, quiet
+from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, quiet, torch_adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,13 @@ ITEMS: tuple[CompatItem, ...] = (
         reason="NeMo's checkpoint reader asserts an initialised CUDA context",
         needed=cuda.cuda_is_missing,
         apply=checkpoint.skip_device_fix,
+    ),
+    CompatItem(
+        name="torch-adam-state",
+        reason="Megatron's distributed optimizer cannot load a checkpoint into torch's AdamW, "
+        "which it falls back to without Transformer Engine and Apex",
+        needed=torch_adam.fused_adam_is_missing,
+        apply=torch_adam.carry_step,
     ),
 )
 

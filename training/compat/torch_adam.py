@@ -1,0 +1,52 @@
+"""Megatron's distributed optimizer around torch's AdamW, where no FusedAdam is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+
+def fused_adam_is_missing() -> bool:
+    """True where neither Transformer Engine nor Apex offers its FusedAdam."""
+    return all(importlib.util.find_spec(name) is None for name in ("transformer_engine", "apex"))
+
+
+def carry_step() -> None:
+    """Let `DistributedOptimizer` save and load the state of torch's AdamW, which has a `step`.
+
+    Three places of `megatron/core/optimizer/distrib_optimizer.py` (0.15.3) expect otherwise.
+    `state_dict` reads the step of a fresh optimizer, which has no state yet: the state that AdamW
+    would make at its first step is made before. `load_state_dict` gives all parameters one and the
+    same step tensor, which AdamW would then count up once a parameter.
+    `_set_main_param_and_optimizer_states` wants a step among a parameter's loaded tensors, which
+    their readers leave out because it is set already: it is handed in, as a copy of its own.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    original_state_dict = DistributedOptimizer.state_dict
+    original_set = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def state_dict(self: Any) -> dict[str, Any]:
+        adam = self.optimizer
+        if not adam.state:
+            for group in adam.param_groups:
+                for parameter in group["params"]:
+                    adam.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+        return original_state_dict(self)
+
+    def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        main_param = self.optimizer.param_groups[group]["params"][order]
+        state = self.optimizer.state[main_param]
+        # one tensor is shared by all parameters at this point, and AdamW counts it up in place
+        state["step"] = state["step"].detach().clone()
+        original_set(self, model_param, {"step": state["step"], **tensors})
+
+    DistributedOptimizer.state_dict = state_dict
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
