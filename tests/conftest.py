@@ -1,0 +1,86 @@
+"""Shared inputs: a small prepared dataset and a tiny model, each made once a session.
+
+Everything here runs on the CPU, also where there are GPUs, so that figures are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Set before torch is imported. Several processes share few cores in these tests, and OpenMP
+# threads that spin while they wait make each of them many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with 150 drawn conversations: one, several and no pictures, of 112 to 149 pixels."""
+    from data_prep.drawn import write_drawn_dataset
+
+    folder = tmp_path_factory.mktemp("drawn")
+    write_drawn_dataset(folder, num_entries=150, seed=3, image_size=112)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn conversations as ten shards prepared for Energon: 8 train, 1 val, 1 test."""
+    from data_prep.energon import prepare
+    from data_prep.engine import InProcessEngine
+    from data_prep.options import Options
+    from data_prep.progress import Reporter
+    from data_prep.run import Job, run
+
+    folder = tmp_path_factory.mktemp("shards")
+    job = Job(data_dir=drawn, output_dir=folder, json=None, options=Options(text_only="keep"))
+    run(job, InProcessEngine(), Reporter())
+    prepare(folder, "8,1,1", num_workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hugging Face folder of a tiny Qwen2-VL (0.1 M parameters) in which no tensor is trivial.
+
+    Norm weights of 1 and biases of 0, as a model starts with, would hide a lost or swapped one.
+    """
+    from training.random_model import TinyShape, write_random_model
+    from training.random_model.cli import conversation_texts
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    # two heads and one group for each of two tensor-parallel ranks
+    shape = TinyShape(
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=96,
+        vision_depth=2,
+        vision_embed_dim=32,
+        vision_num_heads=2,
+        init_std=0.1,
+        max_bpe_size=512,
+    )
+    texts = conversation_texts(drawn / "cambrian737k.json")
+    write_random_model(folder, corpus=texts, shape=shape)
+    _perturb(folder / "model.safetensors")
+    return folder
+
+
+def _perturb(file: Path) -> None:
+    """Add normal noise of std 0.1 to all norms and biases."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    generator = torch.Generator().manual_seed(5)
+    for name in sorted(weights):
+        if weights[name].ndim == 1:
+            weights[name] += 0.1 * torch.randn(weights[name].shape, generator=generator)
+    save_file(weights, file, metadata={"format": "pt"})
