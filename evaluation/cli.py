@@ -44,3 +44,17 @@ def answers(
     typer.echo(
         f"{output}: {share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
     )
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
+    resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],
+    seconds: Annotated[float | None, typer.Option(help="Wall time so far.")] = None,
+) -> None:
+    """Write the quickstart's report.html and summary.json."""
+    from evaluation.quickstart.collect import collect_and_report
+
+    page = collect_and_report(folder, resumed_from=resumed_from, seconds_total=seconds)
+    typer.echo((folder / "summary.json").read_text())
+    typer.echo(f"Open {page}")

@@ -35,6 +35,7 @@ from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.module import TokenizerQwen2VLModel  # noqa: E402
+from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 
 
@@ -59,6 +60,8 @@ def fit(run: RunConfig) -> Path:
     data = build_data(run, visual)
     trainer = build_trainer(run, folder, layout)
     trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+    if is_first:
+        write_run_summary(folder)
     return folder
 
 
