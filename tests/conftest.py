@@ -13,9 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from pathlib import Path  # noqa: E402
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +86,41 @@ def _perturb(file: Path) -> None:
         if weights[name].ndim == 1:
             weights[name] += 0.1 * torch.randn(weights[name].shape, generator=generator)
     save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def build_module(tiny_model: Path) -> Callable[..., Any]:
+    """Builds the Megatron module of a tokenizer in this process, filled from a folder's weights.
+
+    build_module(preset, folder=tiny_model, **tokenizer_keys) → TokenizerQwen2VL in eval mode.
+    """
+    from evaluation.loading import start_single_process
+
+    start_single_process()
+
+    import torch
+
+    from dct_tokenizer.registry import preset_config
+    from training.model.from_hf import ModelOptions, model_config
+    from training.model.hf_weights import load_hf_weights
+
+    def build(preset: str, folder: Path = tiny_model, **keys: Any) -> Any:
+        options = ModelOptions(
+            layer_spec="local",
+            dtype=torch.float32,
+            seq_length=512,
+            tokenizer={**preset_config(preset), **keys},
+        )
+        module = model_config(folder, options).configure_model(None)
+        load_hf_weights(module, folder)
+        return module.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def hf_model(tiny_model: Path) -> Any:
+    """The tiny model in plain transformers: the reference."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    return Qwen2VLForConditionalGeneration.from_pretrained(tiny_model).eval()
