@@ -1,6 +1,6 @@
 """Preparing raw images for training: ours against the algorithm that it replaces.
 
-    python benchmarks/data_prep.py [--quick] [--json FILE] [--only speed|scale|prepare]
+    python benchmarks/data_prep.py [--quick] [--json FILE] [--only speed|scaling|size|prepare]
 
 The peer is written from its description: read the whole JSON, keep entries whose file exists in
 the extracted folder, then for each one decode with Pillow, convert to RGB, encode as JPEG, and hand
@@ -94,7 +94,7 @@ def distinct_files(kind: str) -> list[tuple[str, bytes]]:
     return [("jpg", encoded(photo(i), "JPEG", **ways[i % 10])) for i in range(NUM_DISTINCT)]
 
 
-def write_source(folder: Path, kind: str, num_images: int) -> None:
+def write_source(folder: Path, kind: str, num_images: int, entries_per_image: int = 1) -> None:
     """``<kind>.tar`` with its JSON, and under ``extracted`` what the peer needs."""
     folder.mkdir(parents=True)
     extracted = folder / "extracted"
@@ -109,7 +109,7 @@ def write_source(folder: Path, kind: str, num_images: int) -> None:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
             (extracted / name).write_bytes(data)
-            entries.append({"id": i, "image": name, "conversations": CONVERSATION})
+            entries += [{"id": i, "image": name, "conversations": CONVERSATION}] * entries_per_image
     (folder / "entries.json").write_text(json.dumps(entries))
 
 
@@ -198,7 +198,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-# --- the three parts -------------------------------------------------------------------------
+# --- the parts -------------------------------------------------------------------------
 
 
 class Results:
@@ -232,41 +232,48 @@ PEER = "decode, encode, ShardWriter"
 
 
 def measure_speed(work: Path, results: Results, num_images: int, rounds: int) -> None:
-    """Images a second on JPEG and on PNG sources, one worker; then two."""
+    """Images a second on JPEG and on PNG sources, one worker."""
     for kind in ("jpeg", "png"):
         source = work / kind
-        write_source(source, kind, num_images if kind == "jpeg" else num_images // 4)
-        count = len(json.loads((source / "entries.json").read_text()))
-        setups: list[tuple[str, int]] = [("peer", 1), ("decode", 1)]
-        if kind == "jpeg":
-            setups += [("structure", 1), ("decode", 2)]
-        rates: dict[tuple[str, int], list[float]] = {setup: [] for setup in setups}
-        memory: dict[tuple[str, int], float] = {}
+        count = num_images if kind == "jpeg" else num_images // 4
+        write_source(source, kind, count)
+        names = ["peer", "decode", "structure"] if kind == "jpeg" else ["peer", "decode"]
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        memory: dict[str, float] = {}
         for _ in range(rounds):
-            for name, workers in setups:
-                output = work / "output"
-                found = measure_apart(name, source, output, workers)
-                rates[name, workers].append(count / found["seconds"])
-                memory[name, workers] = found["rss_mb"]
-                shutil.rmtree(output)
-        median = {setup: statistics.median(found) for setup, found in rates.items()}
-        peer = median["peer", 1]
-        for name, workers in setups[1:]:
-            label = f"{kind}_{name}_{workers}_workers" if workers > 1 else f"{kind}_{name}"
-            results.add(label, median[name, workers], "images/s", PEER, peer)
-        if kind == "jpeg":
-            for name in ("decode", "structure"):
-                results.add(f"jpeg_{name}_ratio", median[name, 1] / peer, "x", PEER, 1.0)
-            by_round = zip(rates["decode", 2], rates["decode", 1], strict=True)
-            scaling = statistics.median(two / one for two, one in by_round)
-            results.add("scaling_1_to_2", scaling, "x")
-        else:
-            results.add("png_ratio", median["decode", 1] / peer, "x", PEER, 1.0)
-        results.add(f"{kind}_rss_mb", memory["decode", 1], "MiB", PEER, memory["peer", 1])
+            for name in names:
+                found = measure_apart(name, source, work / "output")
+                shutil.rmtree(work / "output")
+                rates[name].append(count / found["seconds"])
+                memory[name] = found["rss_mb"]
+        median = {name: statistics.median(found) for name, found in rates.items()}
+        for name in names[1:]:
+            label = f"{kind}_{name}"
+            results.add(label, median[name], "images/s", PEER, median["peer"])
+            ratio = "png_ratio" if kind == "png" else f"{label}_ratio"
+            results.add(ratio, median[name] / median["peer"], "x", PEER, 1.0)
+        results.add(f"{kind}_rss_mb", memory["decode"], "MiB", PEER, memory["peer"])
         shutil.rmtree(source)
 
 
-def measure_scale(work: Path, results: Results, num_entries: int) -> None:
+def measure_scaling(work: Path, results: Results, num_images: int, rounds: int) -> None:
+    """Two workers against one. Needs two idle cores, and work enough for the start of two
+    processes (half a second) not to count: four entries share an image."""
+    source = work / "jpeg"
+    write_source(source, "jpeg", num_images, entries_per_image=4)
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for workers in (1, 2):
+            found = measure_apart("decode", source, work / "output", workers)
+            shutil.rmtree(work / "output")
+            seconds.append(found["seconds"])
+        ratios.append(seconds[0] / seconds[1])
+    results.add("scaling_1_to_2", statistics.median(ratios), "x")
+    shutil.rmtree(source)
+
+
+def measure_size(work: Path, results: Results, num_entries: int) -> None:
     """Memory and the cost of a second run, over as many entries as Cambrian737k has."""
     source, output = work / "large", work / "output"
     write_large_source(source, num_entries)
@@ -275,7 +282,7 @@ def measure_scale(work: Path, results: Results, num_entries: int) -> None:
     label = f"{num_entries // 1000}k"
     results.add(f"rss_{label}_mb", first["rss_mb"], "MiB")
     results.add(f"run_{label}_seconds", first["seconds"], "s")
-    results.add(f"second_run_{label}_share", second["seconds"] / first["seconds"], "of the first")
+    results.add(f"second_run_{label}_percent", 100 * second["seconds"] / first["seconds"], "%")
     shutil.rmtree(source)
     shutil.rmtree(output)
 
@@ -298,11 +305,13 @@ def measure_prepare(work: Path, results: Results, num_shards: int) -> None:
 def parts(quick: bool) -> Iterator[tuple[str, Callable[[Path, Results], None]]]:
     if quick:
         yield "speed", lambda work, results: measure_speed(work, results, 96, 1)
-        yield "scale", lambda work, results: measure_scale(work, results, 2000)
+        yield "scaling", lambda work, results: measure_scaling(work, results, 24, 1)
+        yield "size", lambda work, results: measure_size(work, results, 2000)
         yield "prepare", lambda work, results: measure_prepare(work, results, 20)
     else:
         yield "speed", lambda work, results: measure_speed(work, results, 6000, 3)
-        yield "scale", lambda work, results: measure_scale(work, results, 737_000)
+        yield "scaling", lambda work, results: measure_scaling(work, results, 6000, 3)
+        yield "size", lambda work, results: measure_size(work, results, 737_000)
         yield "prepare", lambda work, results: measure_prepare(work, results, 5000)
 
 
@@ -312,7 +321,7 @@ def main() -> None:
         "--quick", action="store_true", help="a smoke run; its figures mean nothing"
     )
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--only", choices=["speed", "scale", "prepare"])
+    parser.add_argument("--only", choices=["speed", "scaling", "size", "prepare"])
     parser.add_argument("--work-dir", type=Path, help="where to put the data (a few GB)")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

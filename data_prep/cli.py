@@ -12,6 +12,7 @@ from data_prep.drawn.cli import draw
 app = typer.Typer(
     help="Raw datasets to shards that Energon reads.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("draw")(draw)

@@ -16,6 +16,9 @@ def plain_errors() -> Iterator[None]:
     """Print errors of the package's own kinds as one line and exit with status 1."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from error
     except OSError as error:
         # a full disk or missing rights; what is finished stays, and a rerun goes on from there
         typer.echo(f"error: {error}", err=True)

@@ -1,11 +1,13 @@
 """Engines: who makes the shards. All give the same bytes; they differ in where the work runs."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import active_children, connection, get_context, parent_process
 from typing import Protocol
 
 from data_prep.shard_task import ShardRecord, ShardTask, Tick, make_shard
@@ -75,14 +77,38 @@ class ProcessEngine:
         pool = ProcessPoolExecutor(
             min(self._workers, len(tasks)), context, initializer=_start_worker, initargs=(sender,)
         )
-        try:
+        others = active_children()
+        with _workers_ignore_ctrl_c():
             futures = [pool.submit(_make_reported_shard, task) for task in tasks]
+        try:
             for future in as_completed(futures):
                 yield future.result()
+        except BaseException:
+            # after a failure or Ctrl-C, do not wait for shards that would be finished in minutes
+            for worker in active_children():
+                if worker not in others:
+                    worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
             sender.close()  # the last of the senders: ends the listener
             listener.join()
+
+
+@contextmanager
+def _workers_ignore_ctrl_c() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal; the parent ends its workers, quietly.
+
+    A process inherits that a signal is ignored from the one that starts it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may change it, and only it is interrupted
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 #: Set once in every worker. All workers write to one pipe without a lock, which a worker that is

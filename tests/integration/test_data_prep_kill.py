@@ -98,6 +98,21 @@ def test_workers_end_with_a_killed_parent(data, tmp_path):
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+def test_ctrl_c_is_quiet_and_the_same_command_goes_on(data, undisturbed, tmp_path):
+    output = tmp_path / "W"
+    process = subprocess.Popen(
+        command(data, output, 2), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list(output.glob("pretrain-*.tar")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; the same command goes on from here\n"
+    subprocess.run(command(data, output, 2), check=True, capture_output=True)
+    assert outcome(output) == undisturbed[0]
+
+
 def children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children") if _alive(pid) else []:

@@ -33,51 +33,63 @@ def work(tmp_path_factory) -> Path:
     return data
 
 
-def kill_workers(times: int, after_s: float, done: threading.Event) -> None:
-    """SIGKILL a worker, as the kernel does when memory runs out, once it has worked a while."""
-    while times and not done.is_set():
-        for child in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess):
-                a_worker = "spawn_main" in " ".join(child.cmdline())
-                if a_worker and child.cpu_times().user > after_s:
-                    child.kill()
-                    times -= 1
-                    break
-        time.sleep(0.01)
+def kill_a_worker() -> bool:
+    """SIGKILL a worker of this process, as the kernel does when memory runs out."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                return True
+    return False
 
 
-def run_with_killer(one: Job, times: int, after_s: float) -> None:
-    done = threading.Event()
-    killer = threading.Thread(target=kill_workers, args=(times, after_s, done))
-    killer.start()
-    try:
-        run(one, ProcessEngine(2), Reporter(Console(quiet=True)))
-    finally:
-        done.set()
-        killer.join()
+class Watched(ProcessEngine):
+    """Notes the records and the ticks that pass; may kill a worker behind the first record."""
+
+    def __init__(self, *, kill: bool = False) -> None:
+        super().__init__(2)
+        self.kill = kill
+        self.records, self.ticks = [], []
+
+    def run(self, tasks, on_tick):
+        for record in super().run(tasks, lambda tick: (self.ticks.append(tick), on_tick(tick))):
+            self.records.append(record.number)
+            if self.kill and len(self.records) == 1:
+                assert kill_a_worker()
+            yield record
 
 
 def test_shards_of_a_lost_worker_are_made_again(work, tmp_path):
     run(job(work, tmp_path / "calm"), InProcessEngine(), Reporter(Console(quiet=True)))
-    run_with_killer(job(work, tmp_path / "killed"), times=1, after_s=0.6)
+    engine = Watched(kill=True)
+    run(job(work, tmp_path / "killed"), engine, Reporter(Console(quiet=True)))
     assert output_bytes(tmp_path / "calm") == output_bytes(tmp_path / "killed")
+    assert sorted(engine.records) == list(range(20)), "finished ones are not made again"
 
 
 def test_workers_that_always_die_end_the_run(work, tmp_path):
-    with pytest.raises(EngineError, match=r"workers died 3 times, with \d+ shards to go"):
-        run_with_killer(job(work, tmp_path / "out"), times=100, after_s=0.1)
+    over = threading.Event()
+
+    def kill_on_and_on():
+        while not over.is_set():
+            kill_a_worker()
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_on_and_on)
+    killer.start()
+    try:
+        with pytest.raises(EngineError, match=r"workers died 3 times, with \d+ shards to go"):
+            run(job(work, tmp_path / "out"), ProcessEngine(2), Reporter(Console(quiet=True)))
+    finally:
+        over.set()
+        killer.join()
 
 
 def test_ticks_add_up(work, tmp_path):
-    ticks = []
-
-    class Listening(ProcessEngine):
-        def run(self, tasks, on_tick):
-            return super().run(tasks, lambda tick: (ticks.append(tick), on_tick(tick)))
-
-    run(job(work, tmp_path / "out"), Listening(2), Reporter(Console(quiet=True)))
-    assert sum(tick.images for tick in ticks) == NUM_IMAGES
-    assert sum(tick.source_bytes for tick in ticks) == sum(
+    engine = Watched()
+    run(job(work, tmp_path / "out"), engine, Reporter(Console(quiet=True)))
+    assert sum(tick.images for tick in engine.ticks) == NUM_IMAGES
+    assert sum(tick.source_bytes for tick in engine.ticks) == sum(
         len(jpeg(i, SIZE)) for i in range(NUM_IMAGES)
     )
 

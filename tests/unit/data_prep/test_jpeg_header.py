@@ -65,3 +65,9 @@ def test_first_orientation_counts():
 def test_uncommon_frames_are_named(code):
     frame = BASE.index(b"\xff\xc0")
     assert not read_jpeg_header(BASE[: frame + 1] + bytes([code]) + BASE[frame + 2 :]).common
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end():
+    with_thumbnail = insert_segment(BASE, 0xE1, b"Exif\0\0" + jpeg(2, (32, 32)))
+    assert read_jpeg_header(with_thumbnail).whole
+    assert not read_jpeg_header(with_thumbnail[:-200]).whole

@@ -271,3 +271,32 @@ def test_duplicate_ids_have_their_own_keys(tmp_path):
     write_json(data, [same, same])
     assert go(data, tmp_path / "out").kept == 2
     assert len(read_shards(tmp_path / "out")) == 2
+
+
+def test_a_tar_that_ends_within_an_image(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_tar(data / "s.tar", {"s/0.jpg": jpeg(1), "s/1.jpg": jpeg(2)})
+    whole = (data / "s.tar").read_bytes()
+    (data / "s.tar").write_bytes(whole[: whole.rindex(jpeg(2)) + 700])
+    write_json(data, [entry(str(i), f"s/{i}.jpg") for i in range(2)])
+    assert go(data, tmp_path / "out").kept == 1
+    (line,) = quarantine(tmp_path / "out")
+    assert line["reason"] == "unreadable_source"
+    assert f"ends {len(jpeg(2)) - 700} bytes before the image does" in line["detail"]
+
+
+def test_a_file_that_is_gone_when_it_is_read(tmp_path):
+    data = tmp_path / "data"
+    (data / "s").mkdir(parents=True)
+    for i in range(2):
+        (data / "s" / f"{i}.jpg").write_bytes(jpeg(i))
+    write_json(data, [entry(str(i), f"s/{i}.jpg") for i in range(2)])
+
+    class Late(InProcessEngine):
+        def run(self, tasks, on_tick):
+            (data / "s" / "1.jpg").unlink()
+            return super().run(tasks, on_tick)
+
+    summary = go(data, tmp_path / "out", engine=Late())
+    assert (summary.kept, summary.rejected) == (1, {"unreadable_source": 1})
