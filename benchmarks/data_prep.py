@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,11 +258,12 @@ def measure_speed(work: Path, results: Results, num_images: int, rounds: int) ->
 
 
 def measure_scaling(work: Path, results: Results, num_images: int, rounds: int) -> None:
-    """Two workers against one. Needs two idle cores, and work enough for the start of two
-    processes (half a second) not to count: four entries share an image."""
+    """Two workers against one; the peer's value is what the machine itself gave in the same round:
+    two processes that only decode, against one. Needs two idle cores, and work enough for the
+    start of two processes (half a second) not to count: four entries share an image."""
     source = work / "jpeg"
     write_source(source, "jpeg", num_images, entries_per_image=4)
-    ratios = []
+    ratios, limits = [], []
     for _ in range(rounds):
         seconds = []
         for workers in (1, 2):
@@ -269,8 +271,29 @@ def measure_scaling(work: Path, results: Results, num_images: int, rounds: int) 
             shutil.rmtree(work / "output")
             seconds.append(found["seconds"])
         ratios.append(seconds[0] / seconds[1])
-    results.add("scaling_1_to_2", statistics.median(ratios), "x")
+        limits.append(count_decoded(2) / count_decoded(1))
+    limit = statistics.median(limits)
+    results.add("scaling_1_to_2", statistics.median(ratios), "x", "decoding alone", limit)
     shutil.rmtree(source)
+
+
+def count_decoded(num_processes: int) -> int:
+    """Images that so many processes decode in two seconds each, all together."""
+    code = (
+        "import sys, time, simplejpeg; data = sys.stdin.buffer.read(); end = time.time() + 2; n = 0\n"
+        "while time.time() < end: simplejpeg.decode_jpeg(data); n += 1\n"
+        "print(n)"
+    )
+    data = encoded(photo(0), "JPEG", quality=90)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE)
+        for _ in range(num_processes)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(data)
+        process.stdin.close()
+    return sum(int(process.stdout.read()) for process in processes if process.stdout)
 
 
 def measure_size(work: Path, results: Results, num_entries: int) -> None:

@@ -18,6 +18,8 @@ from data_prep.options import (
     parse_presize,
 )
 from data_prep.progress import Reporter
+from data_prep.quarantine import missing_by_folder
+from data_prep.reasons import Reason
 from data_prep.run import Job, run
 
 
@@ -112,6 +114,10 @@ def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None
         if counts:
             listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             reporter.note(f"{title}: {listed}.")
+    if Reason.MISSING_IMAGE.value in summary.rejected:
+        folders = missing_by_folder(output_dir / "quarantine.jsonl").most_common(8)
+        listed = ", ".join(f"{folder} {count:,}" for folder, count in folders)
+        reporter.note(f"Missing images by folder: {listed} (is the tar there, under that name?).")
     if summary.rejected:
         reporter.note(f"Each rejected entry is a line in {output_dir / 'quarantine.jsonl'}.")
     reporter.note(f"Filtering done and saved to {summary.filtered_json}.")

@@ -20,6 +20,8 @@ def prepare(
 ) -> None:
     """Make the shards ready for Energon, without questions (its own `prepare` underneath)."""
     with plain_errors():
+        num_shards = len(list(root.glob("*.tar")))
+        typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
         prepared = energon_prepare(root, split, num_workers=num_workers)
     state = "is prepared" if prepared.again else "was prepared like this already"
     typer.echo(f"{root} {state}; shards: {describe(prepared.shards)}")

@@ -1,12 +1,13 @@
 """Lines of ``quarantine.jsonl``: every entry that is not stored, and why."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from data_prep.locate import Location
-from data_prep.reasons import Rejected
+from data_prep.reasons import Reason, Rejected
 
 
 def reject_line(
@@ -31,6 +32,18 @@ def quarantined_indices(path: Path) -> set[int]:
     """Indices of the entries in a quarantine file."""
     with path.open("rb") as lines:
         return {orjson.loads(line)["index"] for line in lines}
+
+
+def missing_by_folder(path: Path) -> Counter[str]:
+    """Entries whose image was not found, by the first folder of its path: often a tar's name."""
+    folders: Counter[str] = Counter()
+    with path.open("rb") as lines:
+        for line in lines:
+            reject = orjson.loads(line)
+            if reject["reason"] == Reason.MISSING_IMAGE.value:
+                image = reject["image"] if isinstance(reject["image"], str) else reject["image"][0]
+                folders[image.removeprefix("./").partition("/")[0]] += 1
+    return folders
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from data_prep.engine import InProcessEngine, ProcessEngine
 from data_prep.keys import decode_key
 from data_prep.options import Options
 from data_prep.progress import Reporter
+from data_prep.quarantine import missing_by_folder
 from data_prep.run import Job, run
 from data_prep.schema import image_parts, parse_record
 from data_prep.sources import SourceError
@@ -119,6 +120,7 @@ def test_quarantine_lines_say_where_and_why(mixed, tmp_path):
     assert lines[7]["reason"] == "missing_image"
     assert "vg/1.jpg" in lines[7]["detail"]
     assert set(lines) == {2, 7, 8, 10}
+    assert missing_by_folder(tmp_path / "out" / "quarantine.jsonl") == {"vg": 1}
 
 
 def test_filtered_json_holds_what_the_shards_hold(mixed, tmp_path):
