@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, quiet, torch_adam
+from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, numpy2, quiet, torch_adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,12 @@ ITEMS: tuple[CompatItem, ...] = (
         reason="Megatron-core and NeMo hard-code the CUDA device, streams and pinned memory",
         needed=cuda.cuda_is_missing,
         apply=cuda.redirect_to_cpu,
+    ),
+    CompatItem(
+        name="numpy-product",
+        reason="Megatron's distributed checkpoints call numpy.product, which NumPy 2 dropped",
+        needed=numpy2.product_is_missing,
+        apply=numpy2.restore_product,
     ),
     CompatItem(
         name="modelopt",
