@@ -280,7 +280,8 @@ def measure_scaling(work: Path, results: Results, num_images: int, rounds: int) 
 def count_decoded(num_processes: int) -> int:
     """Images that so many processes decode in two seconds each, all together."""
     code = (
-        "import sys, time, simplejpeg; data = sys.stdin.buffer.read(); end = time.time() + 2; n = 0\n"
+        "import sys, time, simplejpeg\n"
+        "data = sys.stdin.buffer.read(); end = time.time() + 2; n = 0\n"
         "while time.time() < end: simplejpeg.decode_jpeg(data); n += 1\n"
         "print(n)"
     )
