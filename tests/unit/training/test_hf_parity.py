@@ -126,7 +126,9 @@ def test_ids_masks_and_positions_equal_the_processors(make_batch, reference, hf_
     assert torch.equal(batch["loss_mask"][:, : width - 1].bool(), wanted != IGNORED)
     scored = wanted != IGNORED
     assert torch.equal(batch["labels"][:, : width - 1][scored], wanted[scored])
-    assert torch.equal(batch["position_ids"][:, :, :width][:, there], reference.position_ids[:, there])
+    assert torch.equal(
+        batch["position_ids"][:, :, :width][:, there], reference.position_ids[:, there]
+    )
 
 
 @pytest.mark.parametrize("preset", ["pixel", "dct14"])

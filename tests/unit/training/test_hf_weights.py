@@ -25,7 +25,7 @@ LOCAL_NAMES = {
 
 @pytest.fixture(scope="module")
 def importer(build_module) -> Any:
-    """NeMo's importer, which needs names of `nemo.collections.llm` that narrow imports leave out."""
+    """NeMo's importer, with the names of `nemo.collections.llm` that narrow imports leave out."""
     collection = importlib.import_module("nemo.collections.llm")
 
     def hidden(name: str) -> Any:
@@ -190,5 +190,5 @@ def test_another_kind_of_model_is_refused(tiny_model, build_module, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2"}))
     with pytest.raises(ValueError, match=r"config\.json describes 'qwen2'; expected 'qwen2_vl'"):
         build_module("pixel", folder)
-    with pytest.raises(ValueError, match="nowhere/config.json is missing"):
+    with pytest.raises(ValueError, match=r"nowhere/config\.json is missing"):
         build_module("pixel", tmp_path / "nowhere")

@@ -1,0 +1,102 @@
+"""Every compatibility item is needed here and suffices here, proved in processes without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.compat import ITEMS, activate, active_items, dynamo
+
+SCRIPT = Path(__file__).with_name("compat_probes.py")
+ROOT = SCRIPT.parents[3]
+
+#: Items that are left out together, and what their probes then run into. Each set is one process;
+#: items share one where the probe of one does not rest on the other.
+SKIPPED: dict[frozenset[str], dict[str, str]] = {
+    frozenset({"dynamo", "checkpoint-device", "torch-adam-state", "modelopt"}): {
+        "dynamo": "jit_fuser compiles",
+        "checkpoint-device": "AssertionError",
+        "torch-adam-state: fresh": "AssertionError",
+        "torch-adam-state: own steps": "steps [5.0",
+        "torch-adam-state: absent step": "KeyError('step')",
+        "modelopt": "No module named 'modelopt'",
+    },
+    frozenset({"narrow-imports", "cuda-redirect"}): {
+        "narrow-imports": "No module named",
+        "cuda-redirect": "CUDA",
+    },
+}
+
+
+def probe(skipped: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Outcome of compat_probes.py in a process of its own."""
+    environ = {k: v for k, v in os.environ.items() if k != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), ",".join(sorted(skipped))],
+        capture_output=True,
+        text=True,
+        env={**environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def complete() -> dict[str, Any]:
+    return probe()
+
+
+@pytest.mark.slow
+def test_with_all_items_everything_works(complete):
+    assert complete["failed"] == {}
+
+
+@pytest.mark.slow
+def test_exactly_the_needed_items_are_active(complete):
+    assert complete["active"] == [item.name for item in ITEMS if item.needed()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skipped", SKIPPED, ids=lambda names: "+".join(sorted(names)))
+def test_without_an_item_its_probe_fails(skipped, complete):
+    """Red after an upgrade: the item may have become unnecessary and can go."""
+    needed = skipped & set(complete["active"])
+    if not needed:
+        pytest.skip("nothing of this is absent on this machine")
+    found = probe(frozenset(needed))
+    assert set(found["active"]) == set(complete["active"]) - needed
+    for name, message in SKIPPED[skipped].items():
+        if name.partition(":")[0] in needed:
+            assert message in found["failed"].get(name, "it worked"), name
+
+
+def test_every_item_is_probed_and_says_why():
+    probed = {name.partition(":")[0] for probes in SKIPPED.values() for name in probes}
+    assert probed == {item.name for item in ITEMS}
+    assert set().union(*SKIPPED) == probed
+    assert all(len(item.reason) > 40 for item in ITEMS)
+
+
+def test_an_unknown_item_cannot_be_skipped():
+    with pytest.raises(ValueError, match=r"unknown items \['cuda'\]; known: \['dynamo'"):
+        activate(skip={"cuda"})
+
+
+def test_activation_happens_once():
+    first = activate()
+    assert activate(skip={"dynamo"}) == first == tuple(item.name for item in active_items())
+
+
+def test_the_users_word_on_dynamo_wins(monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    dynamo.disable()
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "0"
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    dynamo.disable()
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
