@@ -1,7 +1,8 @@
 """One run over an output folder: plan, make what is missing, close."""
 
 import shutil
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def run(job: Job, engine: Engine, reporter: Reporter) -> Summary:
         _check_settings(workspace, job.options)
         planner = _Planner(job, workspace, json_path, reporter)
         rounds = workspace.rounds()
+        planner.check_same_json(rounds)
         if not rounds:
             rounds = [planner.plan_all()]
         elif _is_closed(workspace, rounds):
@@ -59,6 +61,11 @@ def run(job: Job, engine: Engine, reporter: Reporter) -> Summary:
                 return summarize(workspace)
             rounds.append(retried)
         _make_missing(job, workspace, rounds, engine, planner, reporter)
+        if len(rounds) > 1 and _changed_nothing(workspace, rounds[-1]):
+            # so that trying again what stays broken leaves the folder as it was
+            shutil.rmtree(rounds[-1].folder)
+            reporter.note("none of the rejected entries can be used now either")
+            return summarize(workspace)
         return close_rounds(workspace, rounds, job.options)
 
 
@@ -75,7 +82,7 @@ class _Planner:
 
     def plan_all(self) -> Round:
         target = self._workspace.round(0)
-        plan = self._plan(target, only=None, first_shard=0)
+        plan = self._plan(target, self._job.options, only=None, first_shard=0)
         if (
             self._job.options.shard_size is None
             and 0 < plan.shard_size < DEFAULT_SHARD_SIZE
@@ -90,11 +97,11 @@ class _Planner:
     def plan_retry(self, rounds: list[Round]) -> Round | None:
         """A further round with what is in quarantine; None where none of it is accepted now."""
         plans = [load_plan(one.plan) for one in rounds]
-        self._compare(plans[0], only=[plans[0].json_name])
         retried = quarantined_indices(self._workspace.quarantine)
         target = self._workspace.round(len(rounds))
         first_shard = sum(len(plan.shards) for plan in plans)
-        plan = self._plan(target, only=retried, first_shard=first_shard)
+        options = replace(self._job.options, shard_size=plans[0].shard_size)
+        plan = self._plan(target, options, only=retried, first_shard=first_shard)
         if plan.shards:
             self._reporter.note(f"{len(retried):,} rejected entries are tried again")
             return target
@@ -104,10 +111,20 @@ class _Planner:
 
     def check_unchanged(self, plan: Plan) -> None:
         """Raise where the input is not what an unfinished round was planned from."""
-        self._compare(plan, only=list(plan.inputs))
+        self._compare(plan, list(plan.inputs))
 
-    def _compare(self, plan: Plan, only: list[str]) -> None:
-        for name in only:
+    def check_same_json(self, rounds: list[Round]) -> None:
+        """Raise where the folder was begun with other entries."""
+        for plan in (load_plan(one.plan) for one in rounds):
+            if self._json_path.name != plan.json_name:
+                raise WorkspaceError(
+                    f"{self._workspace.root} was made from {plan.json_name}, not from "
+                    f"{self._json_path.name}; use another --output-dir"
+                )
+            self._compare(plan, [plan.json_name])
+
+    def _compare(self, plan: Plan, names: list[str]) -> None:
+        for name in names:
             if self._inputs.get(name) != plan.inputs[name]:
                 now = self._inputs.get(name)
                 raise WorkspaceError(
@@ -116,7 +133,9 @@ class _Planner:
                     "or use another --output-dir"
                 )
 
-    def _plan(self, target: Round, *, only: set[int] | None, first_shard: int) -> Plan:
+    def _plan(
+        self, target: Round, options: Options, *, only: set[int] | None, first_shard: int
+    ) -> Plan:
         with TarIndex(self._workspace.index) as index:
             index.update(self._tars, self._say_indexing)
             for name in index.damaged():
@@ -129,7 +148,7 @@ class _Planner:
                     target,
                     self._json_path,
                     locator,
-                    self._job.options,
+                    options,
                     inputs=self._inputs,
                     only=only,
                     first_shard=first_shard,
@@ -190,6 +209,17 @@ def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:
     record = load_record(record_path)
     path = workspace.shard(shard.number)
     return not record.samples or (path.exists() and path.stat().st_size == record.bytes)
+
+
+def _changed_nothing(workspace: Workspace, last: Round) -> bool:
+    """The round kept nothing, and rejected for the reasons that the manifest has already."""
+    plan = load_plan(last.plan)
+    records = [load_record(last.record(shard.number)) for shard in plan.shards]
+    rejected = Counter(plan.rejected)
+    for record in records:
+        rejected.update(record.rejected)
+    kept_nothing = not any(record.samples for record in records)
+    return kept_nothing and rejected == load_manifest(workspace)["rejected"]
 
 
 def _is_closed(workspace: Workspace, rounds: list[Round]) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,32 @@ def test_killed_at_random_moments(data, undisturbed, tmp_path, workers):
         assert sorted(found) == sorted(expected)
         assert found == expected
     assert interrupted >= NUM_KILLS // 4, "the kills came too late to test anything"
+
+
+@pytest.mark.slow
+def test_a_retry_killed_at_random_moments(data, tmp_path):
+    """A tar comes late, and the retry that takes it in is killed on the way."""
+    source = tmp_path / "data"
+    shutil.copytree(data, source)
+    late = (source / "shapes.tar").rename(tmp_path / "shapes.tar")
+    first = tmp_path / "first"
+    subprocess.run(command(source, first, 2), check=True, capture_output=True)
+    late.rename(source / "shapes.tar")
+    calm = tmp_path / "calm"
+    shutil.copytree(first, calm)
+    start = time.monotonic()
+    subprocess.run([*command(source, calm, 2), "--retry-quarantined"], check=True)
+    seconds = time.monotonic() - start
+    assert len(outcome(calm)) > len(outcome(first))
+    for attempt in range(5):
+        output = tmp_path / str(attempt)
+        shutil.copytree(first, output)
+        retry = [*command(source, output, 2), "--retry-quarantined"]
+        with subprocess.Popen(retry, stdout=subprocess.DEVNULL) as process:
+            time.sleep(seconds * (attempt + 1) / 6)
+            process.kill()
+        subprocess.run(retry, check=True, capture_output=True)
+        assert outcome(output) == outcome(calm)
 
 
 @pytest.mark.slow

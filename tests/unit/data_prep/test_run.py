@@ -218,11 +218,21 @@ def test_retry_takes_the_quarantined_only(mixed, tmp_path):
 
 def test_retry_with_nothing_new_changes_nothing(mixed, tmp_path):
     output = tmp_path / "out"
-    write_json(mixed, [entry("a", "ai2d/a.jpg"), entry("gone", "vg/1.jpg")])
     go(mixed, output)
     before = output_bytes(output)
-    go(mixed, output, retry=True)
+    assert go(mixed, output, retry=True).kept == 7
     assert output_bytes(output) == before
+    assert not (output / ".data_prep" / "round-1").exists()
+
+
+def test_retry_tells_new_reasons(mixed, tmp_path):
+    output = tmp_path / "out"
+    go(mixed, output)
+    write_tar(mixed / "vg.tar", {"vg/1.jpg": b"<html>"})
+    summary = go(mixed, output, retry=True)
+    assert summary.kept == 7
+    assert (summary.rejected["not_an_image"], "missing_image" in summary.rejected) == (1, False)
+    assert {line["id"]: line["reason"] for line in quarantine(output)}["gone"] == "not_an_image"
 
 
 def test_nothing_kept(tmp_path):
@@ -302,3 +312,23 @@ def test_a_file_that_is_gone_when_it_is_read(tmp_path):
 
     summary = go(data, tmp_path / "out", engine=Late())
     assert (summary.kept, summary.rejected) == (1, {"unreadable_source": 1})
+
+
+def test_other_entries_are_refused(mixed, tmp_path):
+    go(mixed, tmp_path / "out")
+    write_json(mixed, [entry("x", "ai2d/a.jpg")], name="more.json")
+    with pytest.raises(WorkspaceError, match=r"was made from cambrian737k.json, not from more"):
+        go(mixed, tmp_path / "out", json_path=mixed / "more.json")
+    (mixed / "more.json").unlink()
+    write_json(mixed, [entry("x", "ai2d/a.jpg")])
+    with pytest.raises(WorkspaceError, match=r"cambrian737k.json has changed since"):
+        go(mixed, tmp_path / "out")
+
+
+def test_retried_entries_share_shards_of_the_first_size(tmp_path):
+    entries = write_plain_set(tmp_path / "data", 40)
+    entries += [entry(f"vg/{i}", f"vg/{i}.jpg") for i in range(6)]
+    write_json(tmp_path / "data", entries)
+    assert go(tmp_path / "data", tmp_path / "out").num_shards == 10
+    write_tar(tmp_path / "data" / "vg.tar", {f"vg/{i}.jpg": jpeg(i) for i in range(6)})
+    assert go(tmp_path / "data", tmp_path / "out", retry=True).num_shards == 12
