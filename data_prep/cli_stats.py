@@ -14,7 +14,6 @@ from data_prep.cli_errors import plain_errors
 from data_prep.gallery import pick_samples
 from data_prep.manifest import load_manifest
 from data_prep.options import OptionError
-from data_prep.pages import preview_page, stats_page
 from data_prep.stats import as_json, tally_folder
 from data_prep.token_count import TOKEN_SIDES
 from data_prep.workspace import Workspace
@@ -35,6 +34,9 @@ def stats(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = len(os.sched_getaffinity(0)),
 ) -> None:
     """Sizes, sources, turns, lengths and visual tokens: a table, ROOT/stats.json, and a page."""
+    # the plots take half a second to import, which the other commands need not wait for
+    from data_prep.pages import stats_page
+
     console = Console()
     with plain_errors():
         sides = TOKEN_SIDES | dict(_parse_side(text) for text in tokenizer or [])
@@ -69,6 +71,8 @@ def preview(
     output: Annotated[Path | None, typer.Option(help="The page [ROOT/preview.html].")] = None,
 ) -> None:
     """A page with samples as they are stored: pictures and conversations."""
+    from data_prep.pages import preview_page
+
     output = output or root / "preview.html"
     with plain_errors():
         samples = pick_samples(root, count, seed=seed)
