@@ -16,6 +16,7 @@ from data_prep.schema import Turn
 from evaluation.loading import LoadedModel
 from training.data.batch import visual_fields
 from training.data.images import header_size
+from training.data.pictures import encode_pictures
 from training.data.plan_chat import place_images
 from training.data.samples import EncodedChat
 
@@ -52,14 +53,16 @@ def answer(
         max_new_tokens: an answer is cut there if the end mark has not come.
     """
     samples = [_encode(model, question) for question in questions]
-    fields = visual_fields(samples, model.visual)
+    pictures = [sample.pictures for sample in samples]
+    fields = visual_fields(pictures, model.visual)
     device = model.device
-    visual = model.module.encode_cells(
+    visual: torch.Tensor | None = model.module.encode_cells(
         fields["cells"].to(device),
         fields["vit_positions"].to(device),
         fields["vit_cu_seqlens"].to(device),
+        fields["vit_grids"].to(device),
     )
-    if not any(sample.cells is not None for sample in samples):
+    if all(p.cells is None for p in pictures):
         visual = None
     end = model.chat.tokenizer.eos_token_id
     ids = [list(sample.input_ids) for sample in samples]
@@ -93,25 +96,16 @@ def answer(
 
 def _encode(model: LoadedModel, question: Question) -> EncodedChat:
     plans = [model.visual.plan(*header_size(data)) for data in question.images]
+    pictures = encode_pictures(model.visual, question.frames, plans)
     chat = model.chat.prompt(question.turns, len(question.images))
-    ids, is_answer, positions = place_images(chat, model.chat.image_pad_id, plans)
-    cells = [
-        model.visual.cells(frames, plan)
-        for frames, plan in zip(question.frames, plans, strict=True)
-    ]
+    ids, is_answer, positions = place_images(chat, model.chat.image_pad_id, pictures.plans)
     return EncodedChat(
         __key__=question.key,
         __restore_key__=(),
         input_ids=ids,
         is_answer=is_answer,
         position_ids=positions,
-        cells=torch.cat(cells) if cells else None,
-        vit_positions=np.concatenate([p.vit_positions for p in plans])
-        if plans
-        else np.zeros((0, 2), dtype=np.float32),
-        vit_segments=np.concatenate([np.diff(p.vit_cu_seqlens) for p in plans])
-        if plans
-        else np.zeros(0, dtype=np.int32),
+        pictures=pictures,
     )
 
 

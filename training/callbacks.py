@@ -35,7 +35,7 @@ class StepLog(pl.Callback):
         self._bar: tqdm[Any] | None = None
         self._last_val_loss: float | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open the progress line."""
         module.meter = StepMeter()
         if trainer.is_global_zero:
@@ -52,7 +52,7 @@ class StepLog(pl.Callback):
         """Start the step's clock."""
         self._started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         """Log the step."""
         step = trainer.global_step
         meter, module.meter = module.meter, StepMeter()

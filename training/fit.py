@@ -16,10 +16,7 @@ import nemo.lightning as nl  # noqa: E402
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger  # noqa: E402
 from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
-from nemo.lightning.pytorch.optim import (  # noqa: E402
-    CosineAnnealingScheduler,
-    MegatronOptimizerModule,
-)
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
@@ -37,6 +34,7 @@ from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.module import TokenizerQwen2VLModel  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
+from training.schedule import RunLongCosine  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
@@ -137,13 +135,13 @@ def build_model(
 ) -> TokenizerQwen2VLModel:
     """The Lightning module with its optimizer, not yet built on any device."""
     trainer = run.trainer
-    cell_area = visual.cell_area() if hasattr(visual, "cell_area") else None
+    cell_side = visual.plan(224, 224).cell_shape[-1]
     options = ModelOptions(
         layer_spec=resolve_layer_spec(run.model.layer_spec),
         dtype=model_dtype(run),
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
-        max_segment_length=-(-run.data.max_pixels // cell_area) if cell_area else None,
+        max_segment_length=max(4, -(-run.data.max_pixels // cell_side**2)),
         freeze_language_model=run.model.freeze_language_model,
         freeze_vision_model=run.model.freeze_vision_model,
         freeze_vision_projection=run.model.freeze_vision_projection,
@@ -173,10 +171,9 @@ def build_optimizer(run: RunConfig) -> MegatronOptimizerModule:
         params_dtype=dtype,
         use_distributed_optimizer=run.trainer.distributed_optimizer,
     )
-    schedule = CosineAnnealingScheduler(
-        max_steps=run.trainer.max_steps,
+    schedule = RunLongCosine(
+        num_steps=run.trainer.max_steps,
         warmup_steps=run.optim.warmup_steps,
-        constant_steps=0,
         min_lr=run.optim.min_lr,
     )
     return MegatronOptimizerModule(config=config, lr_scheduler=schedule)

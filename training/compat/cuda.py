@@ -67,7 +67,7 @@ def redirect_to_cpu() -> None:
         ("pin_memory", lambda self, *args, **kwargs: self),
     ):
         setattr(torch.Tensor, name, replacement)
-    for owner, name, replacement in (
+    replacements: tuple[tuple[Any, str, Any], ...] = (
         (torch.nn.Module, "cuda", lambda self, device=None: self),
         (torch.cuda, "current_device", lambda: _CPU),
         (torch.cuda, "synchronize", lambda *args, **kwargs: None),
@@ -79,8 +79,9 @@ def redirect_to_cpu() -> None:
         (torch.cuda, "get_rng_state", lambda *args, **kwargs: torch.get_rng_state()),
         (torch.cuda, "set_rng_state", lambda state, *args, **kwargs: torch.set_rng_state(state)),
         (torch.cuda, "manual_seed", torch.manual_seed),
-    ):
-        setattr(owner, name, replacement)
+    )
+    for owner, name, stand_in in replacements:
+        setattr(owner, name, stand_in)
 
 
 def _is_cuda(device: Any) -> bool:

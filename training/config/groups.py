@@ -50,7 +50,7 @@ class GroupFolderSource(FileConfigSource):
     def is_config(self, config_path: str) -> bool:
         """Is it a YAML file of the group?"""
         inside = self._inside(config_path)
-        return bool(inside) and super().is_config(inside)
+        return inside is not None and inside != "" and super().is_config(inside)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Members of the group or of a folder in it."""

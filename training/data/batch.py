@@ -1,6 +1,7 @@
 """Micro batches of padded rows.
 
-Shape legend: B rows, S padded length, N cells of all rows in order, G attention segments.
+Shape legend: B rows, S padded length, N cells and P pictures of all rows in order, G attention
+segments.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 
 from dct_tokenizer import VisualTokenizer
+from training.data.pictures import PictureCells, encode_pictures
 from training.data.plan_chat import VISUAL_TOKEN_INDEX
 from training.data.samples import EncodedChat
 
 #: fields of a batch that the model's stages take, by the stage that needs them
-FIRST_STAGE_FIELDS = ("input_ids", "cells", "vit_positions", "vit_cu_seqlens")
+FIRST_STAGE_FIELDS = ("input_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
 LAST_STAGE_FIELDS = ("labels", "loss_mask")
 EVERY_STAGE_FIELDS = ("position_ids",)
 
@@ -36,8 +38,8 @@ def pad_batch(
     Returns:
         input_ids (B, S) int64, VISUAL_TOKEN_INDEX at visual tokens; labels (B, S) int64, shifted;
         loss_mask (B, S) float32; position_ids (3, B, S) int64; cells (N, T, 3, b, b) uint8;
-        vit_positions (N, 2) float32; vit_cu_seqlens (G+1,) int32; sample_keys, one a row;
-        num_tokens (3,) int64: text, visual, padding.
+        vit_positions (N, 2) float32; vit_cu_seqlens (G+1,) int32; vit_grids (P, 3) int64, one a
+        picture; sample_keys, one a row; num_tokens (3,) int64: text, visual, padding.
 
     Raises:
         ValueError: a sample is longer than `pad_to`.
@@ -65,31 +67,27 @@ def pad_batch(
         "labels": torch.from_numpy(labels),
         "loss_mask": torch.from_numpy(loss_mask),
         "position_ids": torch.from_numpy(position_ids),
-        **visual_fields(samples, visual),
+        **visual_fields([s.pictures for s in samples], visual),
         "sample_keys": [s.__key__ for s in samples],
         "num_tokens": torch.tensor([num_text, num_visual, rows * length - num_text - num_visual]),
     }
 
 
-def visual_fields(samples: Sequence[EncodedChat], visual: VisualTokenizer) -> dict[str, Any]:
-    """Cells, their positions and their segments of all samples, in order.
+def visual_fields(pictures: Sequence[PictureCells], visual: VisualTokenizer) -> dict[str, Any]:
+    """Cells, positions, segments and grids of all samples, in order.
 
-    A batch without pictures gets one blank token's worth of cells, so that the vision tower takes
-    part in every step on every rank; no token refers to them.
+    A batch without pictures gets one small blank one, so that the vision tower takes part in
+    every step on every rank; no token refers to it.
     """
-    with_cells = [s for s in samples if s.cells is not None]
-    if with_cells:
-        cells = torch.cat([s.cells for s in with_cells])
-        positions = np.concatenate([s.vit_positions for s in with_cells])
-        segments = np.concatenate([s.vit_segments for s in with_cells])
-    else:
-        plan = visual.plan(28, 28)
-        cells = torch.zeros((plan.num_cells, *plan.cell_shape), dtype=torch.uint8)
-        positions = plan.vit_positions
-        segments = np.diff(plan.vit_cu_seqlens)
+    present = [p for p in pictures if p.cells is not None]
+    if not present:
+        blank = np.zeros((1, 28, 28, 3), dtype=np.uint8)
+        present = [encode_pictures(visual, [blank], [visual.plan(28, 28)])]
+    segments = np.concatenate([p.vit_segments for p in present])
     boundaries = np.concatenate(([0], np.cumsum(segments))).astype(np.int32)
     return {
-        "cells": cells,
-        "vit_positions": torch.from_numpy(np.ascontiguousarray(positions)),
+        "cells": torch.cat([p.cells for p in present if p.cells is not None]),
+        "vit_positions": torch.from_numpy(np.concatenate([p.vit_positions for p in present])),
         "vit_cu_seqlens": torch.from_numpy(boundaries),
+        "vit_grids": torch.from_numpy(np.concatenate([p.vit_grids for p in present])),
     }

@@ -19,6 +19,7 @@ from megatron.energon import (
 from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
 from nemo.utils import logging
 
+from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.data.task_encoder import ChatTaskEncoder
 
@@ -87,6 +88,8 @@ class ChatDataModule(EnergonMultiModalDataModule):
             validation_task_encoder=validation_task_encoder,
         )
         self.seed = run.seed
+        self.train_dataloader_object: EndlessLoader | None = None
+        self.val_dataloader_object: RepeatedLoader | None = None
 
     def datasets_provider(
         self, worker_config: WorkerConfig, split: Literal["train", "val"] = "val"
@@ -166,14 +169,21 @@ class ChatDataModule(EnergonMultiModalDataModule):
         """Put the loader where the checkpoint left it.
 
         Raises:
-            ValueError: another number of loader processes than the checkpoint's; the loader's
-                position has no meaning then.
+            ConfigError: another number of loader processes or of data-parallel ranks than the
+                checkpoint's; the loader's position has no meaning then.
         """
         payload = pickle.loads(state_dict["pickled"].numpy().tobytes())
         if payload["num_workers"] != self.num_workers:
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint's loader had data.num_workers={payload['num_workers']}, this run "
                 f"has {self.num_workers}: set it back to resume at the same sample"
+            )
+        before = len(payload["dataloader_state"])
+        ranks = parallel_state.get_data_parallel_world_size()
+        if before != ranks:
+            raise ConfigError(
+                f"the checkpoint's loader had data-parallel size {before}, this run has {ranks} "
+                "(processes / (TP_SIZE × PP_SIZE)): set it back to resume at the same sample"
             )
         self.train_dataloader().loader.restore_state_global(payload["dataloader_state"])
         consumed = payload["consumed_samples"]

@@ -1,16 +1,17 @@
 """What flows through the task encoder, stage by stage.
 
-Shape legend: L tokens of the sample, N cells, S attention segments.
+Shape legend: L tokens of the sample.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from megatron.energon import Sample
 from megatron.energon.edataclass import edataclass
 
 from dct_tokenizer import Plan
+from training.data.chat import TokenizedChat
+from training.data.pictures import PictureCells
 
 
 @edataclass
@@ -27,6 +28,8 @@ class CrudeChat(Sample):
 class PlannedChat(Sample):
     """A sample whose exact length is known and whose pictures are still encoded bytes."""
 
+    #: each picture still one placeholder
+    chat: TokenizedChat
     #: (L,) int64 with VISUAL_TOKEN_INDEX at visual tokens
     input_ids: np.ndarray
     #: (L,) bool, True where the token is to be predicted
@@ -47,9 +50,4 @@ class EncodedChat(Sample):
     is_answer: np.ndarray
     #: (3, L) int64
     position_ids: np.ndarray
-    #: (N, T, 3, B, B) uint8; None where the sample has no picture
-    cells: torch.Tensor | None
-    #: (N, 2) float32
-    vit_positions: np.ndarray
-    #: lengths of the attention segments, (S,) int32
-    vit_segments: np.ndarray
+    pictures: PictureCells

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from megatron.energon import Cooker, DefaultTaskEncoder, basic_sample_keys, stateless
 
 from data_prep.schema import SchemaError, image_parts, json_part, parse_record
@@ -13,6 +11,7 @@ from dct_tokenizer import PlanError, VisualTokenizer
 from training.data.batch import pad_batch
 from training.data.chat import ChatError, ChatTokenizer
 from training.data.images import ImageError, decode_rgb, header_size
+from training.data.pictures import encode_pictures
 from training.data.plan_chat import place_images
 from training.data.rejects import RejectLog
 from training.data.samples import CrudeChat, EncodedChat, PlannedChat
@@ -90,6 +89,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             self.rejects.reject(sample.__key__, "no_answer", "no token is left to predict")
         return PlannedChat.derive_from(
             sample,
+            chat=chat,
             input_ids=ids,
             is_answer=is_answer,
             position_ids=positions,
@@ -101,22 +101,17 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
         """Decode the pictures and cut them into cells."""
         try:
-            cells = [
-                self.visual.cells(decode_rgb(data), plan)
-                for data, plan in zip(sample.images, sample.plans, strict=True)
-            ]
+            frames = [decode_rgb(data) for data in sample.images]
         except ImageError as error:
             self.rejects.reject(sample.__key__, "undecodable", str(error))
         self.rejects.accept()
-        plans = sample.plans
+        pictures = encode_pictures(self.visual, frames, sample.plans)
+        placed = (sample.input_ids, sample.is_answer, sample.position_ids)
+        if self.visual.content_dependent:
+            placed = place_images(sample.chat, self.chat.image_pad_id, pictures.plans)
+        ids, is_answer, positions = placed
         return EncodedChat.derive_from(
-            sample,
-            input_ids=sample.input_ids,
-            is_answer=sample.is_answer,
-            position_ids=sample.position_ids,
-            cells=torch.cat(cells) if cells else None,
-            vit_positions=_concat([p.vit_positions for p in plans], (0, 2), np.float32),
-            vit_segments=_concat([np.diff(p.vit_cu_seqlens) for p in plans], (0,), np.int32),
+            sample, input_ids=ids, is_answer=is_answer, position_ids=positions, pictures=pictures
         )
 
     @stateless
@@ -125,7 +120,3 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
         return pad_batch(
             samples, visual=self.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
         )
-
-
-def _concat(arrays: list[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(empty, dtype=dtype)

@@ -127,6 +127,7 @@ class SegmentedAttention(MegatronModule):
             longest,
             longest,
         )
+        assert isinstance(context, torch.Tensor)
         return context.flatten(1).unsqueeze(1)
 
     def _block_mask(self, query: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:

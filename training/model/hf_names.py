@@ -111,13 +111,18 @@ def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
         kind = rest.rpartition(".")[2]
         return Recipe(
             sources=(f"{prefix}attn.qkv.{kind}",),
-            join=lambda qkv: interleave_qkv(*qkv.chunk(3), heads),
+            join=lambda qkv: _interleave_fused(qkv, heads),
         )
     raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a vision layer")
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
+
+
+def _interleave_fused(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
+    q, k, v = qkv.chunk(3)
+    return interleave_qkv(q, k, v, heads)
 
 
 def interleave_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:

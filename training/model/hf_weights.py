@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.mapping import (
 from safetensors import safe_open
 
 from training.model.hf_names import FRONT_END_PREFIX, PATCH_EMBED, Heads, recipe
+from training.model.mcore import TokenizerQwen2VL
 
 
 class WeightsError(ValueError):
@@ -83,7 +84,7 @@ class HFFolder:
         return dict.fromkeys(self._file(single.name).keys(), single.name)
 
 
-def load_hf_weights(module: torch.nn.Module, folder: str | Path) -> set[str]:
+def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
     """Fill `module` (a bare `TokenizerQwen2VL`) from a Hugging Face folder, in place.
 
     Returns:
@@ -117,7 +118,7 @@ def load_hf_weights(module: torch.nn.Module, folder: str | Path) -> set[str]:
         return source.used
 
 
-def _shards(module: torch.nn.Module) -> list[ShardedTensor]:
+def _shards(module: TokenizerQwen2VL) -> list[ShardedTensor]:
     state = module.sharded_state_dict()
     apply_factories(state)
     found = []
@@ -169,7 +170,7 @@ def _global_name(shard: ShardedTensor) -> tuple[str, tuple[slice, ...]]:
     )
 
 
-def _fill_front_end(module: Any, source: HFFolder, problems: list[str]) -> None:
+def _fill_front_end(module: TokenizerQwen2VL, source: HFFolder, problems: list[str]) -> None:
     if PATCH_EMBED not in source:
         problems.append(f"{PATCH_EMBED} is missing (needed for the tokenizer's front end)")
         return

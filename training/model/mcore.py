@@ -31,9 +31,10 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         cells: torch.Tensor | None = None,
         vit_positions: torch.Tensor | None = None,
         vit_cu_seqlens: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
         visual: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
         """Run the stage of the model that lives on this pipeline rank.
 
         Args:
@@ -44,7 +45,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             cells: (N, T, 3, B, B) uint8 of all samples in order; first stage only.
             vit_positions: (N, 2) float32; first stage only.
             vit_cu_seqlens: (segments + 1,) int32; first stage only.
-            visual: (M, H) what `encode_cells` gave, instead of the three fields before it.
+            vit_grids: (pictures, 3) int64, ViT grids in cells; first stage only.
+            visual: (M, H) what `encode_cells` gave, instead of the four fields before it.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
         Returns:
@@ -56,8 +58,12 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         """
         decoder_input = None
         if self.pre_process:
+            assert input_ids is not None
             if visual is None and cells is not None:
-                visual = self.encode_cells(cells, vit_positions, vit_cu_seqlens)
+                assert vit_positions is not None
+                assert vit_cu_seqlens is not None
+                assert vit_grids is not None
+                visual = self.encode_cells(cells, vit_positions, vit_cu_seqlens, vit_grids)
             decoder_input = self._embed(input_ids, visual)
         output = self.language_model(
             input_ids=None,
@@ -82,10 +88,16 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         return embeddings
 
     def encode_cells(
-        self, cells: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor
+        self,
+        cells: torch.Tensor,
+        positions: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        grids: torch.Tensor,
     ) -> torch.Tensor:
         """Cells → embeddings of the language model's width, (M, H)."""
-        return self.vision_projection(self.vision_model(cells, positions, cu_seqlens))
+        merged = self.vision_projection(self.vision_model(cells, positions, cu_seqlens))
+        post_merge = self.vision_model.post_merge
+        return merged if post_merge is None else post_merge(merged, grids)
 
     @staticmethod
     def _place(

@@ -28,6 +28,8 @@ class TokenizerVisionModel(Qwen2VisionModel):
         device = self.conv1.weight.device
         del self.conv1
         self.front_end = tokenizer.front_end(self.visual_hidden_size).to(device=device, dtype=dtype)
+        #: what some tokenizers do with the projected tokens; None for most
+        self.post_merge = tokenizer.post_merge()
 
     def forward(  # type: ignore[override]
         self,

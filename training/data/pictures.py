@@ -1,0 +1,58 @@
+"""Decoded pictures as cells, with everything the vision tower is told about them.
+
+Shape legend: N cells, G attention segments, P pictures of the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dct_tokenizer import Plan, VisualTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureCells:
+    """All pictures of a sample."""
+
+    #: final plans; those of the headers, unless the tokenizer depends on the content
+    plans: tuple[Plan, ...]
+    #: (N, T, 3, B, B) uint8; None without pictures
+    cells: torch.Tensor | None
+    #: (N, 2) float32
+    vit_positions: np.ndarray
+    #: (G,) int32 lengths of the attention segments
+    vit_segments: np.ndarray
+    #: (P, 3) int64 ViT grids in cells
+    vit_grids: np.ndarray
+
+
+def encode_pictures(
+    visual: VisualTokenizer, frames: Sequence[np.ndarray], plans: Sequence[Plan]
+) -> PictureCells:
+    """Cut decoded pictures into cells.
+
+    Args:
+        visual: the tokenizer.
+        frames: uint8 (1, H, W, 3) a picture, of the size that its plan was made for.
+        plans: what `visual.plan` said from the headers.
+    """
+    final = tuple(visual.refine(f, p) for f, p in zip(frames, plans, strict=True))
+    if not final:
+        return PictureCells(
+            plans=(),
+            cells=None,
+            vit_positions=np.zeros((0, 2), dtype=np.float32),
+            vit_segments=np.zeros(0, dtype=np.int32),
+            vit_grids=np.zeros((0, 3), dtype=np.int64),
+        )
+    return PictureCells(
+        plans=final,
+        cells=torch.cat([visual.cells(f, p) for f, p in zip(frames, final, strict=True)]),
+        vit_positions=np.concatenate([p.vit_positions for p in final]),
+        vit_segments=np.concatenate([np.diff(p.vit_cu_seqlens) for p in final]),
+        vit_grids=np.array([p.grid_thw for p in final], dtype=np.int64),
+    )
