@@ -35,7 +35,6 @@ from training.model.module import TokenizerQwen2VLModel  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.schedule import RunLongCosine  # noqa: E402
-from training.schedule import RunLongCosine  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
