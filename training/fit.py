@@ -67,14 +67,18 @@ def find_resume(run: RunConfig, folder: Path) -> Path | None:
     """The checkpoint to go on from.
 
     Raises:
-        ConfigError: it was made with another tokenizer, or lies at or beyond the last step.
+        ConfigError: it is none, was made with another tokenizer, or lies at or beyond the last
+            step.
     """
     if run.trainer.resume == "never":
         return None
     path = newest_checkpoint(folder) if run.trainer.resume == "auto" else Path(run.trainer.resume)
     if path is None:
         return None
-    meta = read_meta(path)
+    try:
+        meta = read_meta(path)
+    except ValueError as error:
+        raise ConfigError(f"trainer.resume: {error}") from error
     if meta["tokenizer"] != run.tokenizer:
         raise ConfigError(
             f"{path} was trained with tokenizer {meta['tokenizer']}, this run has "

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from training.config import groups
-from training.config.overrides import check_overrides
+from training.config.overrides import ConfigError, check_overrides
 from training.config.schema import RunConfig
 
 
@@ -23,17 +24,31 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration that `python -m training fit OVERRIDES` would use.
 
     Raises:
-        ConfigError: an override names an unknown key or choice.
+        ConfigError: an override names an unknown key or choice, has a value of the wrong type, or
+            a key without a default is not set.
     """
     register_schema()
+    passed = check_overrides(overrides)
     with initialize_config_dir(config_dir=str(groups.CONFIG_DIR), version_base="1.3"):
-        return to_run_config(compose("config", check_overrides(overrides)))
+        try:
+            config = compose("config", passed)
+        except HydraException as error:
+            raise ConfigError(f"{error}: {error.__cause__}") from error
+    return to_run_config(config)
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
-    """Hydra's config as the schema's dataclasses, every value present and resolved."""
+    """Hydra's config as the schema's dataclasses, every value present and resolved.
+
+    Raises:
+        ConfigError: a key without a default is not set.
+    """
     config = OmegaConf.masked_copy(config, [k for k in config if k in known_top_level()])
-    run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), config))
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} must be set: add {missing[0]}=…")
+    run = OmegaConf.to_object(merged)
     assert isinstance(run, RunConfig)
     return run
 
