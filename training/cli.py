@@ -85,8 +85,9 @@ def _launch(words: list[str]) -> None:
 def _doctor(words: list[str]) -> None:
     from training.config.compose import compose_config
     from training.doctor import examine
+    from training.tiny_model import with_model_folder
 
-    if not examine(compose_config(words) if words else None):
+    if not examine(with_model_folder(compose_config(words)) if words else None):
         sys.exit(1)
 
 

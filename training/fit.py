@@ -35,6 +35,7 @@ from training.model.module import TokenizerQwen2VLModel  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.schedule import RunLongCosine  # noqa: E402
+from training.tiny_model import with_model_folder  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
@@ -47,6 +48,7 @@ def fit(run: RunConfig) -> Path:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     layout = check_run(run, world_size)
+    run = with_model_folder(run)
     folder = run_dir(run)
     resume = find_resume(run, folder)
     is_first = int(os.environ.get("RANK", "0")) == 0

@@ -59,8 +59,9 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
         print(shlex.join(command))
         return
     from training.doctor import examine
+    from training.tiny_model import with_model_folder
 
-    if not examine(run, on_cpu=machines.on_cpu):
+    if not examine(with_model_folder(run), on_cpu=machines.on_cpu):
         raise ConfigError("the doctor found what would stop the run (lines with FAIL above)")
     if machines.on_cpu:
         environ["CUDA_VISIBLE_DEVICES"] = ""

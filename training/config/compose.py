@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from training.config import groups
 from training.config.overrides import ConfigError, check_overrides
@@ -33,7 +34,8 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         try:
             config = compose("config", passed)
         except HydraException as error:
-            raise ConfigError(f"{error}: {error.__cause__}") from error
+            reason = str(error.__cause__ or "").partition("\n")[0]
+            raise ConfigError(f"{error}: {reason}") from error
     return to_run_config(config)
 
 

@@ -1,0 +1,78 @@
+"""`model=tiny`: a random Qwen2-VL made on first use, its tokenizer trained on the shards' words."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from data_prep.schema import SchemaError, parse_record
+from training.config.overrides import ConfigError
+from training.config.schema import RunConfig
+
+#: value of model.path that asks for the generated model
+AUTO = "auto"
+#: samples whose texts the tokenizer is trained on
+NUM_SAMPLES = 2000
+
+
+def with_model_folder(run: RunConfig) -> RunConfig:
+    """The configuration with a real folder in model.path.
+
+    The generated folder is named after the dataset and the seed, made beside its place and
+    renamed, so that several processes may ask for it at once.
+
+    Raises:
+        ConfigError: model.path is "auto" and the dataset has no text to train a tokenizer on.
+    """
+    if run.model.path != AUTO:
+        return run
+    where = str(Path(run.data.path).resolve())
+    name = hashlib.sha256(f"{where} {run.seed}".encode()).hexdigest()[:12]
+    folder = Path(run.model.cache_dir) / f"tiny-{name}"
+    if not (folder / "config.json").is_file():
+        _make(folder, run)
+    return replace(run, model=replace(run.model, path=str(folder)))
+
+
+def _make(folder: Path, run: RunConfig) -> None:
+    from training.random_model.folder import write_random_model
+
+    texts = [text for text in islice(shard_texts(run.data.path), NUM_SAMPLES) if text]
+    if not texts:
+        raise ConfigError(
+            f"model=tiny trains its tokenizer on the dataset's texts, and {run.data.path} has "
+            "none in its shards: set model.path to a Qwen2-VL folder"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
+    try:
+        write_random_model(made, corpus=texts, seed=run.seed)
+        os.rename(made, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        # another process was faster; its folder holds the same
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def shard_texts(path: str) -> Iterator[str]:
+    """The conversations of a dataset's shards, one text a sample, in order."""
+    for shard in sorted(Path(path).glob("**/*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.name.endswith("json") else None
+                if file is None:
+                    continue
+                try:
+                    turns = parse_record(file.read()).turns
+                except SchemaError:
+                    continue
+                yield " ".join(turn.text.replace("<image>", "").strip() for turn in turns)
