@@ -181,8 +181,9 @@ def _make_missing(
         source_bytes += plan.source_bytes * len(missing) // max(len(plan.shards), 1)
         tasks += [
             ShardTask(
-                data_dir=job.data_dir,
-                output_dir=job.output_dir,
+                # a worker elsewhere has another working folder
+                data_dir=job.data_dir.absolute(),
+                output_dir=job.output_dir.absolute(),
                 round_number=number,
                 shard=shard,
                 options=job.options,

@@ -1,5 +1,6 @@
 """The Ray engine gives the bytes of the local one, also when a worker is lost on the way."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from data_prep.drawn import write_drawn_dataset
 
 pytest.importorskip("ray")
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [
     *(sys.executable, "-m", "data_prep", "cambrian", "--shard-size", "30", "--shuffle-seed", "1"),
     *("--text-only", "keep", "--reencode"),
@@ -40,9 +42,17 @@ def local(data, tmp_path_factory) -> dict[str, bytes]:
 
 
 def start_with_ray(data: Path, output: Path) -> subprocess.Popen[str]:
-    where = ["--data-dir", str(data), "--output-dir", str(output)]
+    """From another folder, with relative paths: Ray's workers start in a folder of their own."""
+    where = ["--data-dir", data.name, "--output-dir", os.path.relpath(output, data.parent)]
     command = [*COMMAND, *where, "--engine", "ray", "--workers", "2"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=data.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 @pytest.mark.slow
