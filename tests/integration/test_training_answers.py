@@ -1,0 +1,53 @@
+"""Checkpoints of any layout answer questions in one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluation.answers import AnswerOptions, write_answers
+from evaluation.loading import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+#: twice what three steps at learning rates of up to 3e-4 can move a weight. Weights without a
+#: gradient (a key's bias) go where rounding sends them; a swapped shard differs by 0.1.
+MOST_APART = 2e-3
+
+
+def test_a_tensor_parallel_checkpoint_has_the_weights_of_the_whole_one(tensor_parallel, reference):
+    split, whole = (load_checkpoint(run.checkpoint(3)) for run in (tensor_parallel, reference))
+    assert split.step == whole.step == 3
+    expected = dict(whole.module.named_parameters())
+    for name, parameter in split.module.named_parameters():
+        assert (parameter - expected[name]).abs().max() < MOST_APART, name
+
+
+def test_a_tensor_parallel_checkpoint_answers_as_the_whole_one(
+    tensor_parallel, reference, shards, tmp_path
+):
+    """The first through the command line, the second through the library."""
+    output = tmp_path / "split.jsonl"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "evaluation", "answers", str(tensor_parallel.checkpoint(3))),
+            *("--output", str(output), "--limit", "6", "--batch-size", "7"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 3, val" in done.stdout
+    whole = tmp_path / "whole.jsonl"
+    write_answers(load_checkpoint(reference.checkpoint(3)), AnswerOptions(limit=6), whole)
+    lines = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [json.loads(line) for line in output.read_text().splitlines()] == lines
+    assert len(lines) > 6, "a question each turn"
+    assert len({line["answer"] for line in lines}) > 2, "equal answers to all prove little"
+    assert any(line["num_visual_tokens"] for line in lines)

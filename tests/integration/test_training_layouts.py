@@ -1,0 +1,75 @@
+"""Losses do not depend on how processes are laid out, nor on the day."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.metering import StepMeter
+
+pytestmark = pytest.mark.slow
+
+#: Losses of the first four steps of the tiny model of tests/conftest.py with the settings of
+#: conftest.py, by tokenizer. They were read from steps.jsonl of these very runs (one process,
+#: CPU, float32, torch 2.13.0, Pillow 13.0.0) once the logits of the same folder equalled those of
+#: transformers 4.51.3 and the losses of other layouts these. They change with the drawn pictures,
+#: the tiny model, the sample order of Energon and anything that the model computes.
+GOLDEN = {
+    "dct28_420": [6.612653, 6.296690, 5.603540, 5.121740],
+    "pixel": [6.489687, 6.155231, 5.603606, 5.338462],
+}
+
+
+@pytest.fixture(scope="module")
+def pixel(train):
+    return train("pixel", "tokenizer=pixel", "trainer.stop_at_step=4", "trainer.save_every=-1")
+
+
+def test_golden_losses_of_dct28_420(reference):
+    assert reference.values("loss")[:4] == pytest.approx(GOLDEN["dct28_420"], abs=1e-4)
+
+
+def test_golden_losses_of_pixel(pixel):
+    assert pixel.values("loss") == pytest.approx(GOLDEN["pixel"], abs=1e-4)
+
+
+def test_losses_fall(reference):
+    losses = reference.values("loss")
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_tokenizer_changes_nothing_but_the_pictures(reference, pixel):
+    """Same samples, same text; pictures of 112 to 149 pixels cost 3.3 times fewer tokens."""
+    assert pixel.ledger() == {k: v for k, v in reference.ledger().items() if k <= 4}
+    text = "num_text_tokens"
+    assert pixel.values(text) == reference.values(text)[:4]
+    tokens = "num_visual_tokens"
+    ratio = sum(pixel.values(tokens)) / sum(reference.values(tokens)[:4])
+    assert 3 < ratio <= 4
+    assert pixel.values("num_cells") == [4 * n for n in pixel.values(tokens)]
+
+
+def test_data_parallel_ranks_change_nothing(data_parallel, reference):
+    """Two ranks with one loader process each read what one rank with two does."""
+    run = data_parallel
+    assert run.ledger() == reference.ledger()
+    assert len(list((run.folder / "ledger").iterdir())) == 2
+    assert run.values("loss") == pytest.approx(reference.values("loss"), rel=1e-4)
+    assert run.values("grad_norm") == pytest.approx(reference.values("grad_norm"), rel=1e-3)
+    for name in set(StepMeter.__dataclass_fields__) - {"sample_keys", "num_padding_tokens"}:
+        assert run.values(name) == reference.values(name), name
+
+
+def test_tensor_parallel_ranks_change_nothing(tensor_parallel, reference):
+    assert tensor_parallel.ledger() == reference.ledger()
+    assert tensor_parallel.values("loss") == pytest.approx(reference.values("loss"), rel=1e-4)
+    norms = reference.values("grad_norm")
+    assert tensor_parallel.values("grad_norm") == pytest.approx(norms, rel=1e-3)
+    assert tensor_parallel.validation() == pytest.approx(reference.validation(), rel=1e-4)
+
+
+def test_pipeline_stages_change_nothing(train, reference):
+    run = train("pipeline", "trainer.pipeline_parallel_size=2", "trainer.save_every=-1", ranks=2)
+    assert run.ledger() == reference.ledger()
+    assert run.values("loss") == pytest.approx(reference.values("loss"), rel=1e-4)
+    assert run.values("grad_norm") == pytest.approx(reference.values("grad_norm"), rel=1e-3)
+    assert run.validation() == pytest.approx(reference.validation(), rel=1e-4)

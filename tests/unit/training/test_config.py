@@ -1,0 +1,136 @@
+"""Settings: what is misspelt or impossible is refused with the numbers and the way out."""
+
+from __future__ import annotations
+
+import pytest
+
+from dct_tokenizer.registry import list_presets, preset_config
+from training.config.checks import check_data_path, check_layout, check_run
+from training.config.compose import compose_config
+from training.config.groups import GROUP_FOLDERS
+from training.config.overrides import ConfigError, check_overrides, group_choices, known_keys
+
+PATHS = ("data.path=DATA", "model.path=MODEL")
+
+
+def compose(*overrides: str):
+    return compose_config([*PATHS, *overrides])
+
+
+def test_a_tokenizer_is_one_word():
+    run = compose("tokenizer=dct14")
+    assert run.tokenizer == preset_config("dct14")
+    assert group_choices("tokenizer") == list_presets()
+
+
+def test_an_experiment_sets_what_its_file_says():
+    run = compose("experiment=quickstart/tiny", "optim.lr=0.5")
+    assert (run.trainer.micro_batch_size, run.trainer.accelerator) == (16, "cpu")
+    assert run.optim.lr == 0.5, "the command line wins"
+
+
+def test_a_dropped_preset_is_a_choice(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("name: mine\nfamily: pixel\ncell: 14\n")
+    monkeypatch.setitem(GROUP_FOLDERS, "tokenizer", tmp_path)
+    assert group_choices("tokenizer") == ["mine"]
+    assert check_overrides(["tokenizer=mine"]) == ["tokenizer=mine"]
+
+
+def test_keys_below_the_tokenizer_are_its_own():
+    assert check_overrides(["tokenizer.luma_keep=10"]) == ["++tokenizer.luma_keep=10"]
+    assert compose("tokenizer=dct14", "tokenizer.luma_keep=10").tokenizer["luma_keep"] == 10
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_step=5", r"unknown key 'trainer.max_step'; did you mean trainer.max_steps"),
+        ("lr=5", r"unknown key 'lr'; did you mean .*optim.lr"),
+        ("data.sequence_length=5", r"unknown key .* did you mean data.seq_length"),
+        ("zzz=5", "unknown key 'zzz'; known: experiment_name, log_dir"),
+        ("tokenizer=dct41", "unknown tokenizer 'dct41'; did you mean dct14"),
+        ("tokenizer=pixel,dct41", "unknown tokenizer 'dct41'"),
+        ("experiment=quickstart/tniy", "unknown experiment .* did you mean quickstart/tiny"),
+        ("model=qwen", "unknown model 'qwen'"),
+        ("trainer", "'trainer' is not of the form key=value"),
+        ("trainer.max_steps=abc", "trainer.max_steps=abc: Value 'abc' .* converted to Integer$"),
+    ],
+)
+def test_what_is_misspelt_names_the_nearest(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(override)
+
+
+def test_what_has_no_default_must_be_given():
+    with pytest.raises(ConfigError, match=r"data\.path must be set: add data\.path=…"):
+        compose_config(["model.path=MODEL"])
+
+
+def test_sections_and_keys_are_known():
+    assert {"trainer", "trainer.max_steps", "optim.lr", "seed"} <= set(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "message"),
+    [
+        (["trainer.micro_batch_size=0"], 1, r"MBS \(trainer.micro_batch_size\) is 0"),
+        (["trainer.global_batch_size=0"], 1, r"GBS \(.*\) is 0; expected at least 1"),
+        (["trainer.tensor_parallel_size=0"], 1, "TP_SIZE .* is 0"),
+        (["trainer.pipeline_parallel_size=-1"], 1, "PP_SIZE .* is -1"),
+        (["trainer.max_steps=0"], 1, "trainer.max_steps is 0"),
+        (["trainer.context_parallel_size=2"], 2, "CP_SIZE=2: .* set CP_SIZE=1"),
+        (
+            ["trainer.tensor_parallel_size=4", "trainer.pipeline_parallel_size=2"],
+            4,
+            "TP_SIZE=4 × PP_SIZE=2 = 8 needs 8 processes, but there are 4: lower them or raise",
+        ),
+        (
+            ["trainer.tensor_parallel_size=2"],
+            3,
+            "3 processes cannot be divided into model replicas of TP_SIZE=2 × PP_SIZE=1 = 2",
+        ),
+        (
+            ["trainer.micro_batch_size=3", "trainer.global_batch_size=16"],
+            2,
+            "GBS=16 is not divisible by MBS=3 × 2 data-parallel ranks = 6: set GBS=12 or 18",
+        ),
+        (
+            ["trainer.micro_batch_size=8", "trainer.global_batch_size=4"],
+            1,
+            "GBS=4 is not divisible by MBS=8 × 1 data-parallel ranks = 8: set GBS=8",
+        ),
+        (["trainer.sequence_parallel=true"], 1, "sequence_parallel needs TP_SIZE > 1"),
+    ],
+)
+def test_layouts_that_cannot_work(overrides, world_size, message):
+    with pytest.raises(ConfigError, match=message):
+        check_layout(compose(*overrides), world_size)
+
+
+def test_a_layout_that_works():
+    run = compose(
+        *("trainer.tensor_parallel_size=2", "trainer.micro_batch_size=2"),
+        *("trainer.global_batch_size=24", "trainer.pipeline_parallel_size=2"),
+    )
+    layout = check_layout(run, 8)
+    assert (layout.world_size, layout.data_parallel_size, layout.num_micro_batches) == (8, 2, 6)
+
+
+def test_pixel_bounds_and_tokenizer_are_checked(shards):
+    where = f"data.path={shards}"
+    with pytest.raises(ConfigError, match="MINPIXELS=900 is more than MAXPIXELS=800 .*swap them"):
+        check_run(compose(where, "data.min_pixels=900", "data.max_pixels=800"), 1)
+    with pytest.raises(ConfigError, match=r"tokenizer: dct14: .* has no key 'luma'"):
+        check_run(compose(where, "tokenizer=dct14", "tokenizer.luma=3"), 1)
+    assert check_run(compose(where), 1).data_parallel_size == 1
+
+
+def test_the_data_path_must_be_prepared(tmp_path, shards):
+    check_data_path(str(shards))
+    with pytest.raises(ConfigError, match="DATA_PATH=/none does not exist: make the shards"):
+        check_data_path("/none")
+    with pytest.raises(ConfigError, match=r"has no \.nv-meta: run `energon prepare"):
+        check_data_path(str(tmp_path))
+    blend = tmp_path / "blend.yaml"
+    blend.write_text("")
+    check_data_path(str(blend))

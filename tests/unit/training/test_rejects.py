@@ -1,0 +1,145 @@
+"""Samples that cannot be learnt from are left out, named and counted; too many stop the run."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from megatron.energon import SkipSample
+from megatron.energon.errors import FatalSampleError
+from PIL import Image
+from sample_chats import ROWS, crude, picture
+from transformers import AutoTokenizer
+
+from dct_tokenizer import build_tokenizer
+from training.data.chat import ChatTokenizer
+from training.data.images import ImageError, decode_rgb, header_size
+from training.data.rejects import RejectLog, count_rejects
+from training.data.samples import CrudeChat
+from training.data.task_encoder import ChatTaskEncoder, cook_chat
+
+GOOD = ROWS[2]
+
+
+@pytest.fixture
+def encoder(tiny_model, tmp_path) -> ChatTaskEncoder:
+    return ChatTaskEncoder(
+        chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model)),
+        visual=build_tokenizer("pixel", min_pixels=784, max_pixels=50_000),
+        seq_length=100,
+        rejects=RejectLog(tmp_path / "rejects", "DATA", max_in_a_row=3),
+    )
+
+
+def sample(turns=None, images=None, record=None) -> CrudeChat:
+    found = crude({**GOOD, "turns": turns or GOOD["turns"]}, "bad")
+    found.record = found.record if record is None else record
+    found.images = found.images if images is None else images
+    return found
+
+
+def truncated() -> bytes:
+    data = picture(56, 56, 1)
+    return data[: len(data) // 2]
+
+
+BAD = {
+    "schema": sample(record=b"{"),
+    "image_count": sample(turns=[("human", "<image> <image>"), ("gpt", "a")]),
+    "control_token": sample(turns=[("human", "<|im_start|>"), ("gpt", "a")]),
+    "no_answer": sample(turns=[("human", "<image> a")]),
+    "undecodable": sample(images=(b"no picture",)),
+    "unplannable": sample(images=(picture(2, 600, 1),)),
+    "too_long": sample(turns=[("human", "<image> what?"), ("gpt", "a b c d " * 100)]),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_each_fault_is_recorded_with_key_and_reason(encoder, tmp_path, reason):
+    with pytest.raises(SkipSample, match=f"bad: {reason}"):
+        encoder.preencode_sample(BAD[reason])
+    (file,) = (tmp_path / "rejects").iterdir()
+    entry = json.loads(file.read_text())
+    assert (entry["key"], entry["reason"]) == ("bad", reason)
+    assert entry["detail"]
+    assert count_rejects(tmp_path / "rejects") == {reason: 1}
+
+
+def test_too_long_says_how_long(encoder, tmp_path):
+    big = sample(images=(picture(196, 196, 1),))
+    encoder.seq_length = 60
+    with pytest.raises(SkipSample):
+        encoder.preencode_sample(big)
+    (file,) = (tmp_path / "rejects").iterdir()
+    detail = json.loads(file.read_text())["detail"]
+    assert detail.endswith("49 of them visual; data.seq_length is 60")
+
+
+def test_a_picture_that_breaks_off_is_found_when_it_is_decoded(encoder, tmp_path):
+    planned = encoder.preencode_sample(sample(images=(truncated(),)))
+    with pytest.raises(SkipSample, match="undecodable"):
+        encoder.postencode_sample(planned)
+    assert count_rejects(tmp_path / "rejects") == {"undecodable": 1}
+
+
+def test_rejects_in_a_row_stop_the_run(encoder, tmp_path):
+    for _ in range(2):
+        with pytest.raises(SkipSample):
+            encoder.preencode_sample(BAD["schema"])
+    encoder.postencode_sample(encoder.preencode_sample(crude(GOOD)))
+    for _ in range(2):
+        with pytest.raises(SkipSample):
+            encoder.preencode_sample(BAD["no_answer"])
+    with pytest.raises(FatalSampleError, match="3 samples in a row of DATA were rejected") as error:
+        encoder.preencode_sample(BAD["too_long"])
+    assert "too_long" in str(error.value)
+    assert str(tmp_path / "rejects") in str(error.value)
+
+
+def test_the_same_sample_counts_once(tmp_path):
+    """A restart meets the same samples again; a killed process leaves half a line."""
+    for _ in range(2):
+        with pytest.raises(SkipSample):
+            RejectLog(tmp_path, "DATA").reject("a", "too_long", "x")
+    with pytest.raises(SkipSample):
+        RejectLog(tmp_path, "DATA").reject("b", "too_long", "x")
+    with open(tmp_path / "other.jsonl", "wb") as file:
+        file.write(b'{"key": "c", "reason": "schema", "detail": ""}\n{"key": "d", "rea')
+    assert count_rejects(tmp_path) == {"too_long": 2, "schema": 1}
+    assert count_rejects(tmp_path / "absent") == {}
+
+
+def test_without_a_folder_nothing_is_written():
+    with pytest.raises(SkipSample):
+        RejectLog(None, "DATA").reject("a", "schema", "x")
+
+
+def test_cooking_leaves_bytes_as_they_are():
+    parts = {"json": b"{}", "1.jpg": b"second", "0.jpg": b"first", "__key__": "k"}
+    cooked = cook_chat({**parts, "__restore_key__": (), "__subflavors__": {}, "__sources__": ()})
+    assert (cooked.__key__, cooked.record) == ("k", b"{}")
+    assert cooked.images == (b"first", b"second")
+
+
+def test_pictures_of_any_mode_come_as_rgb():
+    for mode in ("L", "P", "RGBA", "CMYK", "1"):
+        buffer = io.BytesIO()
+        Image.new(mode, (5, 3)).save(buffer, "TIFF")
+        assert header_size(buffer.getvalue()) == (3, 5)
+        assert decode_rgb(buffer.getvalue()).shape == (1, 3, 5, 3)
+    pixels = decode_rgb(picture(3, 5, 9))
+    assert pixels.dtype == np.uint8
+    assert pixels.std() > 0
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", truncated()])
+def test_damaged_bytes_are_one_kind_of_error(data):
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_rgb(data)
+
+
+def test_a_damaged_header_is_said_to_be_one():
+    with pytest.raises(ImageError, match="header cannot be read"):
+        header_size(b"\x89PNG")

@@ -1,0 +1,184 @@
+"""What a run leaves behind: step lines, ledger, configuration, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dct_tokenizer.registry import preset_config
+from training.checkpoints import (
+    META_NAME,
+    checkpoint_step,
+    list_checkpoints,
+    newest_checkpoint,
+    read_meta,
+)
+from training.config.compose import compose_config
+from training.config.groups import ROOT
+from training.config.overrides import ConfigError
+from training.ledger import read_ledger, summarize
+from training.metering import StepMeter
+from training.run_files import (
+    append_json_line,
+    git_state,
+    package_versions,
+    read_config,
+    read_json_lines,
+    read_steps,
+    run_dir,
+    write_provenance,
+)
+
+
+def make_checkpoint(run: Path, step: int, *, finished: bool = True, **meta) -> Path:
+    path = run / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    if finished:
+        (path / META_NAME).write_text(json.dumps({"step": step, **meta}))
+    return path
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for step in (10, 9, 200):
+        make_checkpoint(tmp_path, step)
+    make_checkpoint(tmp_path, 300, finished=False)
+    (tmp_path / "checkpoints" / "step-00000400-unfinished").mkdir()
+    (tmp_path / "checkpoints" / "step-00000400-unfinished" / META_NAME).write_text("{}")
+    (tmp_path / "checkpoints" / "step-500").mkdir()
+    assert [checkpoint_step(p) for p in list_checkpoints(tmp_path)] == [9, 10, 200]
+    assert newest_checkpoint(tmp_path).name == "step-00000200"
+    assert read_meta(newest_checkpoint(tmp_path)) == {"step": 200}
+
+
+def test_other_folders_are_no_checkpoints(tmp_path):
+    with pytest.raises(ValueError, match=r"no dct_vl\.json in it"):
+        read_meta(tmp_path)
+    with pytest.raises(ValueError, match=r"is not a checkpoint .*step-00000100"):
+        checkpoint_step(tmp_path)
+
+
+@pytest.fixture
+def find(tmp_path):
+    """find_resume of a run with tokenizer dct14 and 100 steps, and a checkpoint at step 50."""
+    from training.fit import find_resume
+
+    make_checkpoint(tmp_path / "run", 50, tokenizer=preset_config("dct14"))
+
+    def call(*overrides: str):
+        settings = ["data.path=d", "model.path=m", f"log_dir={tmp_path}", "experiment_name=run"]
+        more = ["tokenizer=dct14", "trainer.max_steps=100", *overrides]
+        run = compose_config([*settings, *more])
+        return find_resume(run, run_dir(run))
+
+    return call
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
+    made = tmp_path / "run" / "checkpoints" / "step-00000050"
+    assert find() == made
+    assert find("trainer.resume=never") is None
+    assert find("experiment_name=other") is None
+    assert find("experiment_name=other", f"trainer.resume={made}") == made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tokenizer=pixel", "was trained with tokenizer .*dct14.*, this run has .*pixel"),
+        ("tokenizer.luma_keep=10", "was trained with tokenizer"),
+        ("trainer.max_steps=50", "is at step 50 already and this run ends at 50: raise"),
+        ("trainer.stop_at_step=20", "this run ends at 20"),
+        ("trainer.resume=/none", r"trainer\.resume: /none is not a checkpoint of this project"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(find, override, message):
+    with pytest.raises(ConfigError, match=message):
+        find(override)
+
+
+def test_a_broken_last_line_is_left_out(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    assert read_json_lines(path) == []
+    append_json_line(path, {"step": 1, "loss": 2.5})
+    append_json_line(path, {"step": 2, "loss": 2.0})
+    with open(path, "ab") as file:
+        file.write(b'{"step": 3, "lo')
+    assert [entry["step"] for entry in read_json_lines(path)] == [1, 2]
+
+
+def test_steps_done_twice_count_as_done_last(tmp_path):
+    for step, loss in ((1, 9.0), (2, 8.0), (3, 7.0), (2, 1.0), (3, 0.5)):
+        append_json_line(tmp_path / "steps.jsonl", {"step": step, "loss": loss})
+    assert [(e["step"], e["loss"]) for e in read_steps(tmp_path)] == [(1, 9.0), (2, 1.0), (3, 0.5)]
+
+
+def write_ledger(run: Path, rank: int, *steps: tuple[int, list[str]]) -> None:
+    (run / "ledger").mkdir(exist_ok=True)
+    for step, keys in steps:
+        append_json_line(run / "ledger" / f"dp{rank:04d}.jsonl", {"step": step, "keys": keys})
+
+
+def test_the_ledger_counts_samples_over_ranks_and_restarts(tmp_path):
+    write_ledger(tmp_path, 0, (1, ["a"]), (2, ["lost"]), (2, ["b"]), (4, ["a"]))
+    write_ledger(tmp_path, 1, (1, ["c"]), (2, ["lost"]), (2, ["d"]), (4, ["e"]))
+    assert read_ledger(tmp_path) == {1: ["a", "c"], 2: ["b", "d"], 4: ["a", "e"]}
+    found = summarize(tmp_path)
+    assert (found.num_steps, found.num_consumed) == (3, 6)
+    assert found.by_times == {1: 4, 2: 1}
+    assert found.missing_steps == (3,)
+    assert str(found).splitlines() == [
+        "6 samples consumed in 3 steps",
+        "  seen 1 time: 4 samples",
+        "  seen 2 times: 1 samples",
+        "  steps without a record: 3",
+    ]
+
+
+@pytest.mark.slow
+def test_the_ledger_command(tmp_path):
+    command = [sys.executable, "-m", "training", "ledger"]
+    write_ledger(tmp_path, 0, (1, ["a"]))
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("1 samples consumed in 1 steps")
+    none = subprocess.run([*command, ROOT], capture_output=True, text=True, cwd=ROOT)
+    assert (none.returncode, "has no ledger" in none.stderr) == (2, True)
+
+
+def test_the_configuration_reads_back(tmp_path):
+    run = compose_config(["data.path=d", "model.path=m", "tokenizer=dct28_420", "optim.lr=3e-5"])
+    write_provenance(run, tmp_path / "new")
+    assert read_config(tmp_path / "new") == run
+    facts = json.loads((tmp_path / "new" / "environment.json").read_text())
+    assert facts["packages"] == package_versions()
+    assert facts["packages"]["megatron-core"]
+    assert facts["git"].keys() == git_state().keys()
+    with pytest.raises(ValueError, match=r"has no config\.yaml"):
+        read_config(tmp_path)
+
+
+def test_a_meter_sums_micro_batches():
+    meter = StepMeter()
+    for key in ("a", "b"):
+        meter.add(
+            {
+                "num_tokens": torch.tensor([5, 4, 3]),
+                "sample_keys": [key],
+                "loss_mask": torch.tensor([[0.0, 1.0, 1.0]]),
+                "cells": torch.zeros(16, 1),
+            }
+        )
+    assert meter == StepMeter(
+        num_samples=2,
+        num_text_tokens=10,
+        num_visual_tokens=8,
+        num_padding_tokens=6,
+        num_answer_tokens=4,
+        num_cells=32,
+        sample_keys=["a", "b"],
+    )
