@@ -118,7 +118,7 @@ def test_a_layout_that_works():
 
 def test_pixel_bounds_and_tokenizer_are_checked(shards):
     where = f"data.path={shards}"
-    with pytest.raises(ConfigError, match="MINPIXELS=900 is more than MAXPIXELS=800 .*swap them"):
+    with pytest.raises(ConfigError, match=r"MINPIXELS=900 is more than MAXPIXELS=800 .*swap them"):
         check_run(compose(where, "data.min_pixels=900", "data.max_pixels=800"), 1)
     with pytest.raises(ConfigError, match=r"tokenizer: dct14: .* has no key 'luma'"):
         check_run(compose(where, "tokenizer=dct14", "tokenizer.luma=3"), 1)
