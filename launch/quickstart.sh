@@ -8,7 +8,7 @@ set -euo pipefail
 : "${TOKENIZER:=dct28_420}"          # python -m dct_tokenizer list
 : "${CONTROL:=pixel_downscale}"             # what it is compared with
 : "${NUM_ENTRIES:=4000}"             # conversations to draw
-: "${STEPS:=700}"                    # optimizer steps of each run, 16 samples each
+: "${STEPS:=400}"                    # optimizer steps of each run, 16 samples each
 : "${OUTPUT_DIR:=outputs/quickstart}"
 
 cd "$(dirname "$0")/.."
