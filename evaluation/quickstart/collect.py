@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from PIL import Image
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.held_out import HeldOut, read_split
@@ -82,16 +81,10 @@ def sample_pictures(
 
 
 def look(tokenizer: VisualTokenizer, frames: np.ndarray) -> np.ndarray:
-    """What the model is given of a picture (1, H, W, 3) uint8: (h, w, 3) uint8.
-
-    A tokenizer that works at a lower resolution is shown at the picture's size, so that nothing
-    hides in a small print.
-    """
+    """What the model is given of a picture (1, H, W, 3) uint8: (h, w, 3) uint8, in its true size."""
     plan = tokenizer.plan(*frames.shape[1:3])
-    seen = tokenizer.decode(tokenizer.encode(tokenizer.cells(frames, plan)), plan)[0]
-    height, width = frames.shape[1:3]
-    resized = Image.fromarray(seen).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    plan = tokenizer.refine(frames, plan)
+    return tokenizer.decode(tokenizer.encode(tokenizer.cells(frames, plan)), plan)[0]
 
 
 def _run(run: RunConfig, folder: Path, answers: Path) -> QuickstartRun:
