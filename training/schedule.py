@@ -1,10 +1,26 @@
-"""The learning rate's schedule, which a run that stops early keeps."""
+"""The learning rate's schedule: over the whole run, wherever this process starts and stops."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from nemo.core.optim.lr_scheduler import CosineAnnealing
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
+
+#: what a checkpoint says about the place in the schedule; its shape is this run's own
+_PLACE = ("last_epoch", "_step_count", "_last_lr")
+
+
+class ResumedCosine(CosineAnnealing):
+    """NeMo's cosine, which takes from a checkpoint how far it is and nothing else.
+
+    A run that goes on with a raised `trainer.max_steps` would otherwise keep the length that it
+    had before, and train at the floor from there on.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the checkpoint's step."""
+        super().load_state_dict({name: state_dict[name] for name in _PLACE if name in state_dict})
 
 
 class RunLongCosine(CosineAnnealingScheduler):
@@ -26,6 +42,20 @@ class RunLongCosine(CosineAnnealingScheduler):
         self.num_steps = num_steps
 
     def scheduler(self, model: Any, optimizer: Any) -> dict[str, Any]:
-        """NeMo's schedule over the whole run."""
-        self.max_steps = self.num_steps
-        return super().scheduler(model, optimizer)
+        """The schedule over the whole run, in Lightning's form."""
+        schedule = ResumedCosine(
+            optimizer,
+            max_steps=self.num_steps,
+            warmup_steps=self.warmup_steps,
+            constant_steps=self.constant_steps,
+            min_lr=self.min_lr,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": schedule,
+                "interval": self.interval,
+                "frequency": self.frequency,
+            },
+            "monitor": self.monitor,
+        }
