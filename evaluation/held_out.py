@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_val_dataset
 
-from data_prep.schema import ChatRecord, parse_record
+from data_prep.schema import ChatRecord, SchemaError, parse_record
 from training.data.samples import CrudeChat
 from training.data.task_encoder import cook_chat
 
@@ -30,7 +30,7 @@ def read_split(path: str, split: str, limit: int | None = None) -> Iterator[Held
     """Samples of a split in the order of its shards, at most `limit`.
 
     Raises:
-        ValueError: the split has no sample.
+        ValueError: the split has no sample, or one that does not follow the schema.
     """
     dataset = get_val_dataset(
         path,
@@ -42,6 +42,8 @@ def read_split(path: str, split: str, limit: int | None = None) -> Iterator[Held
     count = 0
     for sample in get_loader(dataset):
         assert isinstance(sample, CrudeChat)
+        if sample.fault:
+            raise SchemaError(f"{path}, sample {sample.__key__}: {sample.fault}")
         yield HeldOut(key=sample.__key__, record=parse_record(sample.record), images=sample.images)
         count += 1
         if count == limit:

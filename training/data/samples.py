@@ -22,6 +22,8 @@ class CrudeChat(Sample):
     record: bytes
     #: encoded pictures in the order of the conversation
     images: tuple[bytes, ...]
+    #: what is wrong with the sample's parts; "" where they follow the schema
+    fault: str = ""
 
 
 @edataclass

@@ -19,12 +19,17 @@ from training.data.samples import CrudeChat, EncodedChat, PlannedChat
 
 @stateless
 def cook_chat(sample: dict[str, Any]) -> CrudeChat:
-    """Pick the parts of a WebDataset sample; bytes stay bytes."""
-    return CrudeChat(
-        **basic_sample_keys(sample),
-        record=sample[json_part(sample)],
-        images=tuple(sample[part] for part in image_parts(sample)),
-    )
+    """Pick the parts of a WebDataset sample; bytes stay bytes.
+
+    A fault in the parts goes along to where rejections are recorded: what is raised here, Energon
+    would print and forget.
+    """
+    try:
+        record = sample[json_part(sample)]
+        images = tuple(sample[part] for part in image_parts(sample))
+    except SchemaError as error:
+        return CrudeChat(**basic_sample_keys(sample), record=b"", images=(), fault=str(error))
+    return CrudeChat(**basic_sample_keys(sample), record=record, images=images)
 
 
 class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
@@ -66,6 +71,8 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
     def preencode_sample(self, sample: CrudeChat) -> PlannedChat:
         """Plan a sample from its text and its pictures' headers; nothing is decoded."""
         try:
+            if sample.fault:
+                raise SchemaError(sample.fault)
             record = parse_record(sample.record)
             chat = self.chat.tokenize(record.turns, len(sample.images))
             plans = tuple(self.visual.plan(*header_size(data)) for data in sample.images)

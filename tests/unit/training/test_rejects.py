@@ -123,6 +123,21 @@ def test_cooking_leaves_bytes_as_they_are():
     assert cooked.images == (b"first", b"second")
 
 
+@pytest.mark.parametrize(
+    ("parts", "detail"),
+    [
+        ({"json": b"{}", "0.jpg": b"", "2.jpg": b""}, "numbers from 0 without a gap"),
+        ({"jpg": b""}, "0 JSON parts"),
+    ],
+)
+def test_parts_that_break_the_schema_are_recorded(encoder, tmp_path, parts, detail):
+    keys = {"__key__": "k", "__restore_key__": (), "__subflavors__": {}, "__sources__": ()}
+    with pytest.raises(SkipSample, match="k: schema"):
+        encoder.preencode_sample(cook_chat({**parts, **keys}))
+    (file,) = (tmp_path / "rejects").iterdir()
+    assert detail in json.loads(file.read_text())["detail"]
+
+
 def test_pictures_of_any_mode_come_as_rgb():
     for mode in ("L", "P", "RGBA", "CMYK", "1"):
         buffer = io.BytesIO()
