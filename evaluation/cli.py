@@ -25,7 +25,7 @@ def answers(
         Path | None, typer.Option(help="Prepared shards; the run's own by default.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to ask about.")] = "val",
-    limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
     blank: Annotated[bool, typer.Option(help="Replace every picture by a grey one.")] = False,
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 32,
 ) -> None:

@@ -61,6 +61,7 @@ def answer(
         fields["vit_positions"].to(device),
         fields["vit_cu_seqlens"].to(device),
         fields["vit_grids"].to(device),
+        fields["longest_segment"],
     )
     if all(p.cells is None for p in pictures):
         visual = None

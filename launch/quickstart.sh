@@ -23,10 +23,20 @@ middle=$((STEPS / 2))
 step() { printf '\n[%3d s] %s\n' "$((SECONDS - started))" "$*"; }
 train() { "$PYTHON" -m training fit experiment=quickstart/tiny \
   "model.path=$OUTPUT_DIR/model" "data.path=$OUTPUT_DIR/wds" "log_dir=$OUTPUT_DIR/runs" \
-  "trainer.max_steps=$STEPS" "trainer.save_every=$middle" "$@"; }
+  "trainer.max_steps=$STEPS" "trainer.save_every=$middle" trainer.keep_last=3 "$@"; }
 ask() { "$PYTHON" -m evaluation answers "$OUTPUT_DIR/runs/$1" --limit 120 "${@:2}"; }
 
+if [ "$STEPS" -lt 40 ]; then
+  echo "error: STEPS=$STEPS is too few to learn and to resume anything; expected at least 40" >&2
+  exit 2
+fi
+if [ -e "$OUTPUT_DIR" ] && [ ! -f "$OUTPUT_DIR/.quickstart" ] && [ -n "$(ls -A "$OUTPUT_DIR")" ]; then
+  echo "error: OUTPUT_DIR=$OUTPUT_DIR holds something else; name an empty or new folder" >&2
+  exit 2
+fi
 rm -rf "$OUTPUT_DIR"
+mkdir -p "$OUTPUT_DIR"
+touch "$OUTPUT_DIR/.quickstart"
 
 step "1/8 drawing $NUM_ENTRIES conversations about pictures, in the layout of Cambrian737k"
 "$PYTHON" -m data_prep draw --output-dir "$OUTPUT_DIR/raw" --num-entries "$NUM_ENTRIES"

@@ -22,6 +22,20 @@ set -euo pipefail
 : "${LOG_DIR:=outputs/runs}"
 : "${WANDB_PROJECT:=}"               # empty: Weights & Biases is not used
 
+for setting in "$@"; do
+  case $setting in
+    experiment=* | tokenizer=* | experiment_name=* | -m)
+      echo "error: $setting: this script sets it from its variables (TOKENIZER, EXPERIMENT_NAME);" \
+        "use \`python -m training launch\` for experiments" >&2
+      exit 2
+      ;;
+  esac
+done
+# paths are the caller's
+DATA_PATH=$(realpath -m "$DATA_PATH")
+MODEL_PATH=$(realpath -m "$MODEL_PATH")
+LOG_DIR=$(realpath -m "$LOG_DIR")
+
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/setup_env.sh
 source launch/setup_env.sh

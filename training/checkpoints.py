@@ -98,5 +98,7 @@ class CheckpointWriter(pl.Callback):
             (unfinished / META_NAME).write_text(json.dumps({"step": step, **self.meta}, indent=2))
             os.replace(unfinished, final)
             for old in list_checkpoints(self.folder.parent)[: -self.keep]:
+                # without its meta file it no longer counts as a checkpoint, even if killed here
+                (old / META_NAME).unlink()
                 shutil.rmtree(old)
         dist.barrier()

@@ -46,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fit(words: list[str]) -> None:
-    sys.argv = [sys.argv[0], *check_overrides(words)]
+    overrides = check_overrides(words)
+    _swept[:] = [
+        key.lstrip("+") for key, _, value in (o.partition("=") for o in overrides) if "," in value
+    ]
+    sys.argv = [sys.argv[0], *overrides]
     register_schema()
     _hydra_entry()
 
@@ -68,12 +72,33 @@ def _hydra_entry(config: DictConfig) -> None:
 
 def _run_alone(overrides: list[str]) -> None:
     """A job of a sweep in a process of its own: Megatron's state is one per process."""
-    names = [o.partition("=")[0].lstrip("+") for o in overrides]
-    if "experiment_name" not in names:
-        swept = [o.partition("=")[2] for o in overrides if o.startswith("tokenizer=")]
-        overrides = [*overrides, f"experiment_name={'-'.join(swept) or 'default'}"]
+    overrides = [*overrides, f"experiment_name={job_name(overrides, _swept)}"]
     print(f"--- {' '.join(overrides)}", flush=True)
-    subprocess.run([sys.executable, "-m", "training", "fit", *overrides], check=True)
+    done = subprocess.run([sys.executable, "-m", "training", "fit", *overrides], check=False)
+    if done.returncode:
+        print(f"error: this job failed, the sweep stops: {' '.join(overrides)}", file=sys.stderr)
+        sys.exit(done.returncode)
+
+
+def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
+    """experiment_name of one job of a sweep: what differs from the other jobs, so that each has a
+    folder of its own.
+
+    Args:
+        overrides: the job's overrides.
+        swept: keys that the sweep varies.
+    """
+    values = dict(o.lstrip("+").partition("=")[::2] for o in overrides)
+    parts = [values["experiment_name"]] if "experiment_name" in values else []
+    for key in swept:
+        value = values[key].replace("/", "_")
+        plain = key in ("tokenizer", "experiment", "experiment_name")
+        parts.append(value if plain else f"{key.rpartition('.')[2]}_{value}")
+    return "-".join(dict.fromkeys(parts)) or "default"
+
+
+#: keys that the sweep of this process varies
+_swept: list[str] = []
 
 
 def _launch(words: list[str]) -> None:

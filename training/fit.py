@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -59,9 +60,11 @@ def fit(run: RunConfig) -> Path:
     model = build_model(run, visual, load_weights=resume is None)
     data = build_data(run, visual)
     trainer = build_trainer(run, folder, layout)
-    trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
-    if is_first:
-        write_run_summary(folder)
+    try:
+        trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+    finally:
+        if is_first:
+            write_run_summary(folder)
     return folder
 
 
@@ -69,29 +72,69 @@ def find_resume(run: RunConfig, folder: Path) -> Path | None:
     """The checkpoint to go on from.
 
     Raises:
-        ConfigError: it is none, was made with another tokenizer, or lies at or beyond the last
-            step.
+        ConfigError: the run's folder already holds another run, or the checkpoint was made with
+            settings that decide its sample stream, or lies at or beyond the last step.
     """
-    if run.trainer.resume == "never":
-        return None
-    path = newest_checkpoint(folder) if run.trainer.resume == "auto" else Path(run.trainer.resume)
+    newest = newest_checkpoint(folder)
+    wanted = run.trainer.resume
+    path = {"never": None, "auto": newest}.get(wanted, Path(wanted))
+    if path is None or path.resolve().parent.parent != folder.resolve():
+        if newest is not None:
+            raise ConfigError(
+                f"{folder} already holds a run, at step {read_meta(newest)['step']}: use another "
+                "experiment_name, remove the folder, or go on from it with trainer.resume=auto"
+            )
+    elif path != newest:
+        raise ConfigError(
+            f"{folder} holds later steps than {path}: go on from it under another experiment_name"
+        )
     if path is None:
         return None
     try:
         meta = read_meta(path)
     except ValueError as error:
         raise ConfigError(f"trainer.resume: {error}") from error
-    if meta["tokenizer"] != run.tokenizer:
-        raise ConfigError(
-            f"{path} was trained with tokenizer {meta['tokenizer']}, this run has "
-            f"{run.tokenizer}: use another experiment_name, or trainer.resume=never"
-        )
+    for name, value in stream_settings(run).items():
+        if meta.get(name) != value:
+            raise ConfigError(
+                f"{path} was trained with {name} = {meta.get(name)}, this run has {value}: set it "
+                "back, or use another experiment_name"
+            )
     if meta["step"] >= last_step(run):
         raise ConfigError(
             f"{path} is at step {meta['step']} already and this run ends at {last_step(run)}: "
             "raise trainer.max_steps, or use another experiment_name"
         )
     return path
+
+
+def stream_settings(run: RunConfig) -> dict[str, object]:
+    """What a resumed run must share with the one before, to go on with the very next sample."""
+    return {
+        "tokenizer": run.tokenizer,
+        "data": data_fingerprint(run.data.path),
+        "data.min_pixels": run.data.min_pixels,
+        "data.max_pixels": run.data.max_pixels,
+        "data.num_workers": run.data.num_workers,
+        "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
+        "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
+        "trainer.micro_batch_size": run.trainer.micro_batch_size,
+        "trainer.global_batch_size": run.trainer.global_batch_size,
+        "seed": run.seed,
+    }
+
+
+def data_fingerprint(path: str) -> str:
+    """Short hash of what Energon knows of a dataset: its shards, their samples and the split.
+
+    It stays the same when the folder is moved.
+    """
+    where = Path(path)
+    names = (".nv-meta/.info.json", ".nv-meta/split.yaml") if where.is_dir() else ("",)
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((where / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def last_step(run: RunConfig) -> int:
@@ -141,13 +184,11 @@ def build_model(
 ) -> TokenizerQwen2VLModel:
     """The Lightning module with its optimizer, not yet built on any device."""
     trainer = run.trainer
-    cell_side = visual.plan(224, 224).cell_shape[-1]
     options = ModelOptions(
         layer_spec=resolve_layer_spec(run.model.layer_spec),
         dtype=model_dtype(run),
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
-        max_segment_length=max(4, -(-run.data.max_pixels // cell_side**2)),
         freeze_language_model=run.model.freeze_language_model,
         freeze_vision_model=run.model.freeze_vision_model,
         freeze_vision_projection=run.model.freeze_vision_projection,
@@ -232,7 +273,7 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         replace_progress_bar=False,
     )
     precision = "bf16-mixed" if dtype == torch.bfloat16 else "32"
-    meta = {"tokenizer": run.tokenizer, "world_size": layout.world_size}
+    meta = {**stream_settings(run), "world_size": layout.world_size}
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     return nl.Trainer(
         accelerator="gpu" if on_cuda else "cpu",

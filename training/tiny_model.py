@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_prep.schema import SchemaError, parse_record
+from training.config.checks import check_data_path
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 
@@ -29,10 +30,12 @@ def with_model_folder(run: RunConfig) -> RunConfig:
     renamed, so that several processes may ask for it at once.
 
     Raises:
-        ConfigError: model.path is "auto" and the dataset has no text to train a tokenizer on.
+        ConfigError: model.path is "auto" and the dataset is not there, or has no text to train a
+            tokenizer on.
     """
     if run.model.path != AUTO:
         return run
+    check_data_path(run.data.path)
     where = str(Path(run.data.path).resolve())
     name = hashlib.sha256(f"{where} {run.seed}".encode()).hexdigest()[:12]
     folder = Path(run.model.cache_dir) / f"tiny-{name}"

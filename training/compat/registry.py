@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, numpy2, quiet, torch_adam
+from training.compat import transformer_engine as te
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,13 @@ ITEMS: tuple[CompatItem, ...] = (
         reason="Megatron-core and NeMo hard-code the CUDA device, streams and pinned memory",
         needed=cuda.cuda_is_missing,
         apply=cuda.redirect_to_cpu,
+    ),
+    CompatItem(
+        name="hide-cuda-packages",
+        reason="a GPU container without a GPU: Megatron takes Transformer Engine's or Apex's CUDA "
+        "optimizer wherever they can be imported",
+        needed=te.installed_without_cuda,
+        apply=te.hide,
     ),
     CompatItem(
         name="numpy-product",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ import torch
 
 def fused_adam_is_missing() -> bool:
     """True where neither Transformer Engine nor Apex offers its FusedAdam."""
-    return all(importlib.util.find_spec(name) is None for name in ("transformer_engine", "apex"))
+    return not any(
+        sys.modules[name] is not None
+        if name in sys.modules
+        else importlib.util.find_spec(name) is not None
+        for name in ("transformer_engine", "apex")
+    )
 
 
 def carry_step() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dct_tokenizer import TokenizerConfigError, build_tokenizer
+from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 
@@ -31,14 +32,41 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
             f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
             "(data.min_pixels, data.max_pixels): swap them"
         )
+    for name in ("min_pixels", "max_pixels"):
+        if name in run.tokenizer:
+            raise ConfigError(f"tokenizer.{name}: the bounds of a run are data.{name}")
     try:
-        build_tokenizer(
+        visual = build_tokenizer(
             run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
         )
-    except TokenizerConfigError as error:
+        visual.plan(224, 224)
+    except (TokenizerConfigError, PlanError) as error:
         raise ConfigError(f"tokenizer: {error}") from error
     check_data_path(run.data.path)
+    check_model_layout(run)
     return layout
+
+
+def check_model_layout(run: RunConfig) -> None:
+    """Can the model's heads and layers be divided? Says nothing where there is no model yet.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    config = Path(run.model.path) / "config.json"
+    if not config.is_file():
+        return
+    model = json.loads(config.read_text())
+    tp, pp = run.trainer.tensor_parallel_size, run.trainer.pipeline_parallel_size
+    for what, count, by in (
+        ("attention heads", model.get("num_attention_heads"), tp),
+        ("key-value heads", model.get("num_key_value_heads"), tp),
+        ("vision heads", model.get("vision_config", {}).get("num_heads"), tp),
+        ("layers", model.get("num_hidden_layers"), pp),
+    ):
+        if count and count % by:
+            name = "PP_SIZE" if what == "layers" else "TP_SIZE"
+            raise ConfigError(f"{name}={by} does not divide the model's {count} {what}: lower it")
 
 
 def check_layout(run: RunConfig, world_size: int) -> Layout:
@@ -56,6 +84,9 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
         ("PP_SIZE (trainer.pipeline_parallel_size)", pp),
         ("CP_SIZE (trainer.context_parallel_size)", cp),
         ("trainer.max_steps", trainer.max_steps),
+        ("trainer.log_every", trainer.log_every),
+        ("trainer.keep_last", trainer.keep_last),
+        ("data.seq_length", run.data.seq_length),
     ):
         if value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
@@ -104,6 +135,10 @@ def check_data_path(path: str) -> None:
         raise ConfigError(
             f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
             f"--data-dir D --output-dir {path}`"
+        )
+    if where.is_file() and where.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"DATA_PATH={path} is a file: expected the folder of the shards, or a metadataset YAML"
         )
     if where.is_dir() and not (where / ".nv-meta" / "dataset.yaml").is_file():
         raise ConfigError(

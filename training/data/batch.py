@@ -39,7 +39,8 @@ def pad_batch(
         input_ids (B, S) int64, VISUAL_TOKEN_INDEX at visual tokens; labels (B, S) int64, shifted;
         loss_mask (B, S) float32; position_ids (3, B, S) int64; cells (N, T, 3, b, b) uint8;
         vit_positions (N, 2) float32; vit_cu_seqlens (G+1,) int32; vit_grids (P, 3) int64, one a
-        picture; sample_keys, one a row; num_tokens (3,) int64: text, visual, padding.
+        picture; longest_segment in cells; sample_keys, one a row; num_tokens (3,) int64: text,
+        visual, padding.
 
     Raises:
         ValueError: a sample is longer than `pad_to`.
@@ -74,7 +75,7 @@ def pad_batch(
 
 
 def visual_fields(pictures: Sequence[PictureCells], visual: VisualTokenizer) -> dict[str, Any]:
-    """Cells, positions, segments and grids of all samples, in order.
+    """Cells, positions, segments, grids and the longest segment of all samples, in order.
 
     A batch without pictures gets one small blank one, so that the vision tower takes part in
     every step on every rank; no token refers to it.
@@ -90,4 +91,5 @@ def visual_fields(pictures: Sequence[PictureCells], visual: VisualTokenizer) -> 
         "vit_positions": torch.from_numpy(np.concatenate([p.vit_positions for p in present])),
         "vit_cu_seqlens": torch.from_numpy(boundaries),
         "vit_grids": torch.from_numpy(np.concatenate([p.vit_grids for p in present])),
+        "longest_segment": int(segments.max()),
     }

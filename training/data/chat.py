@@ -19,7 +19,7 @@ IMAGE_PAD = "<|image_pad|>"
 
 
 class ChatError(ValueError):
-    """A conversation that cannot be rendered; `reason` is one of `REASONS`."""
+    """A conversation that cannot be rendered, with a short `reason` for the counts."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -103,6 +103,9 @@ class ChatTokenizer:
         marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
         if marks not in (0, num_images):
             raise ChatError("image_count", f"{marks} {IMAGE_MARK} marks for {num_images} images")
+        first = next((turn.role for turn in turns if turn.role != "system"), None)
+        if first != "user":
+            raise ChatError("first_turn", f"the conversation starts with {first}; expected user")
         unplaced = num_images if marks == 0 else 0
         messages = []
         for turn in turns:

@@ -116,10 +116,10 @@ class ChatDataModule(EnergonMultiModalDataModule):
 
     def train_dataloader(self) -> EndlessLoader:
         """Loader of this data-parallel rank; the same object until the end of the run."""
-        if self.trainer:
-            self.init_global_step = self.trainer.global_step
-        self.data_sampler.init_global_step = self.init_global_step
         if self.train_dataloader_object is None:
+            if self.trainer:
+                self.init_global_step = self.trainer.global_step
+            self.data_sampler.init_global_step = self.init_global_step
             dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
             self.train_dataloader_object = EndlessLoader(get_savable_loader(dataset))
         return self.train_dataloader_object

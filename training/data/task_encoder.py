@@ -76,6 +76,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             record = parse_record(sample.record)
             chat = self.chat.tokenize(record.turns, len(sample.images))
             plans = tuple(self.visual.plan(*header_size(data)) for data in sample.images)
+            ids, is_answer, positions = place_images(chat, self.chat.image_pad_id, plans)
         except SchemaError as error:
             self.rejects.reject(sample.__key__, "schema", str(error))
         except ChatError as error:
@@ -84,7 +85,6 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             self.rejects.reject(sample.__key__, "undecodable", str(error))
         except PlanError as error:
             self.rejects.reject(sample.__key__, "unplannable", str(error))
-        ids, is_answer, positions = place_images(chat, self.chat.image_pad_id, plans)
         if len(ids) > self.seq_length:
             self.rejects.reject(
                 sample.__key__,
@@ -107,15 +107,18 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
     @stateless
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
         """Decode the pictures and cut them into cells."""
+        placed = (sample.input_ids, sample.is_answer, sample.position_ids)
         try:
             frames = [decode_rgb(data) for data in sample.images]
+            pictures = encode_pictures(self.visual, frames, sample.plans)
+            if self.visual.content_dependent:
+                placed = place_images(sample.chat, self.chat.image_pad_id, pictures.plans)
         except ImageError as error:
             self.rejects.reject(sample.__key__, "undecodable", str(error))
+        except ValueError as error:
+            # pixels that contradict their header, for instance
+            self.rejects.reject(sample.__key__, "unplannable", str(error))
         self.rejects.accept()
-        pictures = encode_pictures(self.visual, frames, sample.plans)
-        placed = (sample.input_ids, sample.is_answer, sample.position_ids)
-        if self.visual.content_dependent:
-            placed = place_images(sample.chat, self.chat.image_pad_id, pictures.plans)
         ids, is_answer, positions = placed
         return EncodedChat.derive_from(
             sample, input_ids=ids, is_answer=is_answer, position_ids=positions, pictures=pictures

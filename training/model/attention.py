@@ -10,6 +10,8 @@ rotary embedding has been applied from the given ids.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -17,6 +19,12 @@ import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+@functools.cache
+def have_varlen_attention() -> bool:
+    """True where this torch has `torch.nn.attention.varlen` (2.10 and later)."""
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 class SegmentedAttention(MegatronModule):
@@ -49,9 +57,9 @@ class SegmentedAttention(MegatronModule):
             )
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
-        #: upper bound of a segment's length for the flash kernel's grid; static, so that no
-        #: step waits for the device
-        self.max_segment_length = getattr(config, "max_segment_length", None)
+        #: upper bound of a segment's length for the flash kernel's grid; whoever passes boundaries
+        #: sets it beforehand, so that no step waits for the device
+        self.max_segment_length: int | None = None
 
     def forward(
         self,
@@ -81,7 +89,11 @@ class SegmentedAttention(MegatronModule):
             raise ValueError("SegmentedAttention takes segment boundaries as attention_mask only")
         if attention_mask is None:
             context = self._sdpa(query, key, value, mask=None)
-        elif query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        elif (
+            query.is_cuda
+            and query.dtype in (torch.float16, torch.bfloat16)
+            and have_varlen_attention()
+        ):
             context = self._flash_segments(query, key, value, attention_mask)
         else:
             context = self._sdpa(query, key, value, mask=self._block_mask(query, attention_mask))

@@ -41,7 +41,6 @@ class ModelOptions:
     dtype: torch.dtype
     seq_length: int
     tokenizer: dict[str, Any]
-    max_segment_length: int | None = None
     freeze_language_model: bool = False
     freeze_vision_model: bool = False
     freeze_vision_projection: bool = False
@@ -122,7 +121,6 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         activation_func=quick_gelu,
         transformer_layer_spec=layer_spec(options.layer_spec, is_vision=True),
         tokenizer=options.tokenizer,
-        max_segment_length=options.max_segment_length,
         **shared,
     )
     merged = vision.embed_dim * vision.spatial_merge_size**2

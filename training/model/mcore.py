@@ -32,6 +32,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         vit_positions: torch.Tensor | None = None,
         vit_cu_seqlens: torch.Tensor | None = None,
         vit_grids: torch.Tensor | None = None,
+        longest_segment: int | None = None,
         visual: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
@@ -46,6 +47,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             vit_positions: (N, 2) float32; first stage only.
             vit_cu_seqlens: (segments + 1,) int32; first stage only.
             vit_grids: (pictures, 3) int64, ViT grids in cells; first stage only.
+            longest_segment: the longest of the segments in cells, if known.
             visual: (M, H) what `encode_cells` gave, instead of the four fields before it.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
@@ -62,8 +64,9 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             if visual is None and cells is not None:
                 assert vit_positions is not None
                 assert vit_cu_seqlens is not None
-                assert vit_grids is not None
-                visual = self.encode_cells(cells, vit_positions, vit_cu_seqlens, vit_grids)
+                visual = self.encode_cells(
+                    cells, vit_positions, vit_cu_seqlens, vit_grids, longest_segment
+                )
             decoder_input = self._embed(input_ids, visual)
         output = self.language_model(
             input_ids=None,
@@ -92,10 +95,13 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         cells: torch.Tensor,
         positions: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        grids: torch.Tensor,
+        grids: torch.Tensor | None,
+        longest_segment: int | None = None,
     ) -> torch.Tensor:
         """Cells → embeddings of the language model's width, (M, H)."""
-        merged = self.vision_projection(self.vision_model(cells, positions, cu_seqlens))
+        merged = self.vision_projection(
+            self.vision_model(cells, positions, cu_seqlens, longest_segment)
+        )
         post_merge = self.vision_model.post_merge
         return merged if post_merge is None else post_merge(merged, grids)
 

@@ -39,7 +39,8 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
 def forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
     """Run the model on a micro batch of `to_stage`."""
     names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
-    return model(**{name: batch.get(name) for name in names})
+    fields = {name: batch.get(name) for name in names}
+    return model(**fields, longest_segment=batch.get("longest_segment"))
 
 
 class TokenizerQwen2VLModel(Qwen2VLModel):

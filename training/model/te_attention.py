@@ -22,7 +22,7 @@ class SegmentedTEAttention(TEDotProductAttention):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.max_segment_length = getattr(config, "max_segment_length", None)
+        self.max_segment_length: int | None = None
 
     def forward(
         self,

@@ -5,7 +5,7 @@ Shape legend: N cells, S attention segments, E ViT width, M LLM tokens (N / 4).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,12 +30,14 @@ class TokenizerVisionModel(Qwen2VisionModel):
         self.front_end = tokenizer.front_end(self.visual_hidden_size).to(device=device, dtype=dtype)
         #: what some tokenizers do with the projected tokens; None for most
         self.post_merge = tokenizer.post_merge()
+        self.longest_segment = 0
 
     def forward(  # type: ignore[override]
         self,
         cells: torch.Tensor,
         positions: torch.Tensor,
         cu_seqlens: torch.Tensor,
+        longest_segment: int | None = None,
     ) -> torch.Tensor:
         """Embed and encode cells.
 
@@ -43,10 +45,12 @@ class TokenizerVisionModel(Qwen2VisionModel):
             cells: (N, T, 3, B, B) uint8, in merge order (four neighbours in a row).
             positions: (N, 2) float32, row and column of each cell in the ViT's rotary units.
             cu_seqlens: (S+1,) int32; a cell attends within its segment only.
+            longest_segment: in cells; None where unknown, which costs a little speed.
 
         Returns:
             (M, 4 E): merged cells, ready for the projector.
         """
+        self._note_longest(longest_segment or len(cells))
         hidden = self.front_end(cells).unsqueeze(1)
         # (N, 2, head_dim / 4) → (N, head_dim / 2), twice for the rotated halves, as Qwen2-VL does
         angles = positions.to(torch.float32)[:, :, None] * self.rotary_pos_emb.inv_freq.float()
@@ -55,6 +59,14 @@ class TokenizerVisionModel(Qwen2VisionModel):
         hidden = self.decoder(hidden, cu_seqlens, rotary_pos_emb=rotary)
         return hidden.squeeze(1).view(-1, self.merge_hidden_size)
 
+    def _note_longest(self, longest: int) -> None:
+        """Tell every attention the longest segment so far: a bound that only grows also holds for
+        the micro batches whose backward pass is still to come.
+        """
+        self.longest_segment = max(self.longest_segment, longest)
+        for layer in self.decoder.layers:
+            layer.self_attention.core_attention.max_segment_length = self.longest_segment
+
 
 @dataclass
 class TokenizerVisionConfig(Qwen2VLVisionConfig):
@@ -62,8 +74,6 @@ class TokenizerVisionConfig(Qwen2VLVisionConfig):
 
     #: preset of the tokenizer: a flat mapping with `name`, `family` and the preset's keys
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"name": "pixel"})
-    #: longest attention segment in cells; None where unknown (costs a little speed)
-    max_segment_length: int | None = None
 
     def configure_model(self) -> TokenizerVisionModel:
         """Build the vision tower; `transformer_layer_spec` must be set."""
@@ -80,9 +90,3 @@ class TokenizerVisionConfig(Qwen2VLVisionConfig):
             img_w=self.img_w,
             tokenizer=build_tokenizer(self.tokenizer),
         )
-
-    @classmethod
-    def from_stock(cls, stock: Qwen2VLVisionConfig, **changes: Any) -> TokenizerVisionConfig:
-        """The same configuration as NeMo's, with a tokenizer."""
-        values = {f.name: getattr(stock, f.name) for f in fields(stock) if f.init}
-        return cls(**(values | changes))

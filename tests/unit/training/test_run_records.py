@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dct_tokenizer.registry import preset_config
 from training.checkpoints import (
     META_NAME,
     checkpoint_step,
@@ -66,14 +65,22 @@ def test_other_folders_are_no_checkpoints(tmp_path):
 @pytest.fixture
 def find(tmp_path):
     """find_resume of a run with tokenizer dct14 and 100 steps, and a checkpoint at step 50."""
-    from training.fit import find_resume
+    from training.fit import find_resume, stream_settings
 
-    make_checkpoint(tmp_path / "run", 50, tokenizer=preset_config("dct14"))
+    meta = tmp_path / "d" / ".nv-meta"
+    meta.mkdir(parents=True)
+    (meta / ".info.json").write_text("{}")
+    (meta / "split.yaml").write_text("split_parts: {}")
+
+    def compose(*overrides: str):
+        settings = [f"data.path={tmp_path}/d", "model.path=m", f"log_dir={tmp_path}"]
+        more = ["experiment_name=run", "tokenizer=dct14", "trainer.max_steps=100", *overrides]
+        return compose_config([*settings, *more])
+
+    make_checkpoint(tmp_path / "run", 50, **stream_settings(compose()))
 
     def call(*overrides: str):
-        settings = ["data.path=d", "model.path=m", f"log_dir={tmp_path}", "experiment_name=run"]
-        more = ["tokenizer=dct14", "trainer.max_steps=100", *overrides]
-        run = compose_config([*settings, *more])
+        run = compose(*overrides)
         return find_resume(run, run_dir(run))
 
     return call
@@ -82,9 +89,11 @@ def find(tmp_path):
 def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
     made = tmp_path / "run" / "checkpoints" / "step-00000050"
     assert find() == made
-    assert find("trainer.resume=never") is None
+    assert find(f"trainer.resume={made}") == made
     assert find("experiment_name=other") is None
+    assert find("experiment_name=other", "trainer.resume=never") is None
     assert find("experiment_name=other", f"trainer.resume={made}") == made
+    assert find("trainer.tensor_parallel_size=2", "model.path=elsewhere") == made
 
 
 @pytest.mark.parametrize(
@@ -92,14 +101,33 @@ def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
     [
         ("tokenizer=pixel", "was trained with tokenizer .*dct14.*, this run has .*pixel"),
         ("tokenizer.luma_keep=10", "was trained with tokenizer"),
+        ("seed=7", "was trained with seed = 1234, this run has 7: set it back"),
+        ("data.num_workers=3", r"was trained with data\.num_workers = 2, this run has 3"),
+        ("trainer.global_batch_size=8", r"with trainer\.global_batch_size = 4, this run has 8"),
         ("trainer.max_steps=50", "is at step 50 already and this run ends at 50: raise"),
         ("trainer.stop_at_step=20", "this run ends at 20"),
-        ("trainer.resume=/none", r"trainer\.resume: /none is not a checkpoint of this project"),
+        ("trainer.resume=never", "already holds a run, at step 50: use another experiment_name"),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_refused(find, override, message):
     with pytest.raises(ConfigError, match=message):
         find(override)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(find):
+    message = r"trainer\.resume: /none is not a checkpoint of this project"
+    with pytest.raises(ConfigError, match=message):
+        find("experiment_name=other", "trainer.resume=/none")
+
+
+def test_other_data_and_older_steps_are_refused(find, tmp_path):
+    older = tmp_path / "run" / "checkpoints" / "step-00000050"
+    make_checkpoint(tmp_path / "run", 60)
+    with pytest.raises(ConfigError, match="holds later steps than"):
+        find(f"trainer.resume={older}")
+    (tmp_path / "d" / ".nv-meta" / "split.yaml").write_text("split_parts: {train: []}")
+    with pytest.raises(ConfigError, match="was trained with data = "):
+        find("experiment_name=other", f"trainer.resume={older}")
 
 
 def test_a_broken_last_line_is_left_out(tmp_path):
