@@ -12,6 +12,14 @@ set -euo pipefail
 : "${OUTPUT_DIR:=outputs/quickstart}"
 
 cd "$(dirname "$0")/.."
+if [ "$STEPS" -lt 40 ]; then
+  echo "error: STEPS=$STEPS is too few to learn and to resume anything; expected at least 40" >&2
+  exit 2
+fi
+if [ -e "$OUTPUT_DIR" ] && [ ! -f "$OUTPUT_DIR/.quickstart" ] && [ -n "$(ls -A "$OUTPUT_DIR")" ]; then
+  echo "error: OUTPUT_DIR=$OUTPUT_DIR holds something else; name an empty or new folder" >&2
+  exit 2
+fi
 # shellcheck source=launch/setup_env.sh
 source launch/setup_env.sh
 # One thread for the trainer, the other core for its loader: OpenMP threads that wait for a shared
@@ -26,14 +34,6 @@ train() { "$PYTHON" -m training fit experiment=quickstart/tiny \
   "trainer.max_steps=$STEPS" "trainer.save_every=$middle" trainer.keep_last=3 "$@"; }
 ask() { "$PYTHON" -m evaluation answers "$OUTPUT_DIR/runs/$1" --limit 120 "${@:2}"; }
 
-if [ "$STEPS" -lt 40 ]; then
-  echo "error: STEPS=$STEPS is too few to learn and to resume anything; expected at least 40" >&2
-  exit 2
-fi
-if [ -e "$OUTPUT_DIR" ] && [ ! -f "$OUTPUT_DIR/.quickstart" ] && [ -n "$(ls -A "$OUTPUT_DIR")" ]; then
-  echo "error: OUTPUT_DIR=$OUTPUT_DIR holds something else; name an empty or new folder" >&2
-  exit 2
-fi
 rm -rf "$OUTPUT_DIR"
 mkdir -p "$OUTPUT_DIR"
 touch "$OUTPUT_DIR/.quickstart"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,9 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from training.compat import ITEMS, activate, active_items, dynamo
+from training.compat import (
+    ITEMS,
+    activate,
+    active_items,
+    dynamo,
+    numpy2,
+    torch_adam,
+    transformer_engine,
+)
 
 SCRIPT = Path(__file__).with_name("compat_probes.py")
 ROOT = SCRIPT.parents[3]
@@ -76,11 +86,43 @@ def test_without_an_item_its_probe_fails(skipped, complete):
             assert message in found["failed"].get(name, "it worked"), name
 
 
-def test_every_item_is_probed_and_says_why():
+def test_every_item_that_is_needed_here_is_probed():
     probed = {name.partition(":")[0] for probes in SKIPPED.values() for name in probes}
-    assert probed == {item.name for item in ITEMS}
     assert set().union(*SKIPPED) == probed
+    assert {item.name for item in ITEMS if item.needed()} <= probed
+    assert probed <= {item.name for item in ITEMS}
+
+
+def test_every_item_says_why():
     assert all(len(item.reason) > 40 for item in ITEMS)
+    assert len({item.name for item in ITEMS}) == len(ITEMS)
+
+
+def test_numpy_2_gets_its_product_back(monkeypatch):
+    """This machine has NumPy 1, where nothing is amiss."""
+    monkeypatch.delattr(np, "product", raising=False)
+    assert numpy2.product_is_missing()
+    monkeypatch.setattr(np, "product", None, raising=False)
+    numpy2.restore_product()
+    assert np.product([2, 3]) == 6
+    assert not numpy2.product_is_missing()
+
+
+def test_packages_that_need_cuda_are_hidden_without_it(monkeypatch, tmp_path):
+    """An Apex that can be imported, on a machine without CUDA."""
+    (tmp_path / "apex.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("apex", "transformer_engine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert transformer_engine.installed_without_cuda()
+    assert not torch_adam.fused_adam_is_missing()
+    for name in ("apex", "transformer_engine"):
+        monkeypatch.setitem(sys.modules, name, sys)
+    transformer_engine.hide()
+    with pytest.raises(ImportError):
+        importlib.import_module("apex")
+    assert not transformer_engine.installed_without_cuda()
+    assert torch_adam.fused_adam_is_missing()
 
 
 def test_an_unknown_item_cannot_be_skipped():

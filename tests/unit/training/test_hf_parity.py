@@ -16,6 +16,7 @@ from sample_chats import ROWS, crude, messages, pictures
 from transformers import AutoProcessor, AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
+from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from training.data.chat import ChatTokenizer
 from training.data.plan_chat import VISUAL_TOKEN_INDEX
 from training.data.rejects import RejectLog
@@ -105,8 +106,7 @@ def make_batch(tiny_model):
 
 
 def run(module: Any, batch: dict[str, Any], *, with_labels: bool = False) -> Any:
-    names = ["input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens"]
-    names += ["labels", "loss_mask"] if with_labels else []
+    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *(LAST_STAGE_FIELDS if with_labels else ()))
     with torch.no_grad():
         return module(**{name: batch[name] for name in names})
 

@@ -1,0 +1,46 @@
+"""What the scripts refuse before they do anything."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    # a Python that does nothing, so that a script that goes on is noticed at once
+    environment = {**os.environ, "DCT_VL_PYTHON": "/bin/true", **variables}
+    command = ["bash", str(ROOT / "launch" / script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_quickstart_leaves_other_folders_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = run("quickstart.sh", OUTPUT_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_quickstart_replaces_its_own_folder(tmp_path):
+    (tmp_path / ".quickstart").touch()
+    (tmp_path / "old").touch()
+    done = run("quickstart.sh", OUTPUT_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "old").exists()
+
+
+def test_the_quickstart_wants_enough_steps(tmp_path):
+    done = run("quickstart.sh", OUTPUT_DIR=str(tmp_path / "new"), STEPS="39")
+    assert (done.returncode, "expected at least 40" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "setting", ["experiment=a/b", "tokenizer=pixel", "experiment_name=x", "-m"]
+)
+def test_the_launch_script_refuses_what_its_variables_set(setting):
+    done = run("qwen_launch.sh", setting)
+    assert done.returncode == 2
+    assert "python -m training launch" in done.stderr
