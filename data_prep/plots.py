@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 _COLOUR = "#3b6ea5"
 _SIZE_INCHES = (5.2, 2.6)
 _NUM_BARS = 40
+#: bars of the least width that would fill the plot
+_NARROWEST = 100
 
 
 def histogram(counts: Counter[Any], *, label: str) -> str:
@@ -27,8 +29,7 @@ def histogram(counts: Counter[Any], *, label: str) -> str:
     axes = figure.add_subplot()
     if len(inside) <= _NUM_BARS:
         places = list(inside)
-        gap = min((b - a for a, b in pairwise(places)), default=1.0)
-        axes.bar(places, list(inside.values()), width=0.8 * gap, color=_COLOUR)
+        axes.bar(places, list(inside.values()), width=bar_width(places), color=_COLOUR)
         if all(isinstance(place, int) for place in places):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
@@ -36,6 +37,15 @@ def histogram(counts: Counter[Any], *, label: str) -> str:
         axes.hist(list(inside), bins=_NUM_BARS, weights=weights, color=_COLOUR)
     axes.set_xlabel(label)
     return _to_svg(figure)
+
+
+def bar_width(places: list[float]) -> float:
+    """Width of bars at ascending places: they do not touch, yet none is too thin to be seen.
+
+    Two places may lie so close that their bars overlap; a bar that vanishes would be worse.
+    """
+    gap = min((b - a for a, b in pairwise(places)), default=1.0)
+    return max(0.8 * gap, (places[-1] - places[0]) / _NARROWEST)
 
 
 def bars(counts: dict[str, int], *, label: str, most: int = 20) -> str:
