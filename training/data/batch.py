@@ -1,7 +1,7 @@
-"""Micro batches of padded rows.
+"""Micro batches: padded rows of one sample each, or packs of several.
 
-Shape legend: B rows, S padded length, N cells and P pictures of all rows in order, G attention
-segments.
+Shape legend: B rows, S row length, N cells and P pictures of all rows in order, G attention
+segments of the vision tower, C segments of the language model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.data.samples import EncodedChat
 #: fields of a batch that the model's stages take, by the stage that needs them
 FIRST_STAGE_FIELDS = ("input_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
 LAST_STAGE_FIELDS = ("labels", "loss_mask")
-EVERY_STAGE_FIELDS = ("position_ids",)
+EVERY_STAGE_FIELDS = ("position_ids", "text_cu_seqlens")
 
 
 def pad_batch(
@@ -39,8 +39,8 @@ def pad_batch(
         input_ids (B, S) int64, VISUAL_TOKEN_INDEX at visual tokens; labels (B, S) int64, shifted;
         loss_mask (B, S) float32; position_ids (3, B, S) int64; cells (N, T, 3, b, b) uint8;
         vit_positions (N, 2) float32; vit_cu_seqlens (G+1,) int32; vit_grids (P, 3) int64, one a
-        picture; longest_segment in cells; sample_keys, one a row; num_tokens (3,) int64: text,
-        visual, padding.
+        picture; longest_segment in cells; text_cu_seqlens None, as every row is one sample;
+        sample_keys, one a sample; num_tokens (3,) int64: text, visual, padding.
 
     Raises:
         ValueError: a sample is longer than `pad_to`.
@@ -49,19 +49,59 @@ def pad_batch(
     length = pad_to if pad_to is not None else -(-longest // pad_multiple) * pad_multiple
     if longest > length:
         raise ValueError(f"a sample of {longest} tokens does not fit a batch of {length}")
-    rows = len(samples)
+    return {**_fill_rows([[s] for s in samples], length, visual), "text_cu_seqlens": None}
+
+
+def pack_batch(
+    packs: Sequence[Sequence[EncodedChat]], *, visual: VisualTokenizer, length: int
+) -> dict[str, Any]:
+    """Rows of one fixed length, each of several samples that do not see each other.
+
+    Samples stand one behind the other, each with positions from 0; what is left of a row is
+    padding and a segment of its own.
+
+    Returns:
+        The fields of `pad_batch`, with text_cu_seqlens (C+1,) int32: boundaries of samples and
+        padding over the rows laid end to end, 0 to B*S; and longest_text_segment, in tokens.
+
+    Raises:
+        ValueError: the samples of a pack are longer than `length` together.
+    """
+    segments: list[int] = []
+    for pack in packs:
+        sizes = [len(sample.input_ids) for sample in pack]
+        left = length - sum(sizes)
+        if left < 0:
+            raise ValueError(f"a pack of {sum(sizes)} tokens does not fit a row of {length}")
+        segments += [*sizes, left] if left else sizes
+    return {
+        **_fill_rows(packs, length, visual),
+        "text_cu_seqlens": torch.tensor([0, *np.cumsum(segments)], dtype=torch.int32),
+        "longest_text_segment": max(segments),
+    }
+
+
+def _fill_rows(
+    packs: Sequence[Sequence[EncodedChat]], length: int, visual: VisualTokenizer
+) -> dict[str, Any]:
+    """The fields that padded rows and packs have in common."""
+    rows = len(packs)
     input_ids = np.zeros((rows, length), dtype=np.int64)
     labels = np.zeros((rows, length), dtype=np.int64)
     loss_mask = np.zeros((rows, length), dtype=np.float32)
     position_ids = np.zeros((3, rows, length), dtype=np.int64)
-    num_visual = 0
-    for row, sample in enumerate(samples):
-        size = len(sample.input_ids)
-        input_ids[row, :size] = sample.input_ids
-        loss_mask[row, : size - 1] = sample.is_answer[1:]
-        labels[row, : size - 1] = np.maximum(sample.input_ids[1:], 0)
-        position_ids[:, row, :size] = sample.position_ids
-        num_visual += int((sample.input_ids == VISUAL_TOKEN_INDEX).sum())
+    for row, pack in enumerate(packs):
+        start = 0
+        for sample in pack:
+            # the last token of a sample predicts nothing: what follows is another sample's
+            stop = start + len(sample.input_ids)
+            input_ids[row, start:stop] = sample.input_ids
+            loss_mask[row, start : stop - 1] = sample.is_answer[1:]
+            labels[row, start : stop - 1] = np.maximum(sample.input_ids[1:], 0)
+            position_ids[:, row, start:stop] = sample.position_ids
+            start = stop
+    samples = [sample for pack in packs for sample in pack]
+    num_visual = int((input_ids == VISUAL_TOKEN_INDEX).sum())
     num_text = sum(len(s.input_ids) for s in samples) - num_visual
     return {
         "input_ids": torch.from_numpy(input_ids),

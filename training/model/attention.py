@@ -1,6 +1,7 @@
 """Core attention over segments, without Transformer Engine.
 
-Shapes: S sequence, B micro batch, H query heads, G key/value heads, D head size, N segments.
+Shapes: S sequence, B micro batch, H query heads, G key/value heads, D head size, N segments of all
+rows together.
 
 Megatron's own route for segments (`packed_seq_params`) makes its attention layer cut the rotary
 frequencies anew at 0 for every segment, which loses explicit multimodal positions. So the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from typing import Any
 
 import torch
@@ -27,12 +29,21 @@ def have_varlen_attention() -> bool:
     return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
+@functools.cache
+def varlen_parameters() -> frozenset[str]:
+    """Names of the parameters of `varlen_attn`, which changed between torch 2.10 and 2.13."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
 class SegmentedAttention(MegatronModule):
-    """Scaled dot-product attention: causal, full, or full within segments.
+    """Scaled dot-product attention, causal or full, over whole rows or within segments.
 
     `attention_mask` is either None (one segment a batch row) or the int32 tensor (N+1,) of
-    cumulative segment boundaries over S, which needs B = 1. Uses torch's variable-length flash
-    kernel for segments on CUDA in half precision and SDPA for everything else.
+    cumulative segment boundaries over the rows laid end to end, 0 to B*S; no segment crosses the
+    end of a row. Uses torch's variable-length flash kernel for segments on CUDA in half precision
+    and SDPA for everything else.
 
     Source: `megatron.core.transformer.dot_product_attention` for the call contract; Qwen2-VL's
     vision attention for the segments (one per temporal slice of an image).
@@ -77,7 +88,8 @@ class SegmentedAttention(MegatronModule):
             query: (S, B, H, D).
             key: (S, B, G, D).
             value: (S, B, G, D).
-            attention_mask: None, or cumulative segment boundaries (N+1,) int32 with B = 1.
+            attention_mask: None, or cumulative segment boundaries (N+1,) int32 over B*S places,
+                row after row.
             attn_mask_type: ignored; the layer spec decides between causal and full.
             attention_bias: not supported.
             packed_seq_params: not supported; see the module's docstring.
@@ -127,26 +139,32 @@ class SegmentedAttention(MegatronModule):
     ) -> torch.Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
+        length, rows, heads, _ = query.shape
+        known = varlen_parameters()
+        options: dict[str, Any] = {}
+        if self.softmax_scale is not None:
+            options["scale"] = self.softmax_scale
         if self.is_causal:
-            raise ValueError("causal segments are not supported by this attention")
-        longest = min(self.max_segment_length or query.shape[0], query.shape[0])
-        context = varlen_attn(
-            query.squeeze(1).contiguous(),
-            key.squeeze(1).contiguous(),
-            value.squeeze(1).contiguous(),
-            boundaries,
-            boundaries,
-            longest,
-            longest,
-        )
+            options |= {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
+        if key.shape[2] != heads:
+            if "enable_gqa" in known:
+                options["enable_gqa"] = True
+            else:
+                key, value = (x.repeat_interleave(heads // x.shape[2], 2) for x in (key, value))
+        # (S, B, heads, D) → (B*S, heads, D); free for B = 1
+        flat = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
+        longest = min(self.max_segment_length or length, length)
+        context = varlen_attn(*flat, boundaries, boundaries, longest, longest, **options)
         assert isinstance(context, torch.Tensor)
-        return context.flatten(1).unsqueeze(1)
+        return context.view(rows, length, -1).transpose(0, 1)
 
     def _block_mask(self, query: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
-        """True where two positions share a segment (and, if causal, the key is not later)."""
-        position = torch.arange(query.shape[0], device=query.device)
-        segment = torch.searchsorted(boundaries.to(torch.long), position, right=True)
-        mask = segment[:, None] == segment[None, :]
-        if self.is_causal:
-            mask &= position[:, None] >= position[None, :]
-        return mask
+        """(B, 1, S, S), True where two places share a segment (and, if causal, the key is not
+        later).
+        """
+        length, rows = query.shape[:2]
+        place = torch.arange(rows * length, device=query.device)
+        segment = torch.searchsorted(boundaries.to(torch.long), place, right=True)
+        segment = segment.view(rows, 1, length)
+        mask = segment[..., :, None] == segment[..., None, :]
+        return mask.tril() if self.is_causal else mask

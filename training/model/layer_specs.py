@@ -52,7 +52,7 @@ def resolve_layer_spec(wanted: str) -> LayerSpecName:
 def layer_spec(name: LayerSpecName, *, is_vision: bool) -> ModuleSpec:
     """The transformer layer of the ViT (full attention) or of the language model (causal)."""
     mask_type = AttnMaskType.no_mask if is_vision else AttnMaskType.causal
-    return _te_spec(mask_type, is_vision) if name == "te" else _local_spec(mask_type)
+    return _te_spec(mask_type) if name == "te" else _local_spec(mask_type)
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
@@ -97,9 +97,8 @@ def _local_spec(mask_type: AttnMaskType) -> ModuleSpec:
     )
 
 
-def _te_spec(mask_type: AttnMaskType, is_vision: bool) -> ModuleSpec:
+def _te_spec(mask_type: AttnMaskType) -> ModuleSpec:
     from megatron.core.extensions.transformer_engine import (
-        TEDotProductAttention,
         TELayerNormColumnParallelLinear,
         TERowParallelLinear,
     )
@@ -114,7 +113,7 @@ def _te_spec(mask_type: AttnMaskType, is_vision: bool) -> ModuleSpec:
                 params={"attn_mask_type": mask_type},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=TELayerNormColumnParallelLinear,
-                    core_attention=SegmentedTEAttention if is_vision else TEDotProductAttention,
+                    core_attention=SegmentedTEAttention,
                     linear_proj=TERowParallelLinear,
                     q_layernorm=IdentityOp,
                     k_layernorm=IdentityOp,

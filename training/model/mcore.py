@@ -22,6 +22,9 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
     planned in the data loader and arrives with the batch.
     """
 
+    #: the longest segment of a pack so far, in tokens
+    longest_text_segment: int = 0
+
     def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None,
@@ -33,6 +36,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         vit_cu_seqlens: torch.Tensor | None = None,
         vit_grids: torch.Tensor | None = None,
         longest_segment: int | None = None,
+        text_cu_seqlens: torch.Tensor | None = None,
+        longest_text_segment: int | None = None,
         visual: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
@@ -48,6 +53,9 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             vit_cu_seqlens: (segments + 1,) int32; first stage only.
             vit_grids: (pictures, 3) int64, ViT grids in cells; first stage only.
             longest_segment: the longest of the segments in cells, if known.
+            text_cu_seqlens: (samples + 1,) int32 boundaries of the samples in packed rows, over
+                B*S places, row after row; every stage. None where each row is one sample.
+            longest_text_segment: the longest of those segments in tokens, if known.
             visual: (M, H) what `encode_cells` gave, instead of the four fields before it.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
@@ -58,6 +66,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         Raises:
             ValueError: the number of visual tokens in `input_ids` is not the number planned.
         """
+        if text_cu_seqlens is not None:
+            self._note_longest(longest_text_segment or position_ids.shape[-1])
         decoder_input = None
         if self.pre_process:
             assert input_ids is not None
@@ -71,12 +81,23 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         output = self.language_model(
             input_ids=None,
             position_ids=position_ids,
-            attention_mask=None,
+            # the boundaries of packs go where only the core attention looks, past the rotary
+            # embedding, which takes the explicit ids
+            attention_mask=text_cu_seqlens,
             decoder_input=decoder_input,
             labels=labels,
             runtime_gather_output=runtime_gather_output,
         )
         return output if labels is None else (output, loss_mask)
+
+    def _note_longest(self, longest: int) -> None:
+        """Tell every attention the longest segment so far, so that none asks the device for it; a
+        bound that only grows also holds for micro batches whose backward pass is still to come.
+        """
+        if longest > self.longest_text_segment:
+            self.longest_text_segment = longest
+            for layer in self.language_model.decoder.layers:
+                layer.self_attention.core_attention.max_segment_length = longest
 
     def _embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Text embeddings with the visual ones in their places: (S, B, H), sequence-parallel."""

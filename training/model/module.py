@@ -40,7 +40,8 @@ def forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
     """Run the model on a micro batch of `to_stage`."""
     names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
     fields = {name: batch.get(name) for name in names}
-    return model(**fields, longest_segment=batch.get("longest_segment"))
+    longest = {name: batch.get(name) for name in ("longest_segment", "longest_text_segment")}
+    return model(**fields, **longest)
 
 
 class TokenizerQwen2VLModel(Qwen2VLModel):

@@ -16,8 +16,9 @@ from megatron.core.transformer.enums import AttnMaskType
 class SegmentedTEAttention(TEDotProductAttention):
     """TEDotProductAttention whose `attention_mask` holds segment boundaries (N+1,) int32.
 
-    The boundaries become Transformer Engine's packed format only here, after the rotary
-    embedding; `training.model.attention` says why.
+    They run over the rows laid end to end, 0 to B*S; None attends over whole rows. The boundaries
+    become Transformer Engine's packed format only here, after the rotary embedding;
+    `training.model.attention` says why.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -34,12 +35,13 @@ class SegmentedTEAttention(TEDotProductAttention):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """Attend within segments: (S, 1, H, D) ×3 → (S, 1, H*D)."""
+        """Attend within segments: (S, B, H, D) and (S, B, G, D) ×2 → (S, B, H*D)."""
         if attention_mask is None:
             return super().forward(
                 query, key, value, None, attn_mask_type, attention_bias, packed_seq_params
             )
-        longest = min(self.max_segment_length or query.shape[0], query.shape[0])
+        length, rows = query.shape[:2]
+        longest = min(self.max_segment_length or length, length)
         segments = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=attention_mask,
@@ -47,8 +49,9 @@ class SegmentedTEAttention(TEDotProductAttention):
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
         )
-        query, key, value = (x.squeeze(1) for x in (query, key, value))
+        query, key, value = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))
+        # Megatron turns causal into padding_causal, and full into padding, for this format
         context = super().forward(
             query, key, value, None, attn_mask_type, packed_seq_params=segments
         )
-        return context.reshape(context.shape[0], 1, -1)
+        return context.reshape(rows, length, -1).transpose(0, 1).contiguous()
