@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from tqdm import tqdm
 
 from training.data.rejects import count_rejects
-from training.metering import StepMeter
+from training.data.words import token_roles
+from training.metering import StepMeter, WordMeter
 from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
 
 
@@ -34,6 +36,7 @@ class StepLog(pl.Callback):
         self._started = 0.0
         self._bar: tqdm[Any] | None = None
         self._last_val_loss: float | None = None
+        self._roles: np.ndarray | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open the progress line."""
@@ -87,13 +90,26 @@ class StepLog(pl.Callback):
             shown["val"] = f"{self._last_val_loss:.3f}"
         self._bar.set_postfix(shown, refresh=False)
 
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log the validation's loss."""
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Count the words of this validation anew."""
+        if self._roles is None:
+            tokenizer = trainer.datamodule.task_encoder.chat.tokenizer  # type: ignore[attr-defined]
+            self._roles = token_roles(tokenizer, len(tokenizer))
+        module.words = WordMeter(roles=self._roles)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Log the validation's loss and the share of words that were predicted right."""
         if trainer.sanity_checking or "val_loss" not in trainer.callback_metrics:
             return
         self._last_val_loss = float(trainer.callback_metrics["val_loss"])
+        num_words, num_right = module.words.totals()
         if trainer.is_global_zero:
-            entry = {"step": trainer.global_step, "loss": self._last_val_loss}
+            entry = {
+                "step": trainer.global_step,
+                "loss": self._last_val_loss,
+                "word_accuracy": num_right / num_words if num_words else None,
+                "num_words": num_words,
+            }
             append_json_line(self.run_dir / VALIDATION_NAME, entry)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

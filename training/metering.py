@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state as ps
+
+from training.data.words import score_words
 
 
 @dataclass
@@ -38,3 +42,36 @@ class StepMeter:
         values = torch.tensor([getattr(self, n) for n in names], device=device)
         dist.all_reduce(values, group=group)
         return dict(zip(names, values.tolist(), strict=True))
+
+
+@dataclass
+class WordMeter:
+    """Teacher-forced words of validation batches; see `training.data.words`.
+
+    Args:
+        roles: from `training.data.words.token_roles`; without them nothing is counted.
+    """
+
+    roles: np.ndarray | None = None
+    num_words: int = 0
+    num_right: int = 0
+
+    def add(self, labels: torch.Tensor, loss_mask: torch.Tensor, is_right: torch.Tensor) -> None:
+        """Count one micro batch: labels, loss mask and hits, each (B, S)."""
+        if self.roles is None:
+            return
+        fields = (labels, loss_mask > 0, is_right)
+        words, right = score_words(*(f.cpu().numpy() for f in fields), roles=self.roles)
+        self.num_words += int(words.sum())
+        self.num_right += int(right.sum())
+
+    def totals(self) -> tuple[int, int]:
+        """(words, right words) over all ranks; every rank must call it.
+
+        The tensor-parallel ranks of the last pipeline stage each counted the same words.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        values = torch.tensor([self.num_words, self.num_right], device=device)
+        dist.all_reduce(values)
+        num_words, num_right = (values // ps.get_tensor_model_parallel_world_size()).tolist()
+        return num_words, num_right

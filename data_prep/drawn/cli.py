@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
-from data_prep.drawn.entries import KINDS, Detail
+from data_prep.drawn.entries import COLLECTIONS, Detail
 
 
 def draw(
@@ -19,8 +19,11 @@ def draw(
     num_entries: Annotated[int, typer.Option(help="Elements of the JSON, at least 8.")] = 2000,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
     image_size: Annotated[int, typer.Option(help="Shorter side in pixels.")] = 168,
-    detail: Annotated[str, typer.Option(help="coarse, or fine (details of 1–7 px).")] = "coarse",
+    detail: Annotated[
+        str, typer.Option(help="coarse, fine (details of 1–7 px), or numbers (small print).")
+    ] = "coarse",
     defects: Annotated[bool, typer.Option(help="Plant missing, broken, rotated files.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:
     """Draw a dataset in the Cambrian layout whose answers are in the pictures."""
     level = _detail(detail)
@@ -35,6 +38,7 @@ def draw(
                 image_size=image_size,
                 detail=level,
                 plant_defects=defects,
+                num_workers=workers,
                 progress=lambda done: bar.update(task, completed=done),
             )
         except ValueError as error:
@@ -43,10 +47,10 @@ def draw(
 
 
 def _detail(value: str) -> Detail:
-    for level in KINDS:
+    for level in COLLECTIONS:
         if value == level:
             return level
-    raise typer.BadParameter(f"detail is {value!r}, expected one of: {', '.join(KINDS)}")
+    raise typer.BadParameter(f"detail is {value!r}, expected one of: {', '.join(COLLECTIONS)}")
 
 
 def _table(path: Path, summary: DrawnSummary) -> Table:

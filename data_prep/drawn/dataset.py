@@ -6,19 +6,23 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-from data_prep.drawn.entries import Detail, Planted, draw_entry
+from data_prep.drawn.entries import Detail, Entry, Planted, draw_entry
 
 JSON_NAME = "cambrian737k.json"
 #: One truncated, one rotated and at least one missing picture, and something usable besides.
 MIN_ENTRIES = 8
 MISSING_PER_ENTRIES = 100
 MIN_IMAGE_SIZE = 112
+ENTRIES_PER_TASK = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ def write_drawn_dataset(
     image_size: int = 168,
     detail: Detail = "coarse",
     plant_defects: bool = True,
+    num_workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> DrawnSummary:
     """Draw ``num_entries`` entries into ``folder``: cambrian737k.json and one tar a source.
@@ -58,9 +63,11 @@ def write_drawn_dataset(
 
     image_size: shorter side in pixels; pictures are square, 4:3, or up to 9 pixels off a square.
         168 = 3 × 56 keeps all of them within 43,904 pixels.
-    detail: "coarse" asks about large shapes and print, "fine" about details of 1 to 7 pixels.
+    detail: "coarse" asks about large shapes and print, "fine" about details of 1 to 7 pixels,
+        "numbers" has whole pages of small print read.
     plant_defects: one truncated JPEG, one JPEG with an EXIF orientation, and one entry in 100
         whose picture is in no tar.
+    num_workers: processes that draw; the files are the same for any number.
     progress: called with the number of entries done, after each entry.
 
     Raises ValueError where ``num_entries`` or ``image_size`` is too small.
@@ -88,9 +95,9 @@ def write_drawn_dataset(
     (folder / JSON_NAME).unlink(missing_ok=True)
     with ExitStack() as stack:
         tars: dict[str, tarfile.TarFile] = {}
-        for index in range(num_entries):
+        draw = partial(draw_entry, seed, image_size=image_size, detail=detail)
+        for index, entry in enumerate(_drawn(draw, planted, num_entries, num_workers)):
             defect = planted.get(index)
-            entry = draw_entry(seed, index, image_size=image_size, detail=detail, planted=defect)
             records.append(entry.record)
             for path, data in entry.files.items():
                 source = path.split("/", 1)[0]
@@ -117,6 +124,26 @@ def write_drawn_dataset(
         by_format=dict(sorted(by_format.items())),
         planted={name: tuple(ids) for name, ids in planted_ids.items()},
     )
+
+
+def _drawn(
+    draw: Callable[..., Entry], planted: dict[int, Planted], num_entries: int, num_workers: int
+) -> Iterator[Entry]:
+    """Entries 0, 1, 2 …"""
+    task = partial(_draw_one, draw, planted)
+    if num_workers == 1:
+        yield from map(task, range(num_entries))
+        return
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        # in rounds, so that finished entries do not pile up while their tars are written
+        per_round = ENTRIES_PER_TASK * num_workers * 4
+        for start in range(0, num_entries, per_round):
+            indices = range(start, min(start + per_round, num_entries))
+            yield from pool.map(task, indices, chunksize=ENTRIES_PER_TASK)
+
+
+def _draw_one(draw: Callable[..., Entry], planted: dict[int, Planted], index: int) -> Entry:
+    return draw(index, planted=planted.get(index))
 
 
 def _plant(seed: int, num_entries: int) -> dict[int, Planted]:

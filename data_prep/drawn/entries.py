@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, TypeAlias
 
@@ -11,11 +11,12 @@ from data_prep.drawn.charts import draw_chart
 from data_prep.drawn.drawing import Drawer, Drawing, Size, Turn
 from data_prep.drawn.files import PictureFormat, encode, encode_rotated, suffix, truncate
 from data_prep.drawn.fine import draw_hatch, draw_print, draw_ticks
+from data_prep.drawn.numbers import DIGIT_HEIGHTS, numbers_drawer
 from data_prep.drawn.palette import WORDS
 from data_prep.drawn.shapes import draw_count, draw_dots, draw_pair, draw_scene
 from data_prep.drawn.words import draw_words
 
-Detail: TypeAlias = Literal["coarse", "fine"]
+Detail: TypeAlias = Literal["coarse", "fine", "numbers"]
 #: What is wrong or unusual with an entry on purpose. "rotated" is usable, the others are not.
 Planted: TypeAlias = Literal["missing", "truncated", "rotated"]
 
@@ -30,23 +31,6 @@ class Kind:
     draw: Drawer
 
 
-KINDS: dict[Detail, dict[str, Kind]] = {
-    "coarse": {
-        "scene": Kind(weight=36, folder="shapes/images", draw=draw_scene),
-        "count": Kind(weight=12, folder="shapes/images", draw=draw_count),
-        "chart": Kind(weight=14, folder="charts/train/images", draw=draw_chart),
-        "words": Kind(weight=14, folder="words/images", draw=draw_words),
-        "dots": Kind(weight=12, folder="positions/images", draw=draw_dots),
-        "pair": Kind(weight=6, folder="pairs/images", draw=draw_pair),
-    },
-    "fine": {
-        "print": Kind(weight=34, folder="prints/images", draw=draw_print),
-        "hatch": Kind(weight=30, folder="hatches/images", draw=draw_hatch),
-        "ticks": Kind(weight=30, folder="ticks/images", draw=draw_ticks),
-    },
-}
-#: Entries without a picture. With the weights above this makes 6 in 100.
-TEXT_WEIGHT = 6
 FORMATS: dict[PictureFormat, int] = {
     "jpeg": 84,
     "png": 7,
@@ -56,8 +40,56 @@ FORMATS: dict[PictureFormat, int] = {
 }
 #: Number of turns in 100 entries: dense supervision, and some short conversations.
 NUM_TURNS = {1: 6, 2: 14, 3: 24, 4: 32, 5: 24}
-#: Fine details must not be lost to compression: that is the tokenizer's exam, not JPEG's.
-QUALITY: dict[Detail, int] = {"coarse": 88, "fine": 96}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """What the entries of one level of detail are made of."""
+
+    kinds: dict[str, Kind]
+    #: JPEG quality. Fine details must not be lost to compression: that is the tokenizer's exam,
+    #: not JPEG's.
+    quality: int
+    #: Weight of entries without a picture, beside the kinds' own.
+    text_weight: int = 6
+    formats: Mapping[PictureFormat, int] = field(default_factory=lambda: FORMATS)
+    #: All pictures square and of one size, so that a comparison of speeds compares like with like.
+    square: bool = False
+
+
+COLLECTIONS: dict[Detail, Collection] = {
+    "coarse": Collection(
+        kinds={
+            "scene": Kind(weight=36, folder="shapes/images", draw=draw_scene),
+            "count": Kind(weight=12, folder="shapes/images", draw=draw_count),
+            "chart": Kind(weight=14, folder="charts/train/images", draw=draw_chart),
+            "words": Kind(weight=14, folder="words/images", draw=draw_words),
+            "dots": Kind(weight=12, folder="positions/images", draw=draw_dots),
+            "pair": Kind(weight=6, folder="pairs/images", draw=draw_pair),
+        },
+        quality=88,
+    ),
+    "fine": Collection(
+        kinds={
+            "print": Kind(weight=34, folder="prints/images", draw=draw_print),
+            "hatch": Kind(weight=30, folder="hatches/images", draw=draw_hatch),
+            "ticks": Kind(weight=30, folder="ticks/images", draw=draw_ticks),
+        },
+        quality=96,
+    ),
+    "numbers": Collection(
+        kinds={
+            f"numbers_{height}px": Kind(
+                weight=1, folder=f"numbers_{height}px/images", draw=numbers_drawer(height)
+            )
+            for height in DIGIT_HEIGHTS
+        },
+        quality=96,
+        text_weight=0,
+        formats={"jpeg": 1},
+        square=True,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +132,17 @@ def draw_entry(
     """
     # A string seed goes through SHA-512: neighbouring indices give unrelated streams.
     rng = Random(f"{seed}/{index}/{detail}")
-    kinds = KINDS[detail]
-    weights = {name: kind.weight for name, kind in kinds.items()} | {"text": TEXT_WEIGHT}
+    collection = COLLECTIONS[detail]
+    kinds = collection.kinds
+    weights = {name: kind.weight for name, kind in kinds.items()}
+    weights["text"] = collection.text_weight
     name = _choice(rng, weights)
     if planted is not None:
         # A planted defect needs one picture, and an answer that depends on its orientation.
         name = next(iter(kinds))
     if name == "text":
         return _text_entry(rng, index)
-    return _picture_entry(rng, index, name, kinds[name], image_size, QUALITY[detail], planted)
+    return _picture_entry(rng, index, name, collection, image_size, planted)
 
 
 def _choice(rng: Random, weights: Mapping[Any, int]) -> Any:
@@ -119,13 +153,14 @@ def _picture_entry(
     rng: Random,
     index: int,
     name: str,
-    kind: Kind,
+    collection: Collection,
     image_size: int,
-    quality: int,
     planted: Planted | None,
 ) -> Entry:
-    drawing = kind.draw(rng, picture_size(rng, image_size))
-    chosen: PictureFormat = _choice(rng, FORMATS)
+    kind = collection.kinds[name]
+    size = (image_size, image_size) if collection.square else picture_size(rng, image_size)
+    drawing = kind.draw(rng, size)
+    chosen: PictureFormat = _choice(rng, collection.formats)
     if planted is not None:
         chosen = "jpeg"
     picture_format, turns = _fit_format(drawing, chosen)
@@ -134,7 +169,7 @@ def _picture_entry(
     parts = [""] if len(drawing.pictures) == 1 else [".first", ".second"]
     paths = [f"{kind.folder}/{index:06d}{part}{suffix(picture_format)}" for part in parts]
     files = {
-        path: _file_bytes(picture, picture_format, quality, planted)
+        path: _file_bytes(picture, picture_format, collection.quality, planted)
         for path, picture in zip(paths, drawing.pictures, strict=True)
     }
     record = {

@@ -13,7 +13,7 @@ from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
-from training.metering import StepMeter
+from training.metering import StepMeter, WordMeter
 from training.model.hf_weights import load_hf_weights
 from training.model.mcore import TokenizerQwen2VLConfig
 
@@ -36,7 +36,7 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, **tensors}
 
 
-def forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
+def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
     """Run the model on a micro batch of `to_stage`."""
     names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
     fields = {name: batch.get(name) for name in names}
@@ -65,6 +65,8 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         self.hf_folder = Path(hf_folder) if hf_folder is not None else None
         #: counts the training batches of the current step; `training.callbacks` resets it
         self.meter = StepMeter()
+        #: scores the words of validation batches; `training.callbacks` resets it
+        self.words = WordMeter()
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this rank's stage and fill it, before NeMo wraps it and makes the optimizer."""

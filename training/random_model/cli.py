@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from training.random_model.folder import write_random_model
+from training.random_model.folder import ShapeName, write_random_model
 
 #: Enough for every word to become one token where no corpus is given.
 DEFAULT_CORPUS = ["What color is the shape? Where is it? How many are there?"] * 10
@@ -17,7 +17,9 @@ DEFAULT_CORPUS = ["What color is the shape? Where is it? How many are there?"] *
 
 def random_model(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    shape: Annotated[str, typer.Option(help="tiny, or 2b (4.4 GB).")] = "tiny",
+    shape: Annotated[
+        str, typer.Option(help="tiny, small (27 M parameters), or 2b (4.4 GB).")
+    ] = "tiny",
     corpus: Annotated[
         Path | None,
         typer.Option(help="JSON in the LLaVA layout; its conversations train the tokenizer."),
@@ -25,10 +27,12 @@ def random_model(
     seed: Annotated[int, typer.Option(help="Another seed, other weights.")] = 0,
 ) -> None:
     """Write a Qwen2-VL folder with random weights that loads like the hub's."""
-    if shape not in ("tiny", "2b"):
-        raise typer.BadParameter(f"shape is {shape!r}, expected tiny or 2b")
+    name = next((n for n in get_args(ShapeName) if n == shape), None)
+    if name is None:
+        names = ", ".join(get_args(ShapeName))
+        raise typer.BadParameter(f"shape is {shape!r}, expected one of {names}")
     texts = DEFAULT_CORPUS if corpus is None else conversation_texts(corpus)
-    write_random_model(output, shape="2b" if shape == "2b" else "tiny", corpus=texts, seed=seed)
+    write_random_model(output, shape=name, corpus=texts, seed=seed)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     typer.echo(f"{output}: {shape}, {size / 1e6:,.1f} MB of weights, seed {seed}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from transformers import GenerationConfig, Qwen2VLProcessor
@@ -13,6 +13,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from training.random_model.shapes import (
     MERGE_SIZE,
     PATCH_SIZE,
+    SMALL,
     TEMPORAL_PATCH_SIZE,
     TinyShape,
     config_2b,
@@ -22,6 +23,8 @@ from training.random_model.special_tokens import FIRST_SPECIAL_ID_2B
 from training.random_model.tokenizer import train_tokenizer
 from training.random_model.weights import random_model
 
+ShapeName: TypeAlias = Literal["tiny", "small", "2b"]
+_SIZES: dict[str, TinyShape] = {"tiny": TinyShape(), "small": SMALL}
 #: The hub's bounds on the pixels of a resized picture.
 MIN_PIXELS, MAX_PIXELS = 3136, 12845056
 MAX_SHARD_SIZE = "2GB"
@@ -32,23 +35,24 @@ def write_random_model(
     folder: str | Path,
     *,
     corpus: Iterable[str],
-    shape: Literal["tiny", "2b"] | TinyShape = "tiny",
+    shape: ShapeName | TinyShape = "tiny",
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write config, weights, tokenizer, processor and chat template; return the folder.
 
     corpus: texts that the tokenizer is trained on; its words become one token each.
-    shape: "tiny" is ``TinyShape()``; "2b" has the sizes and the special ids of the hub's
-        Qwen2-VL-2B (4.4 GB in bfloat16, in shards of 2 GB).
+    shape: "tiny" is ``TinyShape()``, "small" has 25 million parameters; "2b" has the sizes and
+        the special ids of the hub's Qwen2-VL-2B (4.4 GB in bfloat16, in shards of 2 GB).
     dtype: of the weights; float32 for a tiny shape and bfloat16 for "2b" unless given.
 
     Plain transformers 4.51.3 loads it: AutoTokenizer, AutoProcessor, AutoModelForImageTextToText.
     Raises ValueError for an unknown shape.
     """
     folder = Path(folder)
-    if isinstance(shape, str) and shape not in ("tiny", "2b"):
-        raise ValueError(f"shape is {shape!r}, expected 'tiny', '2b' or a TinyShape")
+    if isinstance(shape, str) and shape not in get_args(ShapeName):
+        names = ", ".join(get_args(ShapeName))
+        raise ValueError(f"shape is {shape!r}, expected one of {names}, or a TinyShape")
     if shape == "2b":
         tokenizer = train_tokenizer(
             corpus, max_bpe_size=MAX_BPE_SIZE_2B, first_special_id=FIRST_SPECIAL_ID_2B
@@ -56,7 +60,7 @@ def write_random_model(
         config = config_2b()
         dtype = dtype or torch.bfloat16
     else:
-        sizes = shape if isinstance(shape, TinyShape) else TinyShape()
+        sizes = shape if isinstance(shape, TinyShape) else _SIZES[shape]
         tokenizer = train_tokenizer(corpus, max_bpe_size=sizes.max_bpe_size)
         config = tiny_config(sizes, first_special_id=tokenizer.vocab_size)
         dtype = dtype or torch.float32

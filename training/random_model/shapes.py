@@ -75,6 +75,22 @@ class TinyShape:
         return [half // 4, half * 3 // 8, half * 3 // 8]
 
 
+#: 25 million parameters: large enough to read small print, small enough to be pretrained from
+#: random weights in minutes on one GPU.
+SMALL = TinyShape(
+    hidden_size=384,
+    num_layers=6,
+    num_heads=6,
+    num_kv_heads=2,
+    intermediate_size=1152,
+    vision_depth=6,
+    vision_embed_dim=384,
+    vision_num_heads=6,
+    vision_mlp_ratio=4,
+    init_std=0.03,
+)
+
+
 def tiny_config(shape: TinyShape, *, first_special_id: int) -> Qwen2VLConfig:
     """Configuration of a tiny model whose special tokens start at ``first_special_id``."""
     num_ids = first_special_id + len(SPECIAL_TOKENS)

@@ -1,0 +1,64 @@
+"""Pages of small numbers, all of them read in one answer: how fine does a tokenizer see?
+
+Digits of several heights lie in one collection, each height in a source of its own: the large ones
+teach a model where to look, the small ones tell tokenizers apart. At half resolution digits of 6
+or 7 pixels are 3 pixels high.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from data_prep.drawn.drawing import Drawer, Drawing, Size, Turn
+from data_prep.drawn.palette import font
+
+#: Pixels from the foot of a digit to its top, largest first.
+DIGIT_HEIGHTS = (14, 10, 7, 6)
+#: A digit of Pillow's own font is about 0.7 of the font's size high.
+FONT_SIZES = {14: 20, 10: 14, 7: 10, 6: 8}
+#: Side of the square that one number has to itself, in pixels.
+FIELD = 56
+QUESTION = "Read the numbers row by row."
+#: Darkest and lightest level of a page's colour, and darkest and lightest of an ink's.
+PAGE_LEVELS, INK_LEVELS = (205, 255), (0, 90)
+
+
+def numbers_drawer(digit_height: int) -> Drawer:
+    """A drawer of pages with one two-digit number in every field of 56 × 56 pixels.
+
+    The number lies anywhere in its field. Page and inks have colours of their own on every page,
+    dark on light.
+
+    digit_height: one of DIGIT_HEIGHTS.
+    """
+    face = font(FONT_SIZES[digit_height])
+
+    def draw(rng: Random, size: Size) -> Drawing:
+        width, height = size
+        picture = Image.new("RGB", size, _color(rng, PAGE_LEVELS))
+        pen = ImageDraw.Draw(picture)
+        numbers = []
+        for top in range(0, height - FIELD + 1, FIELD):
+            for left in range(0, width - FIELD + 1, FIELD):
+                number = f"{rng.randrange(100):02d}"
+                box = pen.textbbox((0, 0), number, font=face)
+                # the box's own offset is taken off, so that the ink fills the field evenly
+                x = left + rng.uniform(1, FIELD - 1 - (box[2] - box[0])) - box[0]
+                y = top + rng.uniform(1, FIELD - 1 - (box[3] - box[1])) - box[1]
+                place = (round(x), round(y))
+                pen.text(place, number, fill=_color(rng, INK_LEVELS), font=face)
+                numbers.append(number)
+        answer = " ".join(numbers)
+        return Drawing(
+            pictures=(picture,),
+            turns=(Turn(question=QUESTION, answer=answer),),
+            grayscale_ok=True,
+        )
+
+    return draw
+
+
+def _color(rng: Random, levels: tuple[int, int]) -> tuple[int, int, int]:
+    return rng.randint(*levels), rng.randint(*levels), rng.randint(*levels)
