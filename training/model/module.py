@@ -16,6 +16,7 @@ from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STA
 from training.metering import StepMeter, WordMeter
 from training.model.hf_weights import load_hf_weights
 from training.model.mcore import TokenizerQwen2VLConfig
+from training.model.scoring import scored_forward
 
 
 def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
@@ -39,9 +40,14 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
 def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
     """Run the model on a micro batch of `to_stage`."""
     names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
-    fields = {name: batch.get(name) for name in names}
-    longest = {name: batch.get(name) for name in ("longest_segment", "longest_text_segment")}
-    return model(**fields, **longest)
+    names = (*names, "longest_segment", "longest_text_segment")
+    fields: dict[str, Any] = {name: batch.get(name) for name in names}
+    if model.training:
+        return model(**fields)
+    output, is_right = scored_forward(model, fields)
+    if is_right is not None:
+        model.words.add(fields["labels"], fields["loss_mask"], is_right)
+    return output
 
 
 class TokenizerQwen2VLModel(Qwen2VLModel):
