@@ -67,22 +67,40 @@ def model_shape(name: str) -> ModelShape:
     return MODELS[name]
 
 
-def plan_cost(tokenizer: VisualTokenizer, plan: Plan, model: ModelShape) -> Cost:
-    """The cost of a plan of `tokenizer` under a model."""
+def vit_layer_flops(model: ModelShape, num_cells: float, pairs: float) -> float:
+    """Forward FLOPs of the ViT's layers. `pairs`: attended (query, key) pairs, Σ segment²."""
     width = model.vit_width
     layer = 4 * width * width + 2 * width * model.vit_mlp
-    segments = np.diff(plan.vit_cu_seqlens).astype(np.float64)
-    merged = MERGE * MERGE * width
-    merger = merged * merged + merged * model.llm_width
-    vit = 2.0 * model.vit_layers * layer * plan.num_cells
-    vit += 4 * model.vit_layers * width * float((segments**2).sum())
-    vit += 2 * merger * plan.num_cells / (MERGE * MERGE)
+    return 2.0 * model.vit_layers * layer * num_cells + 4.0 * model.vit_layers * width * pairs
 
+
+def merger_flops(model: ModelShape, num_cells: float) -> float:
+    """Forward FLOPs of the merger that makes one token of the language model from four cells."""
+    merged = MERGE * MERGE * model.vit_width
+    merger = merged * merged + merged * model.llm_width
+    return 2.0 * merger * num_cells / (MERGE * MERGE)
+
+
+def llm_layer_flops(model: ModelShape, num_tokens: float, pairs: float) -> float:
+    """Forward FLOPs of the language model's layers, without embedding and output layer.
+
+    `pairs`: attended (query, key) pairs, tokens² where a causal mask is not credited.
+    """
     queries = model.heads * model.head_dim
     keys_values = 2 * model.kv_heads * model.head_dim
     block = model.llm_width * (2 * queries + keys_values) + 3 * model.llm_width * model.llm_mlp
+    return 2.0 * model.llm_layers * block * num_tokens + 4.0 * model.llm_layers * queries * pairs
+
+
+def plan_cost(tokenizer: VisualTokenizer, plan: Plan, model: ModelShape) -> Cost:
+    """The cost of a plan of `tokenizer` under a model."""
+    width = model.vit_width
+    segments = np.diff(plan.vit_cu_seqlens).astype(np.float64)
+    vit = vit_layer_flops(model, plan.num_cells, float((segments**2).sum()))
+    vit += merger_flops(model, plan.num_cells)
     tokens = plan.num_llm_tokens
-    llm = 2 * model.llm_layers * block * tokens + 4 * model.llm_layers * queries * tokens**2
+    llm = llm_layer_flops(model, tokens, tokens**2)
+    keys_values = 2 * model.kv_heads * model.head_dim
     front_end = tokenizer.front_end(1).flops_per_cell(width, still=plan.cell_shape[0] == 1)
     return Cost(
         num_cells=plan.num_cells,
