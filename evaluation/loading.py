@@ -22,6 +22,7 @@ from training.config.schema import RunConfig  # noqa: E402
 from training.data.chat import ChatTokenizer  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
+from training.model.lora import apply_lora, merge_lora  # noqa: E402
 from training.model.mcore import TokenizerQwen2VL  # noqa: E402
 from training.run_files import read_config  # noqa: E402
 
@@ -76,8 +77,16 @@ def start_single_process() -> None:
     model_parallel_cuda_manual_seed(0)
 
 
-def load_checkpoint(path: str | Path) -> LoadedModel:
+def load_checkpoint(
+    path: str | Path, *, merge: bool = True, dtype: torch.dtype | None = None
+) -> LoadedModel:
     """Build the model of a run and fill it from its checkpoint, re-sharded to one process.
+
+    Args:
+        path: a run's folder or a checkpoint.
+        merge: add LoRA's adapters to the weights, so that the module is that of a run without
+            LoRA; otherwise they stay beside them.
+        dtype: of the parameters; bf16 on CUDA and fp32 on the CPU by default.
 
     Raises:
         ValueError: no checkpoint, or one that does not fit the run's model.
@@ -85,7 +94,8 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     run_folder, checkpoint = find_checkpoint(path)
     run = read_config(run_folder)
     start_single_process()
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     options = ModelOptions(
         layer_spec=resolve_layer_spec(run.model.layer_spec),
         dtype=dtype,
@@ -94,6 +104,8 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     )
     config = model_config(run.model.path, options)
     module = config.configure_model(None)
+    if run.model.tuning == "lora":
+        apply_lora(module, run.model.lora)
     # NeMo saves the module below its Lightning wrapper, hence the prefix; what Lightning keeps
     # beside the tensors comes along and is left out
     state = module.sharded_state_dict(prefix=_PREFIX)
@@ -101,6 +113,8 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     module.load_state_dict(
         {name.removeprefix(_PREFIX): v for name, v in loaded.items() if name.startswith(_PREFIX)}
     )
+    if merge:
+        merge_lora(module)
     return LoadedModel(
         run=run,
         step=read_meta(checkpoint)["step"],

@@ -17,7 +17,6 @@ import nemo.lightning as nl  # noqa: E402
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger  # noqa: E402
 from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
-from nemo.lightning.pytorch.optim import MegatronOptimizerModule  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
@@ -26,6 +25,11 @@ from training.checkpoints import CheckpointWriter, newest_checkpoint, read_meta 
 from training.config.checks import Layout, check_run  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
+from training.config.tuning import (  # noqa: E402
+    rate_multipliers,
+    trained_parts,
+    tuning_settings,
+)
 from training.data.chat import ChatTokenizer  # noqa: E402
 from training.data.module import ChatDataModule  # noqa: E402
 from training.data.rejects import RejectLog  # noqa: E402
@@ -33,6 +37,8 @@ from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.module import TokenizerQwen2VLModel  # noqa: E402
+from training.model.part_optimizer import PartOptimizer  # noqa: E402
+from training.parameter_report import ParameterReport  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.schedule import RunLongCosine  # noqa: E402
@@ -98,6 +104,13 @@ def find_resume(run: RunConfig, folder: Path) -> Path | None:
         if meta.get(name) != value:
             raise ConfigError(
                 f"{path} was trained with {name} = {meta.get(name)}, this run has {value}: set it "
+                "back, or use another experiment_name"
+            )
+    tuned = meta.get("tuning", {})
+    for name, value in tuning_settings(run).items():
+        if name in tuned and tuned[name] != value:
+            raise ConfigError(
+                f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
                 "back, or use another experiment_name"
             )
     if meta["step"] >= last_step(run):
@@ -189,9 +202,6 @@ def build_model(
         dtype=model_dtype(run),
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
-        freeze_language_model=run.model.freeze_language_model,
-        freeze_vision_model=run.model.freeze_vision_model,
-        freeze_vision_projection=run.model.freeze_vision_projection,
         tensor_model_parallel_size=trainer.tensor_parallel_size,
         pipeline_model_parallel_size=trainer.pipeline_parallel_size,
         context_parallel_size=trainer.context_parallel_size,
@@ -199,12 +209,17 @@ def build_model(
     )
     config = model_config(run.model.path, options)
     return TokenizerQwen2VLModel(
-        config, hf_folder=run.model.path if load_weights else None, optim=build_optimizer(run)
+        config,
+        hf_folder=run.model.path if load_weights else None,
+        optim=build_optimizer(run),
+        trained=trained_parts(run.model),
+        lora=run.model.lora if run.model.tuning == "lora" else None,
+        seed=run.seed,
     )
 
 
-def build_optimizer(run: RunConfig) -> MegatronOptimizerModule:
-    """Megatron's AdamW with a cosine schedule."""
+def build_optimizer(run: RunConfig) -> PartOptimizer:
+    """Megatron's AdamW with a cosine schedule and a rate for each part."""
     dtype = model_dtype(run)
     config = OptimizerConfig(
         optimizer="adam",
@@ -223,7 +238,7 @@ def build_optimizer(run: RunConfig) -> MegatronOptimizerModule:
         warmup_steps=run.optim.warmup_steps,
         min_lr=run.optim.min_lr,
     )
-    return MegatronOptimizerModule(config=config, lr_scheduler=schedule)
+    return PartOptimizer(config, schedule, multipliers=rate_multipliers(run.optim))
 
 
 def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
@@ -273,7 +288,11 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         replace_progress_bar=False,
     )
     precision = "bf16-mixed" if dtype == torch.bfloat16 else "32"
-    meta = {**stream_settings(run), "world_size": layout.world_size}
+    meta = {
+        **stream_settings(run),
+        "tuning": tuning_settings(run),
+        "world_size": layout.world_size,
+    }
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     return nl.Trainer(
         accelerator="gpu" if on_cuda else "cpu",
@@ -283,6 +302,7 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         strategy=strategy,
         plugins=nl.MegatronMixedPrecision(precision=precision),
         callbacks=[
+            ParameterReport(folder, tuning=run.model.tuning),
             StepLog(folder, last_step=last_step(run), log_every=trainer.log_every),
             CheckpointWriter(
                 folder,

@@ -12,11 +12,30 @@ _PLACE = ("last_epoch", "_step_count", "_last_lr")
 
 
 class ResumedCosine(CosineAnnealing):
-    """NeMo's cosine, which takes from a checkpoint how far it is and nothing else.
+    """NeMo's cosine, whose floor follows a part's own rate, and which takes from a checkpoint how
+    far it is and nothing else.
 
     A run that goes on with a raised `trainer.max_steps` would otherwise keep the length that it
     had before, and train at the floor from there on.
     """
+
+    def get_lr(self) -> list[float]:
+        """Rates of all parameter groups.
+
+        A group's rate is the base rate times its multiplier at every step, as in Megatron's own
+        schedule; NeMo's would let all of them end at one floor.
+        """
+        scales = [group.get("pre_lr_mult", 1.0) for group in self.optimizer.param_groups]
+        rates: list[float] = self.base_lrs
+        if all(scale == 1.0 for scale in scales):
+            return super().get_lr()
+        base = max((r / s for r, s in zip(rates, scales, strict=True) if s), default=0.0)
+        self.base_lrs = [base] * len(rates)
+        try:
+            plain = super().get_lr()
+        finally:
+            self.base_lrs = rates
+        return [rate * scale for rate, scale in zip(plain, scales, strict=True)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the checkpoint's step."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from training.compat import checkpoint, cuda, dynamo, modelopt, narrow, numpy2, quiet, torch_adam
+from training.compat import (
+    checkpoint,
+    cuda,
+    dynamo,
+    lora,
+    modelopt,
+    narrow,
+    numpy2,
+    quiet,
+    torch_adam,
+)
 from training.compat import transformer_engine as te
 
 
@@ -66,6 +76,13 @@ ITEMS: tuple[CompatItem, ...] = (
         reason="NeMo's checkpoint reader asserts an initialised CUDA context",
         needed=cuda.cuda_is_missing,
         apply=checkpoint.skip_device_fix,
+    ),
+    CompatItem(
+        name="lora-layers",
+        reason="NeMo's LoRA asks Transformer Engine for its layer classes, which fails where the "
+        "package is absent",
+        needed=lora.transformer_engine_is_missing,
+        apply=lora.ask_for_no_te_layers,
     ),
     CompatItem(
         name="torch-adam-state",

@@ -9,6 +9,7 @@ from pathlib import Path
 from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
+from training.config.tuning import check_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
         visual.plan(224, 224)
     except (TokenizerConfigError, PlanError) as error:
         raise ConfigError(f"tokenizer: {error}") from error
+    check_tuning(run)
     check_data_path(run.data.path)
     check_model_layout(run)
     return layout

@@ -9,6 +9,30 @@ from omegaconf import MISSING
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters (NeMo's LoRA); read with `model.tuning=lora`."""
+
+    #: names of linear layers that get an adapter, with * as wildcard: linear_qkv, linear_proj,
+    #: linear_fc1 and linear_fc2 of `language_model.*` and `vision_model.*`
+    target_modules: list[str] = field(
+        default_factory=lambda: [
+            "language_model.*.linear_qkv",
+            "language_model.*.linear_proj",
+            "language_model.*.linear_fc1",
+            "language_model.*.linear_fc2",
+        ]
+    )
+    #: inner dimension of an adapter; a multiple of the tensor-parallel size
+    rank: int = 16
+    #: an adapter's output is scaled by alpha / rank
+    alpha: int = 32
+    #: share of an adapter's inputs that are dropped
+    dropout: float = 0.0
+    #: parts that are trained in full beside the adapters: front_end, vision, projector, language
+    also_train: list[str] = field(default_factory=lambda: ["front_end", "projector"])
+
+
+@dataclass
 class ModelConfig:
     """Which model, from where, and what of it is trained."""
 
@@ -18,9 +42,13 @@ class ModelConfig:
     layer_spec: str = "auto"
     #: auto (bf16 on CUDA, fp32 on the CPU) | bf16 | fp32
     dtype: str = "auto"
+    #: full | tokenizer_only (the tokenizer's front end and the projector) | lora
+    tuning: str = "full"
+    #: with tuning=full: parts that stay as they are; the vision model's include its front end
     freeze_language_model: bool = False
     freeze_vision_model: bool = False
     freeze_vision_projection: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     #: where generated models are kept
     cache_dir: str = "outputs/models"
 
@@ -42,6 +70,16 @@ class DataConfig:
     shuffle_buffer_size: int = 1000
     #: samples that are read in sequence from one place of a shard; smaller shuffles better
     max_samples_per_sequence: int = 100
+    #: several samples a row, in packs of exactly seq_length tokens; batch sizes then count packs.
+    #: Off: one sample a row. Validation always has one sample a row
+    packing: bool = False
+    #: samples that packs are chosen from, of each loader process; more pack tighter, and use memory
+    packing_buffer_size: int = 512
+    #: most ViT patches in a pack; null is 4 × seq_length, what seq_length visual tokens take where
+    #: each is made of 2 × 2 patches
+    max_patches_per_pack: int | None = None
+    #: seconds without a batch after which a loader process counts as stuck; 0 waits for ever
+    worker_timeout_s: float = 600.0
     #: consecutive rejected samples of one loader process that stop the run
     max_rejects_in_a_row: int = 100
 
@@ -81,9 +119,16 @@ class OptimConfig:
     """AdamW and its schedule."""
 
     lr: float = 1e-5
+    #: learning rates of single parts; null is `lr`. The schedule scales all of them alike, the
+    #: floor included
+    lr_front_end: float | None = None
+    lr_vision: float | None = None
+    lr_projector: float | None = None
+    lr_language: float | None = None
     #: floor of the cosine schedule
     min_lr: float = 1e-6
     warmup_steps: int = 50
+    #: not applied to biases and norms
     weight_decay: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95

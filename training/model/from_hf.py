@@ -41,9 +41,6 @@ class ModelOptions:
     dtype: torch.dtype
     seq_length: int
     tokenizer: dict[str, Any]
-    freeze_language_model: bool = False
-    freeze_vision_model: bool = False
-    freeze_vision_projection: bool = False
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
@@ -139,9 +136,6 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         vision_projection_config=projector,
         mrope_section=tuple(hf.rope_scaling["mrope_section"]),
         seq_length=options.seq_length,
-        freeze_language_model=options.freeze_language_model,
-        freeze_vision_model=options.freeze_vision_model,
-        freeze_vision_projection=options.freeze_vision_projection,
         pipeline_model_parallel_size=options.pipeline_model_parallel_size,
         context_parallel_size=options.context_parallel_size,
         sequence_parallel=options.sequence_parallel,

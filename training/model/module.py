@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,14 @@ from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLModel
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
+from training.config.schema import LoraConfig
+from training.config.tuning import PARTS, Part
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from training.metering import StepMeter, WordMeter
 from training.model.hf_weights import load_hf_weights
+from training.model.lora import apply_lora
 from training.model.mcore import TokenizerQwen2VLConfig
+from training.model.parts import freeze_parts
 from training.model.scoring import scored_forward
 
 
@@ -39,7 +43,7 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
 
 def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
     """Run the model on a micro batch of `to_stage`."""
-    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
+    names: tuple[str, ...] = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
     names = (*names, "longest_segment", "longest_text_segment")
     fields: dict[str, Any] = {name: batch.get(name) for name in names}
     if model.training:
@@ -57,6 +61,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         config: the model.
         hf_folder: Hugging Face folder to start from; None where a checkpoint will be loaded.
         optim: NeMo's optimizer module.
+        trained: parts whose own weights are trained.
+        lora: adapters that are trained besides; None for none.
+        seed: of the adapters' start.
     """
 
     def __init__(
@@ -65,10 +72,16 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         *,
         hf_folder: str | Path | None,
         optim: OptimizerModule | None = None,
+        trained: Collection[Part] = PARTS,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
     ) -> None:
         config.forward_step_fn = forward_step
         super().__init__(config, model_version="qwen2-vl", optim=optim, tokenizer=None)
         self.hf_folder = Path(hf_folder) if hf_folder is not None else None
+        self.trained = frozenset(trained)
+        self.lora = lora
+        self.seed = seed
         #: counts the training batches of the current step; `training.callbacks` resets it
         self.meter = StepMeter()
         #: scores the words of validation batches; `training.callbacks` resets it
@@ -82,6 +95,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         if self.hf_folder is not None:
             used = load_hf_weights(self.module, self.hf_folder)
             logging.info(f"Read {len(used)} tensors of {self.hf_folder}")
+        if self.lora is not None:
+            apply_lora(self.module, self.lora, seed=self.seed)
+        freeze_parts(self.module, self.trained)
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
         """Next micro batch, counted, on this stage's device."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from training.config.tuning import trained_parts
 from training.report.charts import Area, Line, area_chart, line_chart
 from training.report.page import duration, figure, write_page
 from training.report.run_facts import RunFacts, gather, span
@@ -53,18 +54,16 @@ def settings(facts: RunFacts) -> dict[str, str]:
     """The settings that decide most, in words."""
     run = facts.config
     trainer, data, optim, model = run.trainer, run.data, run.optim, run.model
-    frozen = [
-        part
-        for part in ("language_model", "vision_model", "vision_projection")
-        if getattr(model, f"freeze_{part}")
-    ]
+    trained = ", ".join(sorted(trained_parts(model)))
+    if model.tuning == "lora":
+        trained = f"{trained} and adapters of rank {model.lora.rank}"
     tokenizer = dict(run.tokenizer)
     name = tokenizer.pop("name", "unnamed")
     return {
         "Experiment": run.experiment_name,
         "Tokenizer": f"{name} ({_pairs(tokenizer)})",
         "Model": model.path,
-        "Trained": f"all but {', '.join(frozen)}" if frozen else "all parameters",
+        "Trained": f"{trained} ({model.tuning})",
         "Precision and layers": f"{model.dtype}, layer spec {model.layer_spec}",
         "Data": data.path,
         "Pixels": f"{data.min_pixels:,} to {data.max_pixels:,} a picture after the resize",

@@ -62,6 +62,20 @@ def checkpoint_device() -> None:
     assert pl_io._fix_tensors_device({"a": 1}) == {"a": 1}
 
 
+def lora_layers() -> None:
+    """A target layer of Megatron's, as in the local layer spec."""
+    start_megatron()
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from nemo.collections.llm.peft.lora import LoRA
+
+    config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+    layer = ColumnParallelLinear(
+        4, 4, config=config, init_method=torch.nn.init.zeros_, bias=False, gather_output=False
+    )
+    assert LoRA(dim=2).transform(layer, name="linear_qkv").adapter.dim == 2
+
+
 def adam_fresh_state() -> None:
     """The state of an optimizer that has not stepped, which a checkpoint is loaded into."""
     make_optimizer().state_dict()
@@ -136,6 +150,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "modelopt": modelopt,
     "narrow-imports": narrow_imports,
     "checkpoint-device": checkpoint_device,
+    "lora-layers": lora_layers,
     "torch-adam-state: fresh": adam_fresh_state,
     "torch-adam-state: own steps": adam_own_steps,
     "torch-adam-state: absent step": adam_absent_step,

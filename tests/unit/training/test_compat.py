@@ -29,13 +29,14 @@ ROOT = SCRIPT.parents[3]
 #: Items that are left out together, and what their probes then run into. Each set is one process;
 #: items share one where the probe of one does not rest on the other.
 SKIPPED: dict[frozenset[str], dict[str, str]] = {
-    frozenset({"dynamo", "checkpoint-device", "torch-adam-state", "modelopt"}): {
+    frozenset({"dynamo", "checkpoint-device", "torch-adam-state", "modelopt", "lora-layers"}): {
         "dynamo": "jit_fuser compiles",
         "checkpoint-device": "AssertionError",
         "torch-adam-state: fresh": "AssertionError",
         "torch-adam-state: own steps": "steps [5.0",
         "torch-adam-state: absent step": "KeyError('step')",
         "modelopt": "No module named 'modelopt'",
+        "lora-layers": "transformer_engine.pytorch could not be imported",
     },
     frozenset({"narrow-imports", "cuda-redirect"}): {
         "narrow-imports": "No module named",

@@ -57,3 +57,25 @@ def test_a_resumed_run_follows_its_own_length(start, num_steps):
     rates(again, resumed, 1)
     expected = [cosine(step, num_steps) for step in range(7, 10)]
     assert rates(again, resumed, 3) == pytest.approx(expected)
+
+
+def test_groups_keep_their_ratio_to_the_base_rate(build_module):
+    """From the warmup to the floor, where NeMo's own schedule lets them all end alike."""
+    from training.schedule import RunLongCosine
+
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0 * m, "pre_lr_mult": m}
+        for m in (5.0, 1.0, 0.0)
+    ]
+    optimizer = torch.optim.SGD(groups)
+    schedule = RunLongCosine(num_steps=10, warmup_steps=2, min_lr=0.1)
+    scheduler = schedule.scheduler(None, optimizer)["lr_scheduler"]["scheduler"]
+    for step in range(12):
+        fast, base, none = (group["lr"] for group in optimizer.param_groups)
+        assert fast == pytest.approx(5 * base)
+        assert none == 0.0
+        if 2 <= step < 10:
+            assert base == pytest.approx(cosine(step, 10))
+        optimizer.step()
+        scheduler.step()
+    assert base == pytest.approx(0.1)
