@@ -47,6 +47,28 @@ def answers(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.")],
+    output: Annotated[Path, typer.Argument(help="New folder to write.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16 or fp32; the checkpoint's own by default.")
+    ] = None,
+) -> None:
+    """Write a Hugging Face folder that plain transformers loads."""
+    from evaluation.export.checkpoint import DTYPES, export_checkpoint
+
+    if dtype is not None and dtype not in DTYPES:
+        raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
+    try:
+        num_bytes = export_checkpoint(
+            checkpoint, output, dtype=None if dtype is None else DTYPES[dtype]
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{output}: {num_bytes / 1e6:,.1f} MB of weights")
+
+
+@app.command()
 def quickstart(
     folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
     resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],

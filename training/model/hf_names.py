@@ -1,4 +1,4 @@
-"""Which Hugging Face tensors make each Megatron tensor of Qwen2-VL.
+"""Which Hugging Face tensors make each Megatron tensor of Qwen2-VL, and the way back.
 
 Names and layouts follow transformers 4.51.3 (`Qwen2VLForConditionalGeneration`) on one side and
 NeMo 2.7.3's importer (`nemo/collections/vlm/qwen2vl/model/qwen2vl.py`) on the other. Megatron
@@ -31,10 +31,14 @@ class Heads:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to make one Megatron tensor: the sources' names, and the function that joins them."""
+    """One Megatron tensor and the Hugging Face tensors that it holds.
+
+    `split(join(*tensors))` gives the tensors back, bit by bit.
+    """
 
     sources: tuple[str, ...]
     join: Callable[..., torch.Tensor]
+    split: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 def recipe(name: str, language: Heads, vision: Heads) -> Recipe:
@@ -46,7 +50,7 @@ def recipe(name: str, language: Heads, vision: Heads) -> Recipe:
     """
     fixed = _FIXED.get(name)
     if fixed is not None:
-        return Recipe(sources=(fixed,), join=_same)
+        return _renamed(fixed)
     match = _LAYER.match(name)
     if match is None:
         raise KeyError(f"no Hugging Face tensor is known for {name!r}")
@@ -93,36 +97,45 @@ _VISION_LAYER = {
 
 def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
     if rest in _LANGUAGE_LAYER:
-        return Recipe(sources=(prefix + _LANGUAGE_LAYER[rest],), join=_same)
+        return _renamed(prefix + _LANGUAGE_LAYER[rest])
     if rest in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
         kind = rest.rpartition(".")[2]
         names = tuple(f"{prefix}self_attn.{x}_proj.{kind}" for x in "qkv")
-        return Recipe(sources=names, join=lambda q, k, v: interleave_qkv(q, k, v, heads))
+        return Recipe(
+            sources=names,
+            join=lambda q, k, v: interleave_qkv(q, k, v, heads),
+            split=lambda full: split_qkv(full, heads),
+        )
     if rest == "mlp.linear_fc1.weight":
         names = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
-        return Recipe(sources=names, join=lambda gate, up: torch.cat((gate, up)))
+        return Recipe(
+            sources=names,
+            join=lambda gate, up: torch.cat((gate, up)),
+            split=lambda full: full.chunk(2),
+        )
     raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a language layer")
 
 
 def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
     if rest in _VISION_LAYER:
-        return Recipe(sources=(prefix + _VISION_LAYER[rest],), join=_same)
+        return _renamed(prefix + _VISION_LAYER[rest])
     if rest in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
         kind = rest.rpartition(".")[2]
         return Recipe(
             sources=(f"{prefix}attn.qkv.{kind}",),
             join=lambda qkv: _interleave_fused(qkv, heads),
+            split=lambda full: (torch.cat(split_qkv(full, heads)),),
         )
     raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a vision layer")
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _interleave_fused(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     q, k, v = qkv.chunk(3)
     return interleave_qkv(q, k, v, heads)
+
+
+def _renamed(source: str) -> Recipe:
+    return Recipe(sources=(source,), join=lambda tensor: tensor, split=lambda full: (full,))
 
 
 def interleave_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
@@ -142,3 +155,17 @@ def interleave_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Hea
     per_group = (groups, -1, heads.head_dim, *tail)
     joined = torch.cat((q.reshape(per_group), k.reshape(per_group), v.reshape(per_group)), dim=1)
     return joined.reshape(-1, *tail)
+
+
+def split_qkv(full: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Megatron's layout → query, key and value: the inverse of `interleave_qkv`.
+
+    Args:
+        full: ((num_heads + 2 num_groups) * head_dim, …).
+        heads: geometry of the stack.
+    """
+    tail = full.shape[1:]
+    grouped = full.reshape(heads.num_groups, -1, *tail)
+    sizes = (heads.num_heads // heads.num_groups * heads.head_dim, heads.head_dim, heads.head_dim)
+    q, k, v = (part.reshape(-1, *tail) for part in grouped.split(sizes, dim=1))
+    return q, k, v

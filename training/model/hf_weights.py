@@ -94,19 +94,10 @@ def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
         WeightsError: tensors are missing, have another shape, or the folder cannot be read. All
             problems are listed in one message.
     """
-    language = module.config.language_transformer_config
-    vision = module.config.vision_transformer_config
-    geometry = tuple(
-        Heads(
-            num_heads=c.num_attention_heads,
-            num_groups=c.num_query_groups,
-            head_dim=c.kv_channels,
-        )
-        for c in (language, vision)
-    )
+    geometry = attention_geometry(module)
     problems: list[str] = []
     with HFFolder(folder) as source, torch.no_grad():
-        for shard in _shards(module):
+        for shard in module_shards(module):
             if shard.key.startswith(FRONT_END_PREFIX):
                 continue
             _fill(shard, source, geometry, problems)
@@ -118,7 +109,24 @@ def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
         return source.used
 
 
-def _shards(module: TokenizerQwen2VL) -> list[ShardedTensor]:
+def attention_geometry(module: TokenizerQwen2VL) -> tuple[Heads, Heads]:
+    """Heads of the language model and of the vision tower, as `hf_names.recipe` takes them."""
+    language, vision = (
+        Heads(
+            num_heads=config.num_attention_heads,
+            num_groups=config.num_query_groups,
+            head_dim=config.kv_channels,
+        )
+        for config in (
+            module.config.language_transformer_config,
+            module.config.vision_transformer_config,
+        )
+    )
+    return language, vision
+
+
+def module_shards(module: TokenizerQwen2VL) -> list[ShardedTensor]:
+    """This rank's pieces of every tensor; gated projections come in halves. Data is shared."""
     state = module.sharded_state_dict()
     apply_factories(state)
     found = []
@@ -136,7 +144,7 @@ def _fill(
     geometry: tuple[Heads, ...],
     problems: list[str],
 ) -> None:
-    name, slices = _global_name(shard)
+    name, slices = place_in_full(shard)
     try:
         how = recipe(name, *geometry)
     except KeyError as error:
@@ -156,7 +164,7 @@ def _fill(
     shard.data.copy_(full[slices])
 
 
-def _global_name(shard: ShardedTensor) -> tuple[str, tuple[slice, ...]]:
+def place_in_full(shard: ShardedTensor) -> tuple[str, tuple[slice, ...]]:
     """Name of the full tensor, with the layer's number in it, and this rank's slice of it."""
     name = shard.key
     leading = shard.global_offset[: shard.prepend_axis_num]

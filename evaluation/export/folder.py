@@ -1,0 +1,84 @@
+"""The files beside the weights: taken over from the folder that the run started from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dct_tokenizer import VisualTokenizer
+from evaluation.export.tensors import ExportError
+
+#: copied as they are, where they exist
+_COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "LICENSE",
+)
+#: of a stock Qwen2-VL, for a base folder that lacks the file
+_STOCK_PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2VLProcessor",
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ExportError: the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ExportError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented, keys sorted, as transformers writes them."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def copy_text_files(base: Path, out: Path) -> None:
+    """Tokenizer, chat template and generation settings of the base folder."""
+    for name in _COPIED:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+    if not (out / "tokenizer.json").is_file() and not (out / "vocab.json").is_file():
+        raise ExportError(f"{base} has no tokenizer.json and no vocab.json: no tokenizer to copy")
+
+
+def model_settings(base: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The base folder's config.json with the dtype of what is written."""
+    config = read_json(base / "config.json")
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    config["architectures"] = ["Qwen2VLForConditionalGeneration"]
+    return config
+
+
+def processor_settings(base: Path, visual: VisualTokenizer) -> dict[str, Any]:
+    """The base folder's preprocessor_config.json with the pixel bounds of the run."""
+    path = base / "preprocessor_config.json"
+    settings = read_json(path) if path.is_file() else dict(_STOCK_PROCESSOR)
+    settings["min_pixels"] = visual.min_pixels
+    settings["max_pixels"] = visual.max_pixels
+    # later releases of transformers read these, 4.51.3 the two above
+    settings["size"] = {"shortest_edge": visual.min_pixels, "longest_edge": visual.max_pixels}
+    return settings

@@ -1,0 +1,142 @@
+"""Plain Hugging Face folders: every tensor bit by bit, and transformers' own answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForConditionalGeneration
+
+from dct_tokenizer import build_tokenizer
+from evaluation.export.model import ExportOptions, export_module
+from evaluation.export.tensors import ExportError
+from training.model.hf_names import PATCH_EMBED
+
+BOUNDS = {"min_pixels": 4 * 28 * 28, "max_pixels": 12 * 28 * 28}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder's safetensors files."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def untied(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model in bf16 with an output matrix of its own."""
+    folder = tmp_path_factory.mktemp("untied")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
+    model.config.tie_word_embeddings = False
+    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(7))
+    model.lm_head.weight = torch.nn.Parameter(head.bfloat16())
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_every_tensor_comes_back_bit_by_bit(
+    tied, dtype, tiny_model, untied, build_module, tmp_path
+):
+    base = tiny_model if tied else untied
+    visual = build_tokenizer("pixel", **BOUNDS)
+    out = tmp_path / "out"
+    export_module(
+        build_module("pixel", base),
+        visual,
+        base,
+        out,
+        ExportOptions(dtype=dtype, max_shard_bytes=60_000),
+    )
+    expected, found = weights(base), weights(out)
+    assert ("lm_head.weight" in found) == (not tied)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, expected[name]), name
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == expected.keys()
+    assert len(set(index["weight_map"].values())) > 2
+    settings = json.loads((out / "config.json").read_text())
+    assert settings.keys() == json.loads((base / "config.json").read_text()).keys()
+    assert settings["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("preset", ["pixel", "dct14", "dct14_k10"])
+def test_plain_transformers_computes_the_same(preset, tiny_model, build_module, tmp_path):
+    module = build_module(preset)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    visual = build_tokenizer(preset, **BOUNDS)
+    out = tmp_path / "out"
+    export_module(module, visual, tiny_model, out, ExportOptions(dtype=torch.float32))
+    theirs, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()), info
+    processor = AutoProcessor.from_pretrained(out, use_fast=False)
+    picture = Image.effect_noise((131, 94), 80).convert("RGB")
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    wanted = trainers_logits(module, visual, processor.tokenizer, picture)
+    with torch.no_grad():
+        logits = theirs.eval()(**inputs).logits
+    assert logits.shape == wanted.shape
+    assert (logits - wanted).abs().max() < 1e-5
+    assert wanted.std() > 0.5, "flat logits would prove nothing"
+
+
+def trainers_logits(module, visual, tokenizer, picture) -> torch.Tensor:
+    """Logits of the whole prompt, through the trainer's own data path."""
+    import numpy as np
+
+    from data_prep.schema import Turn
+    from training.data.batch import visual_fields
+    from training.data.chat import ChatTokenizer
+    from training.data.pictures import encode_pictures
+    from training.data.plan_chat import place_images
+
+    chat = ChatTokenizer(tokenizer)
+    frames = np.asarray(picture)[None]
+    pictures = encode_pictures(visual, [frames], [visual.plan(*frames.shape[1:3])])
+    prompt = chat.prompt([Turn(role="user", text="<image>Where?")], 1)
+    ids, _, positions = place_images(prompt, chat.image_pad_id, pictures.plans)
+    fields = visual_fields([pictures], visual)
+    with torch.no_grad():
+        return module(
+            input_ids=torch.from_numpy(ids)[None],
+            position_ids=torch.from_numpy(positions)[:, None],
+            **{n: fields[n] for n in ("cells", "vit_positions", "vit_cu_seqlens", "vit_grids")},
+        )
+
+
+def test_pixel_bounds_travel_with_the_folder(tiny_model, build_module, tmp_path):
+    out = tmp_path / "out"
+    visual = build_tokenizer("pixel", **BOUNDS)
+    options = ExportOptions(dtype=torch.float32)
+    export_module(build_module("pixel"), visual, tiny_model, out, options)
+    processor = AutoProcessor.from_pretrained(out, use_fast=False)
+    bounds = processor.image_processor.min_pixels, processor.image_processor.max_pixels
+    assert bounds == (BOUNDS["min_pixels"], BOUNDS["max_pixels"])
+    with pytest.raises(ExportError, match="not an empty folder"):
+        export_module(build_module("pixel"), visual, tiny_model, out, options)
+
+
+def test_a_padded_vocabulary_is_cut(tiny_model, build_module, tmp_path):
+    module = build_module("pixel")
+    words = module.language_model.embedding.word_embeddings
+    rows = words.weight.shape[0]
+    words.weight = torch.nn.Parameter(torch.cat((words.weight, torch.ones(8, words.embedding_dim))))
+    words.num_embeddings = rows + 8
+    out = tmp_path / "out"
+    visual = build_tokenizer("pixel", **BOUNDS)
+    export_module(module, visual, tiny_model, out, ExportOptions(dtype=torch.float32))
+    found = weights(out)
+    assert found["model.embed_tokens.weight"].shape[0] == rows
+    assert torch.equal(found[PATCH_EMBED], weights(tiny_model)[PATCH_EMBED])
