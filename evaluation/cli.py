@@ -69,6 +69,57 @@ def export(
 
 
 @app.command()
+def words(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.")],
+    output: Annotated[Path, typer.Option(help="JSONL to write, one line a sample.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared shards; the run's own by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to read.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 64,
+) -> None:
+    """Share of answer words predicted right, given the true text before them (teacher forcing)."""
+    from evaluation.loading import load_checkpoint, with_data_path
+    from evaluation.words import write_words
+
+    try:
+        model = load_checkpoint(checkpoint)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if data is not None:
+        model = with_data_path(model, str(data))
+    share = write_words(model, output, split=split, limit=limit, batch_size=batch_size)
+    typer.echo(f"{output}: {share:.4f} of the words right, step {model.step}, {split}")
+
+
+@app.command()
+def study(
+    runs: Annotated[Path, typer.Argument(help="LOG_DIR whose runs hold a words.jsonl each.")],
+    output: Annotated[Path, typer.Option(help="Folder for study.md, study.png, study.json.")],
+    baseline: Annotated[
+        str, typer.Option(help="Tokenizer that the others are compared with.")
+    ] = "pixel28",
+    picture: Annotated[
+        str, typer.Option(help="HEIGHTxWIDTH in pixels for which FLOPs are counted.")
+    ] = "224x224",
+) -> None:
+    """Compare runs that differ in tokenizer and seed: a table with intervals, and plots."""
+    from evaluation.study import collect_study, write_study
+
+    height, _, width = picture.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"picture is {picture!r}; expected HEIGHTxWIDTH, like 224x224")
+    try:
+        table = write_study(
+            collect_study(runs, (int(height), int(width))), output, baseline=baseline
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(table.read_text(encoding="utf-8"))
+
+
+@app.command()
 def quickstart(
     folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
     resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],

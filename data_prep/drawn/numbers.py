@@ -7,6 +7,7 @@ or 7 pixels are 3 pixels high.
 
 from __future__ import annotations
 
+import string
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -20,7 +21,10 @@ DIGIT_HEIGHTS = (14, 10, 7, 6)
 FONT_SIZES = {14: 20, 10: 14, 7: 10, 6: 8}
 #: Side of the square that one number has to itself, in pixels.
 FIELD = 56
-QUESTION = "Read the numbers row by row."
+#: Names of the fields, row by row. The answer says each name before its number, so that where to
+#: look is easily learnt and what is there decides.
+NAMES = string.ascii_letters
+QUESTION = "Read the numbers row by row, fields a, b, c and so on."
 #: Darkest and lightest level of a page's colour, and darkest and lightest of an ink's.
 PAGE_LEVELS, INK_LEVELS = (205, 255), (0, 90)
 
@@ -37,6 +41,12 @@ def numbers_drawer(digit_height: int) -> Drawer:
 
     def draw(rng: Random, size: Size) -> Drawing:
         width, height = size
+        num_fields = (width // FIELD) * (height // FIELD)
+        if num_fields > len(NAMES):
+            raise ValueError(
+                f"a page of {width}×{height} pixels has {num_fields} fields of {FIELD} pixels; at "
+                f"most {len(NAMES)} have a name: draw smaller pages"
+            )
         picture = Image.new("RGB", size, _color(rng, PAGE_LEVELS))
         pen = ImageDraw.Draw(picture)
         numbers = []
@@ -50,7 +60,7 @@ def numbers_drawer(digit_height: int) -> Drawer:
                 place = (round(x), round(y))
                 pen.text(place, number, fill=_color(rng, INK_LEVELS), font=face)
                 numbers.append(number)
-        answer = " ".join(numbers)
+        answer = " ".join(f"{name}{n}" for name, n in zip(NAMES, numbers, strict=False))
         return Drawing(
             pictures=(picture,),
             turns=(Turn(question=QUESTION, answer=answer),),

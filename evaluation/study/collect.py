@@ -1,0 +1,139 @@
+"""Read the runs of a study.
+
+Shape legend: K samples of the split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from dct_tokenizer import build_tokenizer
+from dct_tokenizer.cost import ModelShape, plan_cost
+from training.model.from_hf import read_hf_config
+from training.report import read_validation, steady_throughput
+from training.run_files import read_config, read_steps
+
+WORDS_NAME = "words.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """One run with its scores."""
+
+    name: str
+    tokenizer: str
+    seed: int
+    num_steps: int
+    #: (step, share of words right) of every validation
+    curve: tuple[tuple[int, float], ...]
+    #: keys of the scored samples, in order
+    keys: tuple[str, ...]
+    #: (K,) source of each sample
+    sources: np.ndarray
+    #: (K,) int
+    num_words: np.ndarray
+    #: (K,) int
+    num_right: np.ndarray
+    #: mean over the samples
+    visual_tokens: float
+    #: forward FLOPs of one picture: front end, ViT and the language model over its tokens
+    flops: float
+    #: uint8 bytes from loader to model, one picture
+    wire_bytes: int
+    #: training, median over the steady steps
+    samples_per_second: float
+    #: what must be equal for runs to be comparable: data, bounds, steps, batch, learning rate
+    conditions: dict[str, object]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all words."""
+        return float(self.num_right.sum() / self.num_words.sum())
+
+
+def collect_study(folder: Path, picture: tuple[int, int]) -> list[StudyRun]:
+    """All runs below `folder` that have been scored, by name.
+
+    Args:
+        folder: LOG_DIR of the runs; each scored run holds a `words.jsonl`.
+        picture: (height, width) in pixels for which FLOPs are counted.
+
+    Raises:
+        ValueError: no scored run, or runs that differ in more than tokenizer and seed.
+    """
+    runs = [read_run(path.parent, picture) for path in sorted(folder.glob(f"*/{WORDS_NAME}"))]
+    if not runs:
+        raise ValueError(
+            f"no run below {folder} holds {WORDS_NAME}: score them first with `python -m "
+            f"evaluation words RUN --output RUN/{WORDS_NAME}`"
+        )
+    first = runs[0]
+    for run in runs[1:]:
+        for name, value in run.conditions.items():
+            if first.conditions[name] != value:
+                raise ValueError(
+                    f"{first.name} has {name} = {first.conditions[name]}, {run.name} has {value}: "
+                    "runs of a study may differ in tokenizer and seed only"
+                )
+        if run.keys != first.keys:
+            raise ValueError(f"{first.name} and {run.name} were scored on different samples")
+    return runs
+
+
+def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
+    """One scored run."""
+    config = read_config(folder)
+    lines = [orjson.loads(line) for line in (folder / WORDS_NAME).read_bytes().splitlines()]
+    tokenizer = build_tokenizer(
+        config.tokenizer, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
+    )
+    cost = plan_cost(tokenizer, tokenizer.plan(*picture), _shape(config.model.path))
+    steps = read_steps(folder)
+    return StudyRun(
+        name=folder.name,
+        tokenizer=tokenizer.name,
+        seed=config.seed,
+        num_steps=steps[-1]["step"],
+        curve=tuple(
+            (entry["step"], entry["word_accuracy"])
+            for entry in read_validation(folder)
+            if entry.get("word_accuracy") is not None
+        ),
+        keys=tuple(line["key"] for line in lines),
+        sources=np.array([line["source"] for line in lines]),
+        num_words=np.array([line["num_words"] for line in lines]),
+        num_right=np.array([line["num_right"] for line in lines]),
+        visual_tokens=float(np.mean([line["num_visual_tokens"] for line in lines])),
+        flops=cost.total_flops,
+        wire_bytes=cost.wire_bytes,
+        samples_per_second=steady_throughput(steps),
+        conditions={
+            "data.path": config.data.path,
+            "data.min_pixels": config.data.min_pixels,
+            "data.max_pixels": config.data.max_pixels,
+            "model.path": config.model.path,
+            "steps": steps[-1]["step"],
+            "trainer.global_batch_size": config.trainer.global_batch_size,
+            "optim.lr": config.optim.lr,
+        },
+    )
+
+
+def _shape(folder: str) -> ModelShape:
+    hf = read_hf_config(folder)
+    vision = hf.vision_config
+    return ModelShape(
+        vit_layers=vision.depth,
+        vit_width=vision.embed_dim,
+        vit_mlp=int(vision.embed_dim * vision.mlp_ratio),
+        llm_layers=hf.num_hidden_layers,
+        llm_width=hf.hidden_size,
+        llm_mlp=hf.intermediate_size,
+        heads=hf.num_attention_heads,
+        kv_heads=hf.num_key_value_heads,
+        head_dim=hf.hidden_size // hf.num_attention_heads,
+    )
