@@ -92,7 +92,7 @@ def _perturb(file: Path) -> None:
 def build_module(tiny_model: Path) -> Callable[..., Any]:
     """Builds the Megatron module of a tokenizer in this process, filled from a folder's weights.
 
-    build_module(preset, folder=tiny_model, **tokenizer_keys) → TokenizerQwen2VL in eval mode.
+    build_module(preset, folder=tiny_model, fused_layers=False, **tokenizer_keys) → TokenizerQwen2VL in eval mode.
     """
     from evaluation.loading import start_single_process
 
@@ -104,12 +104,15 @@ def build_module(tiny_model: Path) -> Callable[..., Any]:
     from training.model.from_hf import ModelOptions, model_config
     from training.model.hf_weights import load_hf_weights
 
-    def build(preset: str, folder: Path = tiny_model, **keys: Any) -> Any:
+    def build(
+        preset: str, folder: Path = tiny_model, fused_layers: bool = False, **keys: Any
+    ) -> Any:
         options = ModelOptions(
             layer_spec="local",
             dtype=torch.float32,
             seq_length=512,
             tokenizer={**preset_config(preset), **keys},
+            fused_layers=fused_layers,
         )
         module = model_config(folder, options).configure_model(None)
         load_hf_weights(module, folder)

@@ -42,6 +42,7 @@ from training.parameter_report import ParameterReport  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.schedule import RunLongCosine  # noqa: E402
+from training.speed import SpeedUp, resolve_speed  # noqa: E402
 from training.tiny_model import with_model_folder  # noqa: E402
 
 
@@ -197,6 +198,7 @@ def build_model(
 ) -> TokenizerQwen2VLModel:
     """The Lightning module with its optimizer, not yet built on any device."""
     trainer = run.trainer
+    speed = resolve_speed(run.speed)
     options = ModelOptions(
         layer_spec=resolve_layer_spec(run.model.layer_spec),
         dtype=model_dtype(run),
@@ -206,6 +208,8 @@ def build_model(
         pipeline_model_parallel_size=trainer.pipeline_parallel_size,
         context_parallel_size=trainer.context_parallel_size,
         sequence_parallel=trainer.sequence_parallel,
+        fused_layers=speed.fused_layers,
+        recompute=speed.recompute,
     )
     config = model_config(run.model.path, options)
     return TokenizerQwen2VLModel(
@@ -215,6 +219,7 @@ def build_model(
         trained=trained_parts(run.model),
         lora=run.model.lora if run.model.tuning == "lora" else None,
         seed=run.seed,
+        answer_loss=speed.answer_loss,
     )
 
 
@@ -303,6 +308,7 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         plugins=nl.MegatronMixedPrecision(precision=precision),
         callbacks=[
             ParameterReport(folder, tuning=run.model.tuning),
+            SpeedUp(resolve_speed(run.speed)),
             StepLog(folder, last_step=last_step(run), log_every=trainer.log_every),
             CheckpointWriter(
                 folder,

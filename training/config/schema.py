@@ -54,6 +54,22 @@ class ModelConfig:
 
 
 @dataclass
+class SpeedConfig:
+    """Faster ways to the same numbers. null is on with CUDA and off without."""
+
+    #: elementwise parts of a layer in one kernel each (local layer spec)
+    fused_layers: bool | None = None
+    #: those kernels, and the loss's, through torch.compile
+    compile: bool | None = None
+    #: logits only for the tokens that carry loss, in chunks
+    answer_loss: bool | None = None
+    #: AdamW, gradient norm and clipping in a few kernels where Transformer Engine's are absent
+    fused_optimizer: bool | None = None
+    #: compute activations again in the backward pass: a third slower, a fraction of the memory
+    recompute: bool = False
+
+
+@dataclass
 class DataConfig:
     """The shards and how samples become batches."""
 
@@ -159,4 +175,5 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -45,6 +45,10 @@ class ModelOptions:
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
     sequence_parallel: bool = False
+    #: elementwise parts of a layer in one kernel each (local layer spec)
+    fused_layers: bool = False
+    #: compute every layer's activations again in the backward pass instead of keeping them
+    recompute: bool = False
 
 
 def read_hf_config(folder: str | Path) -> Any:
@@ -88,6 +92,15 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         "calculate_per_token_loss": True,
         "tensor_model_parallel_size": options.tensor_model_parallel_size,
     }
+    layers: dict[str, Any] = shared | (
+        {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+        if options.recompute
+        else {}
+    )
     language = Qwen2Config(
         num_layers=hf.num_hidden_layers,
         hidden_size=hf.hidden_size,
@@ -100,8 +113,10 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         share_embeddings_and_output_weights=hf.tie_word_embeddings,
         seq_length=options.seq_length,
         cross_entropy_loss_fusion=False,
-        transformer_layer_spec=layer_spec(options.layer_spec, is_vision=False),
-        **shared,
+        transformer_layer_spec=layer_spec(
+            options.layer_spec, is_vision=False, fused=options.fused_layers
+        ),
+        **layers,
     )
     vision_config = TokenizerVisionConfig(
         num_layers=vision.depth,
@@ -116,9 +131,11 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         temporal_patch_size=vision.temporal_patch_size,
         spatial_merge_size=vision.spatial_merge_size,
         activation_func=quick_gelu,
-        transformer_layer_spec=layer_spec(options.layer_spec, is_vision=True),
+        transformer_layer_spec=layer_spec(
+            options.layer_spec, is_vision=True, fused=options.fused_layers
+        ),
         tokenizer=options.tokenizer,
-        **shared,
+        **layers,
     )
     merged = vision.embed_dim * vision.spatial_merge_size**2
     projector = ProjectorConfig(

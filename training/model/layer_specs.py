@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_layer import (
 
 from training.compat import have_transformer_engine
 from training.model.attention import SegmentedAttention
+from training.model.fused.layer import FusedTransformerLayer
 
 LayerSpecName = Literal["te", "local"]
 
@@ -49,10 +50,13 @@ def resolve_layer_spec(wanted: str) -> LayerSpecName:
     return "te" if wanted == "te" else "local"
 
 
-def layer_spec(name: LayerSpecName, *, is_vision: bool) -> ModuleSpec:
-    """The transformer layer of the ViT (full attention) or of the language model (causal)."""
+def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> ModuleSpec:
+    """The transformer layer of the ViT (full attention) or of the language model (causal).
+
+    `fused` takes this project's fused layer in the local spec; Transformer Engine has its own.
+    """
     mask_type = AttnMaskType.no_mask if is_vision else AttnMaskType.causal
-    return _te_spec(mask_type) if name == "te" else _local_spec(mask_type)
+    return _te_spec(mask_type) if name == "te" else _local_spec(mask_type, fused)
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
@@ -67,9 +71,9 @@ def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
     return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
 
-def _local_spec(mask_type: AttnMaskType) -> ModuleSpec:
+def _local_spec(mask_type: AttnMaskType, fused: bool) -> ModuleSpec:
     return ModuleSpec(
-        module=TransformerLayer,
+        module=FusedTransformerLayer if fused else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=WrappedTorchNorm,
             self_attention=ModuleSpec(

@@ -11,6 +11,8 @@ import torch
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLConfig
 
+from training.model.fused.answer_loss import AnswerLossGPTModel
+
 #: what stands in `input_ids` where a visual embedding goes (NeMo's convention for images)
 VISUAL_TOKEN_INDEX = -200
 
@@ -39,6 +41,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         text_cu_seqlens: torch.Tensor | None = None,
         longest_text_segment: int | None = None,
         visual: torch.Tensor | None = None,
+        visual_places: torch.Tensor | None = None,
+        answer_positions: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
         """Run the stage of the model that lives on this pipeline rank.
@@ -57,6 +61,10 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
                 B*S places, row after row; every stage. None where each row is one sample.
             longest_text_segment: the longest of those segments in tokens, if known.
             visual: (M, H) what `encode_cells` gave, instead of the four fields before it.
+            visual_places: (M,) int64, where in (B, S), row after row, the visual tokens are;
+                without them the device is asked, which waits for it.
+            answer_positions: (answers,) int64, likewise for the tokens with loss: logits are made
+                for these only, and all other losses are 0. None computes every loss.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
         Returns:
@@ -77,7 +85,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
                 visual = self.encode_cells(
                     cells, vit_positions, vit_cu_seqlens, vit_grids, longest_segment
                 )
-            decoder_input = self._embed(input_ids, visual)
+            decoder_input = self._embed(input_ids, visual, visual_places)
+        self.language_model.answer_positions = answer_positions
         output = self.language_model(
             input_ids=None,
             position_ids=position_ids,
@@ -88,6 +97,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             labels=labels,
             runtime_gather_output=runtime_gather_output,
         )
+        self.language_model.answer_positions = None
         return output if labels is None else (output, loss_mask)
 
     def _note_longest(self, longest: int) -> None:
@@ -99,14 +109,21 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             for layer in self.language_model.decoder.layers:
                 layer.self_attention.core_attention.max_segment_length = longest
 
-    def _embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        visual: torch.Tensor | None,
+        visual_places: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Text embeddings with the visual ones in their places: (S, B, H), sequence-parallel."""
         is_visual = input_ids == VISUAL_TOKEN_INDEX
         embeddings = self.language_model.embedding(
             input_ids=input_ids.masked_fill(is_visual, 0), position_ids=None
         )  # (S, B, H)
         if visual is not None:
-            embeddings = self._place(embeddings, visual.to(embeddings.dtype), is_visual)
+            embeddings = self._place(
+                embeddings, visual.to(embeddings.dtype), is_visual, visual_places
+            )
         if self.sequence_parallel_lm:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         return embeddings
@@ -128,13 +145,21 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
 
     @staticmethod
     def _place(
-        embeddings: torch.Tensor, visual: torch.Tensor, is_visual: torch.Tensor
+        embeddings: torch.Tensor,
+        visual: torch.Tensor,
+        is_visual: torch.Tensor,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Put visual embeddings (M, H) where `is_visual` (B, S) says, in row order."""
+        """Put visual embeddings (M, H) where `is_visual` (B, S) says, in row order.
+
+        `places` (M,) are the same places counted row after row, if known.
+        """
         batch_size, length = is_visual.shape
         if visual.shape[0] > batch_size * length:
             raise ValueError(f"{visual.shape[0]} visual tokens for {batch_size * length} places")
-        rows, columns = torch.nonzero(is_visual, as_tuple=True)
+        if places is None:
+            places = is_visual.flatten().nonzero().squeeze(1)
+        rows, columns = torch.div(places, length, rounding_mode="floor"), places % length
         if rows.numel() == 0:
             # a batch of text only brings one blank picture along, so that every parameter takes
             # part on every data-parallel rank; its gradient is zero
@@ -166,4 +191,5 @@ class TokenizerQwen2VLConfig(Qwen2VLConfig):
         # NeMo names its model class inside the method that also hands the parallel layout down to
         # the three sub-configurations; the subclass adds methods only, so adopting it is safe.
         model.__class__ = TokenizerQwen2VL
+        model.language_model.__class__ = AnswerLossGPTModel
         return model

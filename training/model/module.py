@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STA
 from training.metering import StepMeter, WordMeter
 from training.model.hf_weights import load_hf_weights
 from training.model.lora import apply_lora
-from training.model.mcore import TokenizerQwen2VLConfig
+from training.model.mcore import VISUAL_TOKEN_INDEX, TokenizerQwen2VLConfig
 from training.model.parts import freeze_parts
 from training.model.scoring import scored_forward
 
@@ -30,15 +31,26 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
     """
     wanted = set(EVERY_STAGE_FIELDS)
     if ps.is_pipeline_first_stage():
-        wanted.update(FIRST_STAGE_FIELDS)
+        wanted.update((*FIRST_STAGE_FIELDS, "visual_places"))
     if ps.is_pipeline_last_stage():
-        wanted.update(LAST_STAGE_FIELDS)
+        wanted.update((*LAST_STAGE_FIELDS, "answer_positions"))
     tensors = {
-        name: value.cuda(non_blocking=True) if name in wanted else None
+        # out of pinned memory the copy does not wait for what the device is doing
+        name: value.pin_memory().cuda(non_blocking=True) if name in wanted else None
         for name, value in batch.items()
         if isinstance(value, torch.Tensor)
     }
     return {**batch, **tensors}
+
+
+def with_places(batch: dict[str, Any], *, answers: bool) -> dict[str, Any]:
+    """Add the places of the visual tokens, and of the tokens with loss if `answers`, found on the
+    host: the device would have to be waited for.
+    """
+    places = {"visual_places": (batch["input_ids"] == VISUAL_TOKEN_INDEX).flatten().nonzero()[:, 0]}
+    if answers:
+        places["answer_positions"] = batch["loss_mask"].flatten().nonzero()[:, 0]
+    return {**batch, **places}
 
 
 def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
@@ -47,7 +59,8 @@ def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
     names = (*names, "longest_segment", "longest_text_segment")
     fields: dict[str, Any] = {name: batch.get(name) for name in names}
     if model.training:
-        return model(**fields)
+        places = {name: batch.get(name) for name in ("visual_places", "answer_positions")}
+        return model(**fields, **places)
     output, is_right = scored_forward(model, fields)
     if is_right is not None:
         model.words.add(fields["labels"], fields["loss_mask"], is_right)
@@ -64,6 +77,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         trained: parts whose own weights are trained.
         lora: adapters that are trained besides; None for none.
         seed: of the adapters' start.
+        answer_loss: compute logits only for the tokens that carry loss, when training.
     """
 
     def __init__(
@@ -75,6 +89,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         trained: Collection[Part] = PARTS,
         lora: LoraConfig | None = None,
         seed: int = 0,
+        answer_loss: bool = False,
     ) -> None:
         config.forward_step_fn = forward_step
         super().__init__(config, model_version="qwen2-vl", optim=optim, tokenizer=None)
@@ -82,6 +97,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         self.trained = frozenset(trained)
         self.lora = lora
         self.seed = seed
+        self.answer_loss = answer_loss
+        #: seconds that the current step has waited for batches; `training.callbacks` resets it
+        self.data_wait = 0.0
         #: counts the training batches of the current step; `training.callbacks` resets it
         self.meter = StepMeter()
         #: scores the words of validation batches; `training.callbacks` resets it
@@ -101,11 +119,14 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
         """Next micro batch, counted, on this stage's device."""
+        started = time.perf_counter()
         batch = next(dataloader_iter)
         if isinstance(batch, tuple):  # Lightning's (batch, batch_idx, dataloader_idx)
             batch = batch[0]
         if self.training:
+            self.data_wait += time.perf_counter() - started
             self.meter.add(batch)
+            batch = with_places(batch, answers=self.answer_loss)
         return to_stage(batch)
 
     def forward(self, **batch: Any) -> Any:  # type: ignore[override]

@@ -1,0 +1,113 @@
+"""Megatron's transformer layer with its elementwise parts fused.
+
+Parameters, names and checkpoints are `TransformerLayer`'s. The matrix products and the attention
+are called as there; what lies between them goes through `training.model.fused.pieces`. Whatever
+this does not cover (dropout, adapters around the MLP's activation, inference caches, selective
+recomputation) takes Megatron's own forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.utils import make_viewless_tensor
+from nemo.collections.llm.fn.activation import quick_gelu
+
+from training.model.fused import pieces
+
+
+class FusedTransformerLayer(TransformerLayer):
+    """`TransformerLayer` of the local spec; forward equals its forward."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `TransformerLayer.forward`: hidden states (S, B, E) and None."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if not self._covers(kwargs) or len(args) > 1:
+            return super().forward(*args, **kwargs)
+        attention, mlp = self.self_attention, self.mlp
+        x = pieces.norm(hidden, *norm_arguments(self.input_layernorm))
+        mixed, bias = product(attention.linear_qkv, x)
+        cos, sin = rotation(kwargs["rotary_pos_emb"], mixed.dtype)
+        query, key, value = pieces.split_and_rotate(
+            mixed,
+            bias,
+            cos,
+            sin,
+            attention.num_query_groups_per_partition,
+            attention.hidden_size_per_attention_head,
+        )
+        context = attention.core_attention(
+            query, key, value, kwargs.get("attention_mask"), attn_mask_type=attention.attn_mask_type
+        )
+        x, bias = product(attention.linear_proj, context)
+        hidden, x = pieces.add_and_norm(x, bias, hidden, *norm_arguments(self.pre_mlp_layernorm))
+        x, bias = product(mlp.linear_fc1, x)
+        activation = pieces.swiglu if self.config.gated_linear_unit else pieces.quick_gelu
+        x, bias = product(mlp.linear_fc2, activation(x, bias))
+        hidden = pieces.add(x, bias, hidden)
+        # pipeline schedules free outputs, which must not be views
+        return make_viewless_tensor(hidden, hidden.requires_grad, keep_graph=True), None
+
+    def _covers(self, kwargs: dict[str, Any]) -> bool:
+        config = self.config
+        if config.gated_linear_unit:
+            known = config.activation_func is F.silu and config.activation_func_clamp_value is None
+        else:
+            known = config.activation_func is quick_gelu
+        return (
+            known
+            and (not self.training or config.hidden_dropout == 0)
+            and config.recompute_granularity != "selective"
+            and isinstance(kwargs.get("rotary_pos_emb"), torch.Tensor)
+            and kwargs.get("inference_context") is None
+            and kwargs.get("packed_seq_params") is None
+        )
+
+
+def norm_arguments(module: Any) -> tuple[torch.Tensor, torch.Tensor | None, float, bool]:
+    """Weight, bias, eps and whether it is an RMS norm, of one of torch's two norms."""
+    is_rms = isinstance(module, torch.nn.RMSNorm)
+    return module.weight, None if is_rms else module.bias, module.eps, is_rms
+
+
+def product(linear: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The matrix product of a parallel linear layer, and its bias not yet added, if it has one.
+
+    On one rank Megatron's layer is a plain product inside two Python autograd functions; those cost
+    time and no more, so that they are left out.
+    """
+    if type(linear) not in (ColumnParallelLinear, RowParallelLinear):
+        result: tuple[torch.Tensor, torch.Tensor | None] = linear(x)  # an adapter's wrapper
+        return result
+    hooks = linear._forward_pre_hooks or linear._forward_hooks
+    if linear.tp_group.size() == 1 and not linear.gradient_accumulation_fusion and not hooks:
+        return F.linear(x, linear.weight), linear.bias
+    wanted, linear.skip_bias_add = linear.skip_bias_add, True
+    try:
+        result = linear(x)
+    finally:
+        linear.skip_bias_add = wanted
+    return result
+
+
+class _LastRotation:
+    """Cosine and sine of the latest angles: all layers of a forward pass share theirs."""
+
+    def __init__(self) -> None:
+        self.key: tuple[torch.Tensor, torch.dtype] | None = None
+        self.value: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+_last = _LastRotation()
+
+
+def rotation(angles: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of (S, B or 1, 1, D) float32 angles, rounded to `dtype` as Megatron does."""
+    if _last.key is None or _last.key[0] is not angles or _last.key[1] != dtype:
+        _last.key, _last.value = (angles, dtype), (angles.cos().to(dtype), angles.sin().to(dtype))
+    assert _last.value is not None
+    return _last.value
