@@ -53,7 +53,7 @@ def decode_upright(data: bytes, *, max_pixels: int) -> Decoded:
         if plain is not None:
             return Decoded(plain, ["png"])
     image = _open(data, max_pixels=max_pixels)
-    if image.mode in _OPEN_RANGE_MODES and not _is_sixteen_bits(image):
+    if image.mode in _OPEN_RANGE_MODES and not is_sixteen_bits(image):
         raise Rejected(Reason.UNSUPPORTED_IMAGE, f"{image.format} with pixels of mode {image.mode}")
     try:
         with warnings.catch_warnings():
@@ -64,8 +64,8 @@ def decode_upright(data: bytes, *, max_pixels: int) -> Decoded:
             conversions = _kinds(image)
             profile = image.info.get("icc_profile")
             upright = ImageOps.exif_transpose(image) if "rotated" in conversions else image
-            if _is_sixteen_bits(image):
-                return Decoded(_from_sixteen_bits(upright), conversions)
+            if is_sixteen_bits(image):
+                return Decoded(from_sixteen_bits(upright), conversions)
             return Decoded(np.asarray(_to_eight_bits(upright, profile, conversions)), conversions)
     except MemoryError:
         raise
@@ -130,7 +130,7 @@ def _kinds(image: Image.Image) -> list[str]:
         kinds.append("alpha")
     if image.mode in ("P", "PA"):
         kinds.append("palette")
-    if _is_sixteen_bits(image):
+    if is_sixteen_bits(image):
         kinds.append("16_bit")
     if image.mode == "CMYK":
         kinds.append("cmyk")
@@ -139,12 +139,12 @@ def _kinds(image: Image.Image) -> list[str]:
     return kinds
 
 
-def _is_sixteen_bits(image: Image.Image) -> bool:
+def is_sixteen_bits(image: Image.Image) -> bool:
     """Pillow gives 16-bit grey a mode of its own, save for PGM, which it scales to 0…65535."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
-def _from_sixteen_bits(image: Image.Image) -> np.ndarray:
+def from_sixteen_bits(image: Image.Image) -> np.ndarray:
     """Grey of 0…65535 to 0…255, rounded: Pillow's own conversion clips at 255."""
     sixteen = np.asarray(image).astype(np.uint32)
     return ((sixteen * 255 + 32767) // 65535).astype(np.uint8)

@@ -1,8 +1,10 @@
 """What a sample in a shard means: the parts of its media and the conversation in its JSON.
 
 A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
-(several). The JSON holds ``conversations`` (a list of ``{"from", "value"}``), ``id``, ``source``,
-``image`` (original path, a list where several), ``width`` and ``height`` (lists where several).
+(several), and ``<key>.mp4`` or ``<key>.0.mp4`` … (videos, numbered on their own). The JSON holds
+``conversations`` (a list of ``{"from", "value"}``), ``id``, ``source``, ``image`` and ``video``
+(original paths, lists where several), ``width`` and ``height`` (lists where several: of the images,
+then perhaps of the videos).
 Shards of earlier projects are read too: a bare conversations list as JSON, and parts whose
 extension is doubled (``jpg.json``, ``png.jpg``) because their keys held a dot.
 """
@@ -26,6 +28,7 @@ __all__ = [
     "image_parts",
     "json_part",
     "parse_record",
+    "video_parts",
 ]
 
 #: Role of a turn by the name that a dataset gives it.
@@ -38,6 +41,7 @@ ROLES = {
 }
 
 _IMAGE_PART = re.compile(r"(?:(\d+)\.)?(?:[A-Za-z]+\.)?(?:jpe?g|png|webp)", re.IGNORECASE)
+_VIDEO_PART = re.compile(r"(?:(\d+)\.)?(?:mp4|m4v|mov|mkv|webm|avi|gif)", re.IGNORECASE)
 _JSON_PART = re.compile(r"(?:[A-Za-z]+\.)?json", re.IGNORECASE)
 
 
@@ -50,7 +54,7 @@ class Turn:
     """One message of a conversation."""
 
     role: str  #: "user", "assistant" or "system"
-    text: str  #: as in the source; ``<image>`` marks the place of an image in it
+    text: str  #: as in the source; ``<image>`` and ``<video>`` mark the places of media in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ class ChatRecord:
     turns: tuple[Turn, ...]
     images: tuple[str, ...]  #: original paths, in the order of the image parts
     sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels an image; () where unknown
+    videos: tuple[str, ...] = ()  #: original paths, in the order of the video parts
 
 
 def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
@@ -78,12 +83,14 @@ def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
             f"the sample's JSON is a {type(data).__name__}; expected an object or a list of turns"
         )
     images = _string_list(data.get("image"), "image")
+    videos = _string_list(data.get("video"), "video")
     return ChatRecord(
         id=_scalar_text(data.get("id"), "id"),
         source=_scalar_text(data.get("source"), "source"),
         turns=parse_turns(data.get("conversations")),
         images=images,
-        sizes=_sizes(data.get("height"), data.get("width"), len(images)),
+        sizes=_sizes(data.get("height"), data.get("width"), len(images), len(videos)),
+        videos=videos,
     )
 
 
@@ -116,10 +123,19 @@ def image_parts(sample: Mapping[str, object]) -> list[str]:
     with ``__`` are its metadata). Numbered parts must count from 0 without a gap: a missing one is
     a SchemaError, since every later image would stand at the wrong ``<image>``.
     """
+    return _media_parts(sample, _IMAGE_PART, "image")
+
+
+def video_parts(sample: Mapping[str, object]) -> list[str]:
+    """Names of the parts that hold the sample's videos; see `image_parts`."""
+    return _media_parts(sample, _VIDEO_PART, "video")
+
+
+def _media_parts(sample: Mapping[str, object], pattern: re.Pattern[str], kind: str) -> list[str]:
     numbered: dict[int, str] = {}
     single: list[str] = []
     for part in sample:
-        match = None if part.startswith("__") else _IMAGE_PART.fullmatch(part)
+        match = None if part.startswith("__") else pattern.fullmatch(part)
         if match is None:
             continue
         if match[1] is None:
@@ -128,9 +144,9 @@ def image_parts(sample: Mapping[str, object]) -> list[str]:
             raise SchemaError(f"parts {numbered[int(match[1])]} and {part} claim the same place")
     if len(single) > 1 or (single and numbered):
         found = ", ".join([*single, *numbered.values()])
-        raise SchemaError(f"image parts {found}; expected one, or all of them numbered from 0")
+        raise SchemaError(f"{kind} parts {found}; expected one, or all of them numbered from 0")
     if sorted(numbered) != list(range(len(numbered))):
-        raise SchemaError(f"image parts {sorted(numbered)}; expected numbers from 0 without a gap")
+        raise SchemaError(f"{kind} parts {sorted(numbered)}; expected numbers from 0 without a gap")
     return single or [numbered[place] for place in range(len(numbered))]
 
 
@@ -161,19 +177,26 @@ def _scalar_text(value: object, name: str) -> str:
     raise SchemaError(f"{name} is {_short(value)}; expected a string or an integer")
 
 
-def _sizes(height: object, width: object, num_images: int) -> tuple[tuple[int, int], ...]:
+def _sizes(
+    height: object, width: object, num_images: int, num_videos: int
+) -> tuple[tuple[int, int], ...]:
+    """Sizes of the images; those of videos may follow and are checked alike."""
     if height is None and width is None:
         return ()
     heights = height if isinstance(height, list) else [height]
     widths = width if isinstance(width, list) else [width]
     sides = [*heights, *widths]
-    if len(heights) != len(widths) or len(heights) != num_images:
-        raise SchemaError(f"{len(heights)} heights, {len(widths)} widths for {num_images} images")
+    known = (num_images, num_images + num_videos)
+    if len(heights) != len(widths) or len(heights) not in known:
+        raise SchemaError(
+            f"{len(heights)} heights, {len(widths)} widths for {num_images} images"
+            + (f" and {num_videos} videos" if num_videos else "")
+        )
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         raise SchemaError(
             f"height {_short(height)}, width {_short(width)}; expected positive integers"
         )
-    return tuple(zip(heights, widths, strict=True))
+    return tuple(zip(heights, widths, strict=True))[:num_images]
 
 
 def _short(value: object) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from dct_tokenizer.pixels import (
     resize_frames,
 )
 from dct_tokenizer.plan import Plan
+
+_Tokenizer = TypeVar("_Tokenizer", bound="VisualTokenizer")
 
 #: The pixel bounds of Qwen2-VL's hub configuration.
 QWEN_MIN_PIXELS = 3136
@@ -60,6 +62,13 @@ class VisualTokenizer(abc.ABC):
         """The flat mapping that `build_tokenizer` turns into an equal tokenizer."""
         return {"family": self.family, **asdict(self)}
 
+    def within(self: _Tokenizer, min_pixels: int, max_pixels: int) -> _Tokenizer:
+        """The same tokenizer with other pixel bounds, which concern `plan` alone.
+
+        Plans of either go with `refine`, `cells` and `decode` of the other, and with one front end.
+        """
+        return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+
     @abc.abstractmethod
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
         """Geometry of a picture (frames=1) or clip of `height` x `width` pixels, nothing decoded.
@@ -81,7 +90,8 @@ class VisualTokenizer(abc.ABC):
         """What the loader ships: uint8 (N, T', 3, B, B), each distinct frame once.
 
         Args:
-            frames: uint8 (T, H, W, 3) RGB of the size that the plan was made for.
+            frames: uint8 (T, H, W, 3) RGB of the size that the plan was made for, or resized to
+                the plan's own already.
             plan: `self.refine(frames, self.plan(H, W, T))`.
         """
         array = as_frames(frames)

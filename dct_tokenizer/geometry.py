@@ -67,23 +67,35 @@ def _shared(array: np.ndarray) -> np.ndarray:
     return array
 
 
-@lru_cache(maxsize=512)
 def vit_grid_positions(grid_thw: tuple[int, int, int]) -> np.ndarray:
     """float32 (t*h*w, 2) row and column of each cell, rows in Qwen's (t, h/2, w/2, 2, 2) order."""
     t, h, w = grid_thw
-    rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
-    grid = np.stack([rows, columns], axis=-1).reshape(h // MERGE, MERGE, w // MERGE, MERGE, 2)
-    one_slice = grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.float32)
-    return _shared(np.tile(one_slice, (t, 1)))
+    one_slice = _vit_slice_positions(h, w)
+    # slices are cached, clips are not: their arrays are large and seldom met again
+    return one_slice if t == 1 else np.tile(one_slice, (t, 1))
 
 
 @lru_cache(maxsize=512)
+def _vit_slice_positions(h: int, w: int) -> np.ndarray:
+    rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+    grid = np.stack([rows, columns], axis=-1).reshape(h // MERGE, MERGE, w // MERGE, MERGE, 2)
+    return _shared(grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.float32))
+
+
 def mrope_grid_positions(llm_grid_thw: tuple[int, int, int], id_step: int = 1) -> np.ndarray:
     """int64 (t*h*w, 3) M-RoPE ids of a regular grid; slice i has temporal id i * id_step."""
     t, h, w = llm_grid_thw
-    ids = np.indices((t, h, w), dtype=np.int64).reshape(3, -1).T.copy()
-    ids[:, 0] *= id_step
-    return _shared(ids)
+    one_slice = _mrope_slice_positions(h, w)
+    if t == 1:
+        return one_slice
+    ids = np.tile(one_slice, (t, 1))
+    ids[:, 0] = np.repeat(np.arange(t) * id_step, h * w)
+    return ids
+
+
+@lru_cache(maxsize=512)
+def _mrope_slice_positions(h: int, w: int) -> np.ndarray:
+    return _shared(np.indices((1, h, w), dtype=np.int64).reshape(3, -1).T.copy())
 
 
 @lru_cache(maxsize=512)

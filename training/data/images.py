@@ -1,11 +1,17 @@
-"""Picture bytes: size from the header, pixels as RGB."""
+"""Picture bytes: size from the header, pixels as upright RGB."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from data_prep.convert import from_sixteen_bits, is_sixteen_bits
+
+_ORIENTATION = 0x0112
+#: Exif orientations that turn a picture by a quarter
+_TURNED = (5, 6, 7, 8)
 
 #: what Pillow raises on damaged files (seen on truncated and corrupted JPEG, PNG and WebP)
 _PILLOW_ERRORS = (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError)
@@ -16,7 +22,7 @@ class ImageError(ValueError):
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels, from the header alone.
+    """(height, width) in pixels of the upright picture, from the header alone.
 
     Raises:
         ImageError: the header cannot be read.
@@ -24,13 +30,15 @@ def header_size(data: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+            if _orientation(image) in _TURNED:
+                width, height = height, width
     except _PILLOW_ERRORS as error:
         raise ImageError(f"header cannot be read: {error}") from error
     return height, width
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """(1, H, W, 3) uint8 RGB.
+    """(1, H, W, 3) uint8 RGB, turned upright as Exif says; 16-bit grey is scaled to 8 bits.
 
     Raises:
         ImageError: the picture is damaged. It is not tried again: a second load of a broken file
@@ -38,6 +46,20 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))[None]
+            turned = _orientation(image) != 1
+            image.load()
+            upright = ImageOps.exif_transpose(image) if turned else image
+            if is_sixteen_bits(image):
+                upright = Image.fromarray(from_sixteen_bits(upright))
+            return np.asarray(upright.convert("RGB"))[None]
     except _PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Exif orientation, 1 (upright) … 8, from the header of a picture that is not loaded yet."""
+    if image.format == "PNG" and "exif" not in image.info:
+        # Pillow would decode the pixels to look behind them
+        return 1
+    found = image.getexif().get(_ORIENTATION, 1)
+    return found if found in range(1, 9) else 1
