@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
+from evaluation.score_cli import score, tasks_app
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
+
+
+app.command()(score)
+app.add_typer(tasks_app, name="tasks")
 
 
 @app.callback()

@@ -74,7 +74,7 @@ def caption_scores(
 
 
 def cider(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> list[float]:
-    """CIDEr an image in [0, 10], of tokens joined by spaces: without CIDEr-D's clipping and penalty.
+    """CIDEr an image in [0, 10], without CIDEr-D's clipping and penalty; texts are tokenized.
 
     Vedantam et al. 2015, arXiv 1411.5726, equations 1 to 3: the cosine of TF-IDF vectors of
     n-grams, averaged over references and n = 1…4. Words are not stemmed, as in the authors' code.

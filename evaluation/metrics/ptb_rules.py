@@ -103,22 +103,30 @@ RULES: tuple[Rule, ...] = (
         r"|(?:[^ \t\n\f\r\"`'<>|.!?(){},\-_$/]+\.)+(?:com|net|org|edu))"
         r"(?:/[^ \t\n\f\r\"<>|()]+[^ \t\n\f\r\"<>|.!?(){},-])?",
     ),
-    _rule("plain", r"[a-zA-Z0-9][^ \t\n\f\r\"<>|()\u00a0{}]*@(?:[^ \t\n\f\r\"<>|(){}.\u00a0]+\.)*"
-          r"[^ \t\n\f\r\"<>|(){}\[\].,;:!?\u00a0]+"),
+    _rule(
+        "plain",
+        r"[a-zA-Z0-9][^ \t\n\f\r\"<>|()\u00a0{}]*@(?:[^ \t\n\f\r\"<>|(){}.\u00a0]+\.)*"
+        r"[^ \t\n\f\r\"<>|(){}\[\].,;:!?\u00a0]+",
+    ),
     _rule("plain", r"@[A-Za-z_][A-Za-z_0-9]*"),
     _rule("plain", rf"#{LETTER}(?:{ALNUM}|_)*"),
     _rule("quote", CLITIC, "(?=[^A-Za-z]|$)(?s:.)?"),
     _rule("quote", NEGATION),
     _rule("plain", r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}"),
     _rule("word", NUMBER),
-    _rule("plain", r"[\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
-          r"|[\u2080-\u2089]+)"),
+    _rule(
+        "plain",
+        r"[\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
+        r"|[\u2080-\u2089]+)",
+    ),
     _rule("fraction", r"(?:\d{1,4}[- \u00a0])?\d{1,4}(?:/|\u2044)\d{1,4}"),
     _rule("fraction", "[\u00bc\u00bd\u00be\u2153-\u215e]"),
     # either/or, high-tech/low, 1/2-inch
     _rule("plain", r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"),
     _rule("plain", r"[A-Z]*\$|#"),
-    _rule("currency", "[\u00a2-\u00a5\u0080\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]"),
+    _rule(
+        "currency", "[\u00a2-\u00a5\u0080\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]"
+    ),
     _rule("plain", "[A-Za-z]", rf"\.{SPACE_OR_LINE}+(?:{_STARTERS}){SPACE_OR_LINE}"),
     _rule("plain", r"[A-Za-z]\+\+", r"(?![A-Za-z0-9])"),
     _rule("plain", rf"(?:{_CLOSED}|{ACRONYM}|[A-Za-z])\.", any_case=True),

@@ -1,0 +1,64 @@
+"""Which option an answer to a multiple-choice question names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+#: "A" and "I" are words too: by themselves they only count where they begin no phrase
+_PHRASE = r"(?<=[AI])\s+(?!(?:and|as|because|is|or|since)\b)[a-z]"
+
+
+def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 4) -> str | None:
+    """Letter ("A", "B", …) that an answer chooses, or None where it chooses none or several.
+
+    The first of these that applies: the answer is a letter, also as "(a)", "B." or "C)"; it begins
+    with one that a sign or a line break ends ("B: the dog"); it says "answer is B", "option B" or
+    "choose (B)"; it is an option's text; exactly one letter stands in brackets or by itself in
+    capitals; exactly one option's text occurs in it.
+
+    Args:
+        answer: what the model said.
+        options: texts of the options in the order of their letters, where known.
+        num_options: how many letters there are where the texts are not known.
+    """
+    letters = ascii_uppercase[: len(options) or num_options]
+    group = f"[{letters}{letters.lower()}]"
+    text = answer.strip()
+    for pattern in (
+        rf"[(\[]?({group})[)\].:,]*",
+        rf"[(\[]?({group})[)\].:,]+\s.*",
+        rf"[(\[]({group})[)\]].*",
+        rf"({group})\s*\n.*",
+    ):
+        if found := re.fullmatch(pattern, text, re.DOTALL):
+            return found[1].upper()
+    saying = rf"(?:answer|option|choice|choose)(?:\s+is)?\s*:?\s*[(\[*]*({group})(?![A-Za-z'])"
+    said = {found.upper() for found in re.findall(saying, text, re.IGNORECASE)}
+    if len(said) == 1:
+        return said.pop()
+    plain = _plain(text)
+    whole = [place for place, option in enumerate(options) if _plain(option) == plain]
+    if len(whole) == 1:
+        return letters[whole[0]]
+    named = {found.upper() for found in re.findall(rf"[(\[]({group})[)\]]", text)}
+    named |= set(re.findall(rf"(?<![\w'])[{letters}](?![\w'])(?!{_PHRASE})", text))
+    if len(named) == 1:
+        return named.pop()
+    held = [
+        place
+        for place, option in enumerate(options)
+        if _plain(option) and re.search(rf"\b{re.escape(_plain(option))}\b", plain)
+    ]
+    return letters[held[0]] if len(held) == 1 else None
+
+
+def parse_options(text: str) -> tuple[str, ...]:
+    """Texts of options written in one line: "(a) Open (b) Closed" → ("Open", "Closed")."""
+    pieces = re.split(r"\(([A-Za-z])\)", text)
+    return tuple(piece.strip() for piece in pieces[2::2])
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s%/-]", " ", text.lower()).split())

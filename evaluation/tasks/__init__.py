@@ -1,0 +1,1 @@
+"""Benchmarks: a reader of their own files, a prompt and a metric each."""

@@ -1,0 +1,96 @@
+"""COCO, NoCaps and Flickr30k captions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evaluation.tasks.files import (
+    ImageFolder,
+    TaskDataError,
+    entries,
+    find_file,
+    read_json,
+    value,
+)
+from evaluation.tasks.item import TaskItem, user_turn
+from evaluation.tasks.rows import find_benchmark, has_rows, picture, read_rows
+from evaluation.tasks.task import ReadOptions
+
+#: lmms-eval's words, so that scores compare
+PROMPT = "Provide a one-sentence caption for the provided image."
+_MAX_NEW_TOKENS = 64
+
+
+def read_coco(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
+    """COCO's captions JSON (``images`` and ``annotations``), which NoCaps has too.
+
+    An image's ``domain`` (NoCaps) is its group.
+    """
+    file = find_file(path, ("captions_*.json", "nocaps_*.json", "*captions*.json"), options.split)
+    if file is None:
+        names = ("coco", "COCO-Caption", "coco_cap", "COCO-Caption2017", "nocaps")
+        yield from _rows(path, options, names)
+        return
+    data = read_json(file)
+    captions: dict[Any, list[str]] = defaultdict(list)
+    for annotation in entries(data, "annotations", file):
+        captions[value(annotation, ("image_id",), file)].append(
+            value(annotation, ("caption",), file)
+        )
+    split = file.stem.removeprefix("captions_")
+    folder = ImageFolder(path, (split, "images", "val2014", "val2017", "val", "test"))
+    for image in entries(data, "images", file):
+        name = str(value(image, ("file_name",), file))
+        yield TaskItem(
+            key=str(value(image, ("id",), file)),
+            turns=user_turn(PROMPT),
+            images=(folder.find(name),) if options.images else (),
+            references=tuple(captions[image["id"]]),
+            max_new_tokens=_MAX_NEW_TOKENS,
+            group=str(image.get("domain", "")),
+        )
+
+
+def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
+    """Karpathy's JSON (``images`` with their ``sentences`` and ``split``); the test split."""
+    file = find_file(path, ("dataset_*.json", "dataset.json"))
+    if file is None:
+        yield from _rows(path, options, ("flickr30k", "Flickr30k_test"))
+        return
+    folder = ImageFolder(path, ("images", "flickr30k-images", "flickr30k_images", "val2014"))
+    images = entries(read_json(file), "images", file)
+    split = options.split or "test"
+    chosen = [image for image in images if image.get("split") == split]
+    if not chosen:
+        found = sorted({str(image.get("split")) for image in images})
+        raise TaskDataError(f"{file} has the splits {', '.join(found)}, and no {split}")
+    for image in chosen:
+        name = str(value(image, ("filename",), file))
+        yield TaskItem(
+            key=str(image.get("imgid", name)),
+            turns=user_turn(PROMPT),
+            images=(folder.find(name, f"{image.get('filepath', '')}/{name}"),)
+            if options.images
+            else (),
+            references=tuple(str(s["raw"]) for s in entries(image, "sentences", file)),
+            max_new_tokens=_MAX_NEW_TOKENS,
+        )
+
+
+def _rows(path: Path, options: ReadOptions, names: tuple[str, ...]) -> Iterator[TaskItem]:
+    root = find_benchmark(path, names)
+    if not has_rows(root):
+        raise TaskDataError(f"{path} has neither a captions JSON nor a Hugging Face dataset")
+    splits = (options.split,) if options.split else ("validation", "val", "test")
+    for number, row in read_rows(root, splits, images=options.images):
+        texts = value(row, ("annotations_captions", "captions", "answer", "caption"), root)
+        yield TaskItem(
+            key=str(value({**row, "number": number}, ("image_id", "img_id", "id", "number"), root)),
+            turns=user_turn(PROMPT),
+            images=picture(row),
+            references=(texts,) if isinstance(texts, str) else tuple(texts),
+            max_new_tokens=_MAX_NEW_TOKENS,
+        )
