@@ -10,6 +10,12 @@ from pathlib import Path
 import torch
 
 from dct_tokenizer import VisualTokenizer
+from evaluation.export.bundled import (
+    bundled_model_settings,
+    bundled_processor_settings,
+    cell_embedding,
+)
+from evaluation.export.code import write_code
 from evaluation.export.folder import (
     copy_text_files,
     model_settings,
@@ -19,6 +25,7 @@ from evaluation.export.folder import (
 from evaluation.export.plain import folded_patch_embed, why_not_plain
 from evaluation.export.tensors import ExportError, megatron_groups, stock_shapes
 from evaluation.export.writer import MAX_SHARD_BYTES, write_tensors
+from training.model.hf_names import PATCH_EMBED
 from training.model.mcore import TokenizerQwen2VL
 
 
@@ -37,9 +44,11 @@ def export_module(
     out: str | Path,
     options: ExportOptions,
 ) -> int:
-    """Write a folder that plain transformers loads.
+    """Write a folder that transformers loads without this project.
 
-    It is made under another name beside its place and renamed when it is whole.
+    Where the tokenizer folds into the stock patch embedding it is a plain Qwen2-VL; otherwise it
+    brings the tokenizer's code along, for `trust_remote_code=True`. The folder is made under
+    another name beside its place and renamed when it is whole.
 
     Args:
         module: a whole model on any device.
@@ -52,27 +61,35 @@ def export_module(
         Bytes of the weights.
 
     Raises:
-        ExportError: `out` holds something, the tokenizer does not fold into a stock Qwen2-VL, or
-            the module does not fit the base folder's config.json.
+        ExportError: `out` holds something, or the module does not fit the base folder's
+            config.json.
     """
     base, out = Path(base), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder: name a new one")
-    reason = why_not_plain(visual)
-    if reason is not None:
-        raise ExportError(f"{visual.name} is no plain Qwen2-VL: {reason}")
     unfinished = out.parent / f".{out.name}-unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         copy_text_files(base, unfinished)
-        write_json(unfinished / "config.json", model_settings(base, options.dtype))
-        write_json(unfinished / "preprocessor_config.json", processor_settings(base, visual))
-        expected = stock_shapes(base)
-        groups = [
-            *megatron_groups(module, expected, options.dtype),
-            folded_patch_embed(module.vision_model.front_end, options.dtype),
-        ]
+        stock = stock_shapes(base)
+        groups = list(megatron_groups(module, stock, options.dtype))
+        reason = why_not_plain(visual)
+        if reason is None:
+            settings = model_settings(base, options.dtype)
+            processor = processor_settings(base, visual)
+            front_end = [folded_patch_embed(module.vision_model.front_end, options.dtype)]
+        else:
+            write_code(unfinished)
+            settings = bundled_model_settings(base, options.dtype, visual)
+            processor = bundled_processor_settings(visual)
+            front_end = cell_embedding(module.vision_model.front_end, options.dtype)
+        write_json(unfinished / "config.json", settings)
+        write_json(unfinished / "preprocessor_config.json", processor)
+        expected = {name: shape for name, shape in stock.items() if name != PATCH_EMBED}
+        for group in front_end:
+            expected.update(group.shapes)
+        groups += front_end
         num_bytes = write_tensors(
             unfinished, groups, expected, max_shard_bytes=options.max_shard_bytes
         )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from trainers_side import loaded, prompt_logits, question
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForConditionalGeneration
 
 from dct_tokenizer import build_tokenizer
@@ -80,40 +81,18 @@ def test_plain_transformers_computes_the_same(preset, tiny_model, build_module, 
     theirs, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
     processor = AutoProcessor.from_pretrained(out, use_fast=False)
-    picture = Image.effect_noise((131, 94), 80).convert("RGB")
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((131, 94), 80).convert("RGB").save(picture)
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(text=[text], images=[picture], return_tensors="pt")
-    wanted = trainers_logits(module, visual, processor.tokenizer, picture)
+    inputs = processor(text=[text], images=[Image.open(picture)], return_tensors="pt")
+    asked = question("Where?", [picture])
+    wanted = prompt_logits(loaded(module, visual, tiny_model), asked)[None]
     with torch.no_grad():
         logits = theirs.eval()(**inputs).logits
     assert logits.shape == wanted.shape
     assert (logits - wanted).abs().max() < 1e-5
     assert wanted.std() > 0.5, "flat logits would prove nothing"
-
-
-def trainers_logits(module, visual, tokenizer, picture) -> torch.Tensor:
-    """Logits of the whole prompt, through the trainer's own data path."""
-    import numpy as np
-
-    from data_prep.schema import Turn
-    from training.data.batch import visual_fields
-    from training.data.chat import ChatTokenizer
-    from training.data.pictures import encode_pictures
-    from training.data.plan_chat import place_images
-
-    chat = ChatTokenizer(tokenizer)
-    frames = np.asarray(picture)[None]
-    pictures = encode_pictures(visual, [frames], [visual.plan(*frames.shape[1:3])])
-    prompt = chat.prompt([Turn(role="user", text="<image>Where?")], 1)
-    ids, _, positions = place_images(prompt, chat.image_pad_id, pictures.plans)
-    fields = visual_fields([pictures], visual)
-    with torch.no_grad():
-        return module(
-            input_ids=torch.from_numpy(ids)[None],
-            position_ids=torch.from_numpy(positions)[:, None],
-            **{n: fields[n] for n in ("cells", "vit_positions", "vit_cu_seqlens", "vit_grids")},
-        )
 
 
 def test_pixel_bounds_travel_with_the_folder(tiny_model, build_module, tmp_path):

@@ -1,0 +1,80 @@
+"""The front end and the settings of a folder that brings its tokenizer's code along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dct_tokenizer import FrontEnd, VisualTokenizer
+from evaluation.export.bundle.configuration_dct_vl import DctVLConfig
+from evaluation.export.bundle.media_fields import float_bits
+from evaluation.export.bundle.modeling_dct_vl import fixed_numbers
+from evaluation.export.folder import model_settings
+from evaluation.export.tensors import TensorGroup, as_written
+
+#: where the model keeps `CellEmbedding`
+_PLACE = "visual.patch_embed."
+
+
+def cell_embedding(front_end: FrontEnd, dtype: torch.dtype) -> list[TensorGroup]:
+    """Parameters in `dtype`, and the bits of the fixed float32 numbers."""
+    groups = [
+        _group(f"{_PLACE}front_end.{name}", dtype, parameter)
+        for name, parameter in front_end.named_parameters()
+    ]
+    state = front_end.state_dict()
+    return groups + [
+        _group(f"{_PLACE}{name}_bits", torch.int32, float_bits(state[name]))
+        for name in fixed_numbers(front_end)
+    ]
+
+
+def _group(name: str, dtype: torch.dtype, tensor: torch.Tensor) -> TensorGroup:
+    def make() -> list[torch.Tensor]:
+        return [as_written(tensor, dtype)]
+
+    return TensorGroup(shapes={name: tuple(tensor.shape)}, dtype=dtype, make=make)
+
+
+def bundled_model_settings(
+    base: Path, dtype: torch.dtype, visual: VisualTokenizer
+) -> dict[str, Any]:
+    """config.json that leads to the bundled model and cannot be taken for a stock one's."""
+    model = "modeling_dct_vl.DctVLForConditionalGeneration"
+    return {
+        **model_settings(base, dtype),
+        "model_type": DctVLConfig.model_type,
+        "architectures": ["DctVLForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": "configuration_dct_vl.DctVLConfig",
+            "AutoModelForImageTextToText": model,
+            "AutoModelForVision2Seq": model,
+            "AutoModelForCausalLM": model,
+        },
+        "visual_tokenizer": tokenizer_settings(visual),
+    }
+
+
+def bundled_processor_settings(visual: VisualTokenizer) -> dict[str, Any]:
+    """preprocessor_config.json that leads to the bundled processor."""
+    return {
+        "auto_map": {
+            "AutoProcessor": "processing_dct_vl.DctVLProcessor",
+            "AutoImageProcessor": "processing_dct_vl.DctVLImageProcessor",
+        },
+        "processor_class": "DctVLProcessor",
+        "image_processor_type": "DctVLImageProcessor",
+        "visual_tokenizer": tokenizer_settings(visual),
+        "min_pixels": visual.min_pixels,
+        "max_pixels": visual.max_pixels,
+    }
+
+
+def tokenizer_settings(visual: VisualTokenizer) -> dict[str, Any]:
+    """The tokenizer's keys without files of this machine: statistics travel with the weights."""
+    config = visual.config()
+    if "statistics" in config:
+        config["statistics"] = "natural"
+    return config

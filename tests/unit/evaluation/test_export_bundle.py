@@ -1,0 +1,162 @@
+"""Folders with their tokenizer's code, in a process that cannot import this project."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trainers_side import loaded, prompt_logits, question, texts
+
+from dct_tokenizer import build_tokenizer
+from evaluation.export.model import ExportOptions, export_module
+
+BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
+PRESETS = ("dct28_420", "pixel_downscale", "post_dct", "adaptive", "pixel28", "dct14_t4")
+
+NEW_TOKENS = 8
+
+#: answers every folder's questions and writes what it said; the project is out of reach
+ASK = """
+import json, sys
+for name in ("dct_tokenizer", "data_prep", "training", "evaluation"):
+    sys.modules[name] = None
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folders, pictures = json.loads(sys.argv[1]), [Image.open(p) for p in json.loads(sys.argv[2])]
+said = {}
+for folder in folders:
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, trust_remote_code=True, torch_dtype="auto", output_loading_info=True
+    )
+    assert not any(info.values()), (folder, info)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    processor.tokenizer.padding_side = "left"
+    ask = lambda n, text: processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": text}]}],
+        add_generation_prompt=True,
+    )
+    texts = [ask(2, "Where is it?"), ask(0, "How many?"), ask(1, "What color is the shape?")]
+    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    model.eval()
+    settings = dict(max_new_tokens=int(sys.argv[4]), do_sample=False)
+    tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+    slow = model.generate(**inputs, **settings, use_cache=False)
+    beams = model.generate(**inputs, **settings, num_beams=2)
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, -1].float()
+    said[folder] = {
+        "texts": [t.strip() for t in processor.batch_decode(tokens, skip_special_tokens=True)],
+        "same_without_cache": slow[:, inputs["input_ids"].shape[1] :].tolist() == tokens.tolist(),
+        "beams": list(beams.shape),
+        "logits": logits.tolist(),
+        "dtype": str(model.dtype),
+    }
+json.dump(said, open(sys.argv[3], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    """Three pictures with detail, of odd sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    files = []
+    for number, size in enumerate([(131, 94), (60, 150), (200, 180)]):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+        files.append(folder / f"{number}.png")
+        coarse.resize(size, Image.Resampling.BICUBIC).save(files[-1])
+    return files
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model, build_module, tmp_path_factory) -> dict[str, Path]:
+    """A folder a preset, its weights moved away from their start; one more in bf16."""
+    folder = tmp_path_factory.mktemp("exported")
+    found = {}
+    for preset in PRESETS:
+        module = moved(build_module(preset))
+        visual = build_tokenizer(preset, **BOUNDS)
+        found[preset] = folder / preset
+        options = ExportOptions(dtype=torch.float32)
+        export_module(module, visual, tiny_model, found[preset], options)
+        if preset == "dct28_420":
+            options = ExportOptions(dtype=torch.bfloat16)
+            export_module(module, visual, tiny_model, folder / "half", options)
+            found["half"] = folder / "half"
+    return found
+
+
+def moved(module):
+    """The module away from its start, statistics of the whitening included."""
+    generator = torch.Generator().manual_seed(1)
+    front_end = module.vision_model.front_end
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        for name in ("mean", "std"):
+            if hasattr(front_end, name):
+                getattr(front_end, name).mul_(1.01)
+    return module
+
+
+@pytest.fixture(scope="module")
+def said(exported, pictures, tmp_path_factory) -> dict[str, dict]:
+    """What the folders answer in another process."""
+    folder = tmp_path_factory.mktemp("said")
+    output = folder / "said.json"
+    names = {str(path): preset for preset, path in exported.items()}
+    arguments = [json.dumps(list(names)), json.dumps([str(p) for p in pictures]), str(output)]
+    arguments.append(str(NEW_TOKENS))
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return {names[path]: value for path, value in json.loads(output.read_text()).items()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_same_answers_as_the_trainers_own(preset, said, pictures, build_module, tiny_model):
+    visual = build_tokenizer(preset, **BOUNDS)
+    model = loaded(moved(build_module(preset)), visual, tiny_model)
+    questions = [
+        question("Where is it?", pictures[:2]),
+        question("How many?"),
+        question("What color is the shape?", pictures[2:]),
+    ]
+    logits = torch.stack([prompt_logits(model, asked)[-1] for asked in questions])
+    found = said[preset]
+    assert (torch.tensor(found["logits"]) - logits).abs().max() < 1e-4
+    assert logits.std() > 0.5
+    wanted = texts(model, questions, NEW_TOKENS)
+    assert found["texts"] == wanted
+    assert len(set(wanted)) > 1, "equal answers prove little"
+    assert found["same_without_cache"]
+    assert found["beams"][0] == 3
+
+
+def test_half_precision_keeps_the_statistics(said):
+    assert said["half"]["dtype"] == "torch.bfloat16"
+    full, half = (torch.tensor(said[name]["logits"]) for name in ("dct28_420", "half"))
+    assert (full - half).abs().max() < 0.15 * full.std()
+
+
+def test_a_folder_with_code_is_not_taken_for_a_stock_model(exported):
+    settings = json.loads((exported["dct28_420"] / "config.json").read_text())
+    assert settings["model_type"] == "qwen2_vl_dct"
+    from transformers import AutoConfig
+
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoConfig.from_pretrained(exported["dct28_420"], trust_remote_code=False)
