@@ -26,7 +26,7 @@ class ResumedCosine(CosineAnnealing):
         schedule; NeMo's would let all of them end at one floor.
         """
         scales = [group.get("pre_lr_mult", 1.0) for group in self.optimizer.param_groups]
-        rates: list[float] = self.base_lrs
+        rates: list[float] = self.base_lrs  # type: ignore[has-type]
         if all(scale == 1.0 for scale in scales):
             return super().get_lr()
         base = max((r / s for r, s in zip(rates, scales, strict=True) if s), default=0.0)

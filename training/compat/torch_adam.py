@@ -22,12 +22,14 @@ def fused_adam_is_missing() -> bool:
 def carry_step() -> None:
     """Let `DistributedOptimizer` save and load the state of torch's AdamW, which has a `step`.
 
-    Three places of `megatron/core/optimizer/distrib_optimizer.py` (0.15.3) expect otherwise.
+    Four places of `megatron/core/optimizer/distrib_optimizer.py` (0.15.3) expect otherwise.
     `state_dict` reads the step of a fresh optimizer, which has no state yet: the state that AdamW
     would make at its first step is made before. `load_state_dict` gives all parameters one and the
     same step tensor, which AdamW would then count up once a parameter.
     `_set_main_param_and_optimizer_states` wants a step among a parameter's loaded tensors, which
     their readers leave out because it is set already: it is handed in, as a copy of its own.
+    And `state_dict` wants exactly one step also of a pipeline stage whose parameters are all
+    frozen; its groups get the step 0, which nothing reads.
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -44,6 +46,16 @@ def carry_step() -> None:
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
+        if not adam.state:
+            groups = adam.state_dict()["param_groups"]
+            return {
+                "optimizer": {
+                    "param_groups": [
+                        {k: v for k, v in group.items() if k != "params"} | {"step": 0.0}
+                        for group in groups
+                    ]
+                }
+            }
         return original_state_dict(self)
 
     def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, Any]) -> None:

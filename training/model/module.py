@@ -13,6 +13,7 @@ from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLModel
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
+from training.config.overrides import ConfigError
 from training.config.schema import LoraConfig
 from training.config.tuning import PARTS, Part
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
@@ -116,6 +117,14 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         if self.lora is not None:
             apply_lora(self.module, self.lora, seed=self.seed)
         freeze_parts(self.module, self.trained)
+        if ps.is_pipeline_first_stage() and not any(
+            p.requires_grad for p in self.module.parameters()
+        ):
+            # its rank writes the optimizer's common state for all
+            raise ConfigError(
+                "the first pipeline stage has nothing to train: let adapters or parts of it be "
+                "trained too (model.lora), or lower PP_SIZE"
+            )
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
         """Next micro batch, counted, on this stage's device."""
