@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ from training.config.tuning import (  # noqa: E402
 )
 from training.data.chat import ChatTokenizer  # noqa: E402
 from training.data.module import ChatDataModule  # noqa: E402
+from training.data.pack_encoder import ChatPackEncoder  # noqa: E402
 from training.data.rejects import RejectLog  # noqa: E402
 from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
@@ -132,10 +134,28 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "data.num_workers": run.data.num_workers,
         "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
         "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
+        "data.packing": packing_settings(run),
         "trainer.micro_batch_size": run.trainer.micro_batch_size,
         "trainer.global_batch_size": run.trainer.global_batch_size,
         "seed": run.seed,
     }
+
+
+def packing_settings(run: RunConfig) -> dict[str, int] | None:
+    """What decides which samples share a row; None without packing."""
+    if not run.data.packing:
+        return None
+    return {
+        "seq_length": run.data.seq_length,
+        "packing_buffer_size": run.data.packing_buffer_size,
+        "max_patches_per_pack": max_patches_per_pack(run),
+    }
+
+
+def max_patches_per_pack(run: RunConfig) -> int:
+    """Most ViT patches in a pack: as many as seq_length tokens of 2 × 2 patches, if not set."""
+    chosen = run.data.max_patches_per_pack
+    return 4 * run.data.seq_length if chosen is None else chosen
 
 
 def data_fingerprint(path: str) -> str:
@@ -252,19 +272,30 @@ def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
     trainer = run.trainer
     tp = trainer.tensor_parallel_size
 
-    def encoder(rejects: str) -> ChatTaskEncoder:
+    def options(rejects: str) -> dict[str, Any]:
+        return {
+            "chat": chat,
+            "visual": visual,
+            "seq_length": run.data.seq_length,
+            "rejects": RejectLog(
+                run_dir(run) / rejects, run.data.path, run.data.max_rejects_in_a_row
+            ),
+        }
+
+    def padding_encoder(rejects: str) -> ChatTaskEncoder:
         return ChatTaskEncoder(
-            chat=chat,
-            visual=visual,
-            seq_length=run.data.seq_length,
+            **options(rejects),
             # pipeline stages exchange activations of one fixed shape
             pad_to=run.data.seq_length if trainer.pipeline_parallel_size > 1 else None,
             pad_multiple=8 * tp,
-            rejects=RejectLog(run_dir(run) / rejects, run.data.path, run.data.max_rejects_in_a_row),
         )
 
     return ChatDataModule(
-        run, task_encoder=encoder("rejects"), validation_task_encoder=encoder("rejects_val")
+        run,
+        task_encoder=ChatPackEncoder(**options("rejects"), max_patches=max_patches_per_pack(run))
+        if run.data.packing
+        else padding_encoder("rejects"),
+        validation_task_encoder=padding_encoder("rejects_val"),
     )
 
 

@@ -117,6 +117,7 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
             f"GBS={trainer.global_batch_size} is not divisible by MBS={trainer.micro_batch_size} × "
             f"{dp} data-parallel ranks = {unit}: set GBS={' or '.join(options)}"
         )
+    check_packing(run)
     if trainer.sequence_parallel and tp == 1:
         raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
     return Layout(
@@ -124,6 +125,30 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
         data_parallel_size=dp,
         num_micro_batches=trainer.global_batch_size // unit,
     )
+
+
+def check_packing(run: RunConfig) -> None:
+    """Bounds of packs; see `check_run`."""
+    data, trainer = run.data, run.trainer
+    if not data.packing:
+        return
+    for name, value in (
+        ("data.packing_buffer_size", data.packing_buffer_size),
+        ("data.max_patches_per_pack", data.max_patches_per_pack),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+    if trainer.context_parallel_size > 1:
+        raise ConfigError(
+            f"data.packing=on with CP_SIZE={trainer.context_parallel_size}: the boundaries of "
+            "packs are not divided over context-parallel ranks; set CP_SIZE=1 or data.packing=off"
+        )
+    tp = trainer.tensor_parallel_size
+    if trainer.sequence_parallel and data.seq_length % tp:
+        raise ConfigError(
+            f"data.seq_length={data.seq_length} does not divide into TP_SIZE={tp} parts, as "
+            f"trainer.sequence_parallel needs: set it to {data.seq_length // tp * tp}"
+        )
 
 
 def check_data_path(path: str) -> None:

@@ -22,6 +22,7 @@ from nemo.utils import logging
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.data.task_encoder import ChatTaskEncoder
+from training.data.worker_watch import WorkerBoard, watch
 
 
 class RepeatedLoader:
@@ -49,21 +50,29 @@ class RepeatedLoader:
 
 
 class EndlessLoader:
-    """A loader without a length: Lightning would end an epoch, and validate, at that length."""
+    """A loader without a length: Lightning would end an epoch, and validate, at that length.
 
-    def __init__(self, loader: SavableDataLoader) -> None:
+    Args:
+        loader: of the training split.
+        board: see `training.data.worker_watch.watch`.
+        timeout_s: likewise.
+    """
+
+    def __init__(self, loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> None:
         self.loader = loader
+        self.board = board
+        self.timeout_s = timeout_s
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        return watch(self.loader, self.board, self.timeout_s)
 
 
 class ChatDataModule(EnergonMultiModalDataModule):
     """Training on the `train` split for ever, validation on the `val` split from its start.
 
     Args:
-        run: paths, batch sizes, seed, workers.
-        task_encoder: for training.
+        run: paths, batch sizes, packing, seed, workers.
+        task_encoder: for training; a `ChatPackEncoder` where the run packs.
         validation_task_encoder: for validation.
     """
 
@@ -88,6 +97,10 @@ class ChatDataModule(EnergonMultiModalDataModule):
             validation_task_encoder=validation_task_encoder,
         )
         self.seed = run.seed
+        #: packing concerns training only: validation keeps one sample a row, so that its loss
+        #: means the same whatever the training does
+        self.packing_buffer_size = run.data.packing_buffer_size if run.data.packing else None
+        self.worker_timeout_s = run.data.worker_timeout_s
         self.train_dataloader_object: EndlessLoader | None = None
         self.val_dataloader_object: RepeatedLoader | None = None
 
@@ -110,6 +123,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             task_encoder=self.task_encoder,
             worker_config=worker_config,
             split_part="train",
+            packing_buffer_size=self.packing_buffer_size,
             shuffle_buffer_size=self.shuffle_buffer_size,
             max_samples_per_sequence=self.max_samples_per_sequence,
         )
@@ -120,8 +134,12 @@ class ChatDataModule(EnergonMultiModalDataModule):
             if self.trainer:
                 self.init_global_step = self.trainer.global_step
             self.data_sampler.init_global_step = self.init_global_step
+            board = WorkerBoard(self.num_workers)
+            self.task_encoder.board = board
             dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
-            self.train_dataloader_object = EndlessLoader(get_savable_loader(dataset))
+            # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
+            loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
+            self.train_dataloader_object = EndlessLoader(loader, board, self.worker_timeout_s)
         return self.train_dataloader_object
 
     def val_dataloader(self) -> RepeatedLoader:

@@ -15,6 +15,7 @@ from training.data.pictures import encode_pictures
 from training.data.plan_chat import place_images
 from training.data.rejects import RejectLog
 from training.data.samples import CrudeChat, EncodedChat, PlannedChat
+from training.data.worker_watch import WorkerBoard
 
 
 @stateless
@@ -66,10 +67,14 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
         self.rejects = rejects
         self.pad_to = pad_to
         self.pad_multiple = pad_multiple
+        #: where this process notes the sample that it is at; the data module hangs it up
+        self.board: WorkerBoard | None = None
 
     @stateless
     def preencode_sample(self, sample: CrudeChat) -> PlannedChat:
         """Plan a sample from its text and its pictures' headers; nothing is decoded."""
+        if self.board:
+            self.board.note(f"planning {sample.__key__}")
         try:
             if sample.fault:
                 raise SchemaError(sample.fault)
@@ -107,6 +112,8 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
     @stateless
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
         """Decode the pictures and cut them into cells."""
+        if self.board:
+            self.board.note(f"decoding {sample.__key__}")
         placed = (sample.input_ids, sample.is_answer, sample.position_ids)
         try:
             frames = [decode_rgb(data) for data in sample.images]

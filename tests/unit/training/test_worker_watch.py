@@ -1,0 +1,109 @@
+"""A loader process that hangs or dies is named, with the sample that it was at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from itertools import islice
+
+import pytest
+from megatron.energon import (
+    Cooker,
+    DefaultTaskEncoder,
+    WorkerConfig,
+    basic_sample_keys,
+    get_savable_loader,
+    get_train_dataset,
+    stateless,
+)
+
+from training.data.samples import CrudeChat
+from training.data.worker_watch import LoaderProcessError, WorkerBoard, watch
+
+
+@stateless
+def cook(sample):
+    return CrudeChat(**basic_sample_keys(sample), record=b"", images=())
+
+
+class Encoder(DefaultTaskEncoder):
+    """Delivers keys; what `at_third` does befalls the third sample of a process."""
+
+    cookers = (Cooker(cook),)
+    decoder = None
+
+    def __init__(self, board, at_third):
+        super().__init__()
+        self.board = board
+        self.at_third = at_third
+        self.count = 0
+
+    @stateless
+    def encode_sample(self, sample):
+        self.board.note(f"decoding {sample.__key__}")
+        self.count += 1
+        if self.count == 3:
+            self.at_third()
+        return sample
+
+    def batch(self, samples):
+        return {"sample_keys": [sample.__key__ for sample in samples]}
+
+
+@pytest.fixture
+def watched(shards):
+    def make(at_third, timeout_s, num_workers=1):
+        board = WorkerBoard(num_workers)
+        config = WorkerConfig(rank=0, world_size=1, num_workers=num_workers)
+        dataset = get_train_dataset(
+            shards,
+            split_part="train",
+            worker_config=config,
+            batch_size=1,
+            shuffle_buffer_size=None,
+            max_samples_per_sequence=None,
+            task_encoder=Encoder(board, at_third),
+        )
+        loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
+        return watch(loader, board, timeout_s)
+
+    return make
+
+
+def test_a_process_that_hangs_is_named_with_its_sample(watched):
+    batches = watched(lambda: time.sleep(60), timeout_s=4.0)
+    assert len([next(batches), next(batches)]) == 2
+    started = time.monotonic()
+    with pytest.raises(LoaderProcessError) as caught:
+        next(batches)
+    assert time.monotonic() - started < 30
+    text = str(caught.value)
+    assert "no batch for 4 s from loader process 0 of 1 (pid " in text
+    assert "the last it said: decoding " in text
+    assert "data.worker_timeout_s" in text
+
+
+def test_a_process_that_dies_is_named_with_its_sample(watched):
+    batches = watched(lambda: os.kill(os.getpid(), signal.SIGKILL), timeout_s=30.0)
+    with pytest.raises(LoaderProcessError) as caught:
+        list(islice(batches, 3))
+    text = str(caught.value)
+    assert "loader process 0 of 1" in text
+    assert "decoding " in text
+    assert "data.num_workers" in text
+
+
+def test_errors_of_samples_pass_unchanged(watched):
+    def fail():
+        raise SystemError("no such thing")
+
+    batches = watched(fail, timeout_s=30.0)
+    with pytest.raises(Exception, match="no such thing") as caught:
+        list(islice(batches, 3))
+    assert not isinstance(caught.value, LoaderProcessError)
+
+
+def test_a_loader_in_the_trainer_itself_is_not_watched(watched):
+    batches = watched(lambda: time.sleep(0.3), timeout_s=0.1, num_workers=0)
+    assert all(len(next(batches)["sample_keys"]) == 1 for _ in range(4))

@@ -1,0 +1,93 @@
+"""Loader processes that hang or die are named, with the sample that they were at."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from megatron.energon import SavableDataLoader
+from torch.utils.data import get_worker_info
+
+#: bytes of a loader process on the board; longer keys are cut
+_SLOT = 256
+
+
+class LoaderProcessError(RuntimeError):
+    """A loader process delivers nothing any more."""
+
+
+class WorkerBoard:
+    """The sample that each loader process is at, readable from the trainer.
+
+    Memory that forked processes share; a note costs a microsecond.
+
+    Args:
+        num_workers: loader processes; 0 is one, the trainer itself.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._memory = mmap.mmap(-1, max(num_workers, 1) * _SLOT)
+
+    def note(self, what: str) -> None:
+        """Say what this process does now, e.g. "decoding KEY"."""
+        worker = get_worker_info()
+        start = worker.id * _SLOT if worker else 0
+        line = f"{time.time():.0f} {what}".encode()[:_SLOT]
+        self._memory[start : start + _SLOT] = line.ljust(_SLOT, b"\0")
+
+    def read(self, worker_id: int) -> tuple[str, float] | None:
+        """What a process said last and how many seconds ago; None where it said nothing."""
+        slot = self._memory[worker_id * _SLOT : (worker_id + 1) * _SLOT].rstrip(b"\0")
+        since, _, what = slot.decode(errors="replace").partition(" ")
+        return (what, time.time() - float(since)) if since else None
+
+
+def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> Iterator[Any]:
+    """The batches of a loader, for as long as its processes deliver them.
+
+    Args:
+        loader: fresh, or where it was left.
+        board: on which the loader's processes note what they do.
+        timeout_s: seconds that the trainer waits for a batch; 0 waits for ever. A loader without
+            processes is not watched.
+
+    Raises:
+        LoaderProcessError: a process delivered nothing for so long, or ended.
+    """
+    loader.timeout = timeout_s if loader.num_workers else 0
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            timed_out = "timed out" in str(error)
+            if not (timed_out or "DataLoader worker" in str(error)):
+                raise
+            where = _describe(loader, board)
+            if timed_out:
+                raise LoaderProcessError(
+                    f"no batch for {timeout_s:g} s from {where}. If the storage is that slow, "
+                    "raise data.worker_timeout_s"
+                ) from None
+            raise LoaderProcessError(
+                f"{error} The trainer was waiting for {where}. Killed processes often ran out of "
+                "memory: lower data.num_workers, data.shuffle_buffer_size or "
+                "data.packing_buffer_size"
+            ) from None
+        yield batch
+
+
+def _describe(loader: SavableDataLoader, board: WorkerBoard) -> str:
+    """The process whose turn it is. torch keeps this to itself, hence the private names."""
+    iterator: Any = loader._iterator
+    worker_id = iterator._task_info[iterator._rcvd_idx][0]
+    noted = board.read(worker_id)
+    last = f"{noted[0]}, {noted[1]:.0f} s ago" if noted else "nothing yet"
+    return (
+        f"loader process {worker_id} of {loader.num_workers} "
+        f"(pid {iterator._workers[worker_id].pid}); the last it said: {last}"
+    )
