@@ -56,7 +56,7 @@ def read_coco(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
 
 def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """Karpathy's JSON (``images`` with their ``sentences`` and ``split``); the test split."""
-    file = find_file(path, ("dataset_*.json", "dataset.json"))
+    file = find_file(path, ("dataset_flickr*.json", "dataset_coco*.json", "dataset.json"))
     if file is None:
         yield from _rows(path, options, ("flickr30k", "Flickr30k_test"))
         return
