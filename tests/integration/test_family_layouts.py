@@ -1,4 +1,4 @@
-"""Each tokenizer family, LoRA and tokenizer-only training, in tensor- and pipeline-parallel ranks."""
+"""Tokenizer families, LoRA and tokenizer-only training on tensor- and pipeline-parallel ranks."""
 
 from __future__ import annotations
 
