@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from tqdm import tqdm
 
 from training.data.rejects import count_rejects
+from training.flops import StepFlops, StepWork, device_peak_flops, step_flops
 from training.data.words import token_roles
 from training.metering import StepMeter, WordMeter
 from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
@@ -34,6 +35,8 @@ class StepLog(pl.Callback):
         self.last_step = last_step
         self.log_every = log_every
         self._started = 0.0
+        self._flops: StepFlops | None = None
+        self._peak_flops: float | None = None
         self._bar: tqdm[Any] | None = None
         self._last_val_loss: float | None = None
         self._roles: np.ndarray | None = None
@@ -41,6 +44,10 @@ class StepLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open the progress line."""
         module.meter = StepMeter()
+        self._flops = step_flops(
+            module.config, module.trained, has_adapters=module.lora is not None
+        )
+        self._peak_flops = device_peak_flops()
         if trainer.is_global_zero:
             self._bar = tqdm(
                 total=self.last_step,
@@ -59,6 +66,7 @@ class StepLog(pl.Callback):
         """Log the step."""
         step = trainer.global_step
         meter, module.meter = module.meter, StepMeter()
+        data_wait, module.data_wait = module.data_wait, 0.0
         self._write_ledger(step, meter)
         if step % self.log_every and step != self.last_step:
             return
@@ -76,6 +84,8 @@ class StepLog(pl.Callback):
             **totals,
             "seconds": seconds,
             "samples_per_second": totals["num_samples"] / seconds,
+            "data_wait_share": data_wait / seconds,
+            **self._compute_rates(totals, seconds * trainer.world_size),
             "peak_memory_gib": _peak_memory_gib(),
             "time": time.time(),
         }
@@ -89,6 +99,21 @@ class StepLog(pl.Callback):
         if self._last_val_loss is not None:
             shown["val"] = f"{self._last_val_loss:.3f}"
         self._bar.set_postfix(shown, refresh=False)
+
+    def _compute_rates(self, totals: dict[str, int], device_seconds: float) -> dict[str, Any]:
+        """TFLOP/s of a device and their share of its peak, None where that is unknown; see
+        `training.flops`.
+        """
+        assert self._flops is not None
+        work = StepWork(
+            num_cells=totals["num_cells"],
+            cell_pairs=totals["num_cell_pairs"],
+            num_tokens=totals["num_text_tokens"] + totals["num_visual_tokens"],
+            token_pairs=totals["num_token_pairs"],
+            num_output_tokens=totals["num_answer_tokens"],
+        )
+        rate = self._flops.of(work) / device_seconds
+        return {"tflops": rate / 1e12, "mfu": self._peak_flops and rate / self._peak_flops}
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Count the words of this validation anew."""

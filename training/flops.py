@@ -20,12 +20,15 @@ nor the optimizer: MFU is useful work over time, as in PaLM (arXiv 2204.02311, a
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import ModelShape, llm_layer_flops, merger_flops, vit_layer_flops
+from training.config.tuning import PARTS
 
 #: dense bf16 FLOP/s by the words of a device's name, first match; from NVIDIA's data sheets
 _PEAKS: tuple[tuple[frozenset[str], float], ...] = tuple(
@@ -93,6 +96,8 @@ class StepFlops:
     trains_vit: bool = True
     trains_merger: bool = True
     trains_llm: bool = True
+    #: adapters sit in the layers: gradients pass through frozen ones too
+    has_adapters: bool = False
 
     def of(self, work: StepWork) -> float:
         """Forward and backward FLOPs."""
@@ -114,20 +119,23 @@ class StepFlops:
                 llm_layer_flops(self.shape, 0, work.token_pairs / 2),
             ),
         ):
-            through = trained or upstream
+            through = trained or upstream or self.has_adapters
             total += (1 + through + trained) * products + (3 if through else 1) * attention
             upstream = through
         return total
 
 
-def step_flops(config: Any, front_end: Any, trained: dict[str, bool] | None = None) -> StepFlops:
+def step_flops(
+    config: Any, trained: Collection[str] = PARTS, *, has_adapters: bool = False
+) -> StepFlops:
     """The counter of a model.
 
     Args:
-        config: a `TokenizerQwen2VLConfig`.
-        front_end: the tokenizer's `FrontEnd`; one that embeds stills is assumed, as pictures are.
-        trained: `StepFlops`' flags; all parts by default.
+        config: a `TokenizerQwen2VLConfig`. Its front end is counted as for stills.
+        trained: parts whose own weights are trained.
+        has_adapters: others train through adapters.
     """
+    front_end = build_tokenizer(config.vision_transformer_config.tokenizer).front_end(1)
     language, vision = config.language_transformer_config, config.vision_transformer_config
     shape = ModelShape(
         vit_layers=vision.num_layers,
@@ -148,5 +156,9 @@ def step_flops(config: Any, front_end: Any, trained: dict[str, bool] | None = No
         vocab_size=language.vocab_size,
         front_end_fixed=fixed,
         front_end_weight=whole - fixed,
-        **(trained or {}),
+        trains_front_end="front_end" in trained,
+        trains_vit="vision" in trained,
+        trains_merger="projector" in trained,
+        trains_llm="language" in trained,
+        has_adapters=has_adapters,
     )

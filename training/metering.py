@@ -23,6 +23,9 @@ class StepMeter:
     num_padding_tokens: int = 0
     num_answer_tokens: int = 0
     num_cells: int = 0
+    #: Σ length² over the ViT's attention segments, and over the samples in tokens
+    num_cell_pairs: int = 0
+    num_token_pairs: int = 0
     sample_keys: list[str] = field(default_factory=list)
 
     def add(self, batch: dict[str, Any]) -> None:
@@ -34,6 +37,9 @@ class StepMeter:
         self.num_padding_tokens += padding
         self.num_answer_tokens += int(batch["loss_mask"].sum())
         self.num_cells += len(batch["cells"])
+        segments = batch["vit_cu_seqlens"].to(torch.int64).diff()
+        self.num_cell_pairs += int((segments**2).sum())
+        self.num_token_pairs += sum(length**2 for length in batch["sample_lengths"])
         self.sample_keys += batch["sample_keys"]
 
     def totals(self, group: dist.ProcessGroup, device: torch.device) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from training.config.overrides import ConfigError
 from training.config.schema import SpeedConfig
 from training.model.fused.compiling import allow_compiling
 
@@ -25,10 +26,16 @@ class Speed:
 
 
 def resolve_speed(config: SpeedConfig) -> Speed:
-    """Decide what was left open: on where torch sees a CUDA device."""
+    """Decide what was left open: on where torch sees a CUDA device.
+
+    Raises:
+        ConfigError: recomputation without a CUDA device.
+    """
     names = ("fused_layers", "compile", "answer_loss", "fused_optimizer")
     wanted = {name: getattr(config, name) for name in names}
     on_cuda = torch.cuda.is_available()
+    if config.recompute and not on_cuda:
+        raise ConfigError("speed.recompute=true: Megatron's recomputation needs CUDA; leave it out")
     decided = {name: on_cuda if value is None else bool(value) for name, value in wanted.items()}
     return Speed(**decided, recompute=config.recompute)
 

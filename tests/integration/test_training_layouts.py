@@ -32,6 +32,23 @@ def test_golden_losses_of_pixel(pixel):
     assert pixel.values("loss") == pytest.approx(GOLDEN["pixel"], abs=1e-4)
 
 
+def test_faster_ways_change_nothing(train, pixel):
+    """The switches that are on with CUDA, by hand on the CPU, where nothing is compiled."""
+    switches = ("fused_layers", "answer_loss", "fused_optimizer")
+    run = train(
+        "fast",
+        "tokenizer=pixel",
+        "trainer.stop_at_step=4",
+        "trainer.save_every=-1",
+        *(f"speed.{name}=true" for name in switches),
+    )
+    assert run.values("loss") == pytest.approx(pixel.values("loss"), rel=1e-5)
+    assert run.values("grad_norm") == pytest.approx(pixel.values("grad_norm"), rel=1e-4)
+    assert all(rate > 0 for rate in run.values("tflops"))
+    assert all(0 < share < 1 for share in run.values("data_wait_share"))
+    assert run.values("mfu") == [None] * 4  # no known peak
+
+
 def test_a_run_that_stops_early_keeps_its_schedule(reference, pixel):
     assert pixel.values("lr") == reference.values("lr")[:4]
 

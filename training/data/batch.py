@@ -40,7 +40,7 @@ def pad_batch(
         loss_mask (B, S) float32; position_ids (3, B, S) int64; cells (N, T, 3, b, b) uint8;
         vit_positions (N, 2) float32; vit_cu_seqlens (G+1,) int32; vit_grids (P, 3) int64, one a
         picture; longest_segment in cells; text_cu_seqlens None, as every row is one sample;
-        sample_keys, one a sample; num_tokens (3,) int64: text, visual, padding.
+        sample_keys and sample_lengths, one a sample; num_tokens (3,) int64: text, visual, padding.
 
     Raises:
         ValueError: a sample is longer than `pad_to`.
@@ -110,6 +110,7 @@ def _fill_rows(
         "position_ids": torch.from_numpy(position_ids),
         **visual_fields([s.pictures for s in samples], visual),
         "sample_keys": [s.__key__ for s in samples],
+        "sample_lengths": [len(s.input_ids) for s in samples],
         "num_tokens": torch.tensor([num_text, num_visual, rows * length - num_text - num_visual]),
     }
 
