@@ -15,8 +15,8 @@ from megatron.core import parallel_state
 from tqdm import tqdm
 
 from training.data.rejects import count_rejects
-from training.flops import StepFlops, StepWork, device_peak_flops, step_flops
 from training.data.words import token_roles
+from training.flops import StepFlops, StepWork, device_peak_flops, step_flops
 from training.metering import StepMeter, WordMeter
 from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
 
