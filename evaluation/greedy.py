@@ -17,7 +17,7 @@ from evaluation.loading import LoadedModel
 from training.data.batch import visual_fields
 from training.data.images import header_size
 from training.data.pictures import encode_pictures
-from training.data.plan_chat import place_images
+from training.data.plan_chat import place_media
 from training.data.samples import EncodedChat
 
 
@@ -99,7 +99,7 @@ def _encode(model: LoadedModel, question: Question) -> EncodedChat:
     plans = [model.visual.plan(*header_size(data)) for data in question.images]
     pictures = encode_pictures(model.visual, question.frames, plans)
     chat = model.chat.prompt(question.turns, len(question.images))
-    ids, is_answer, positions = place_images(chat, model.chat.image_pad_id, pictures.plans)
+    ids, is_answer, positions = place_media(chat, model.chat.pad_ids, pictures.plans)
     return EncodedChat(
         __key__=question.key,
         __restore_key__=(),

@@ -20,7 +20,7 @@ from evaluation.loading import LoadedModel
 from training.data.batch import pad_batch
 from training.data.images import decode_rgb, header_size
 from training.data.pictures import encode_pictures
-from training.data.plan_chat import place_images
+from training.data.plan_chat import place_media
 from training.data.samples import EncodedChat
 from training.data.words import score_words, token_roles
 from training.model.scoring import scored_forward
@@ -98,7 +98,7 @@ def encode(model: LoadedModel, sample: HeldOut) -> EncodedChat:
     frames = [decode_rgb(data) for data in sample.images]
     pictures = encode_pictures(model.visual, frames, plans)
     chat = model.chat.tokenize(sample.record.turns, len(sample.images))
-    ids, is_answer, positions = place_images(chat, model.chat.image_pad_id, pictures.plans)
+    ids, is_answer, positions = place_media(chat, model.chat.pad_ids, pictures.plans)
     return EncodedChat(
         __key__=sample.key,
         __restore_key__=(),

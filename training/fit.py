@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from training.config.tuning import (  # noqa: E402
     trained_parts,
     tuning_settings,
 )
+from training.config.video import video_rules  # noqa: E402
 from training.data.chat import ChatTokenizer  # noqa: E402
 from training.data.module import ChatDataModule  # noqa: E402
 from training.data.pack_encoder import ChatPackEncoder  # noqa: E402
@@ -131,6 +133,7 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "data": data_fingerprint(run.data.path),
         "data.min_pixels": run.data.min_pixels,
         "data.max_pixels": run.data.max_pixels,
+        "data.video": asdict(video_rules(run.data)),
         "data.num_workers": run.data.num_workers,
         "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
         "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
@@ -276,6 +279,7 @@ def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
         return {
             "chat": chat,
             "visual": visual,
+            "video": video_rules(run.data),
             "seq_length": run.data.seq_length,
             "rejects": RejectLog(
                 run_dir(run) / rejects, run.data.path, run.data.max_rejects_in_a_row

@@ -10,6 +10,7 @@ from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
+from training.config.video import video_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,10 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
             f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
             "(data.min_pixels, data.max_pixels): swap them"
         )
+    try:
+        video_rules(run.data)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
     for name in ("min_pixels", "max_pixels"):
         if name in run.tokenizer:
             raise ConfigError(f"tokenizer.{name}: the bounds of a run are data.{name}")

@@ -80,6 +80,17 @@ class DataConfig:
     #: bounds of a resized picture's area in pixels
     min_pixels: int = 784
     max_pixels: int = 43904
+    #: frames taken of a second of video, and bounds of their number; fewer where the sample would
+    #: be longer than seq_length, though never less than video_min_frames
+    video_fps: float = 2.0
+    video_min_frames: int = 4
+    video_max_frames: int = 768
+    #: bounds of a resized frame's area in pixels (Qwen2-VL: 128 to 768 tokens of 28 x 28)
+    video_min_pixels: int = 100352
+    video_max_pixels: int = 602112
+    #: area of all frames of a video in pixels, a pair counted once, which lowers their size as far
+    #: as 1.05 x video_min_pixels; null is what 0.9 x seq_length stock tokens show
+    video_total_pixels: int | None = None
     #: loader processes a rank; 0 loads in the trainer itself
     num_workers: int = 2
     #: samples; 0 keeps the order of the shards

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dct_tokenizer import VisualTokenizer
-from training.data.pictures import PictureCells, encode_pictures
+from training.data.pictures import PictureCells, encode_pictures, join_cells
 from training.data.plan_chat import VISUAL_TOKEN_INDEX
 from training.data.samples import EncodedChat
 
@@ -128,7 +128,7 @@ def visual_fields(pictures: Sequence[PictureCells], visual: VisualTokenizer) -> 
     segments = np.concatenate([p.vit_segments for p in present])
     boundaries = np.concatenate(([0], np.cumsum(segments))).astype(np.int32)
     return {
-        "cells": torch.cat([p.cells for p in present if p.cells is not None]),
+        "cells": join_cells([p.cells for p in present if p.cells is not None]),
         "vit_positions": torch.from_numpy(np.concatenate([p.vit_positions for p in present])),
         "vit_cu_seqlens": torch.from_numpy(boundaries),
         "vit_grids": torch.from_numpy(np.concatenate([p.vit_grids for p in present])),

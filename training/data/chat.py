@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.schema import Turn
 
-IMAGE_MARK = "<image>"
-#: placeholder of one picture in the rendered template (Qwen2-VL's special token)
-IMAGE_PAD = "<|image_pad|>"
+Kind = Literal["image", "video"]
+
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
+#: placeholders of one picture and one video in the rendered template (Qwen2-VL's special tokens)
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+
+_KIND_OF_MARK: dict[str, Kind] = {IMAGE_MARK: "image", VIDEO_MARK: "video"}
+_MARK = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 
 
 class ChatError(ValueError):
@@ -28,12 +33,13 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedChat:
-    """A conversation as ids; each picture is still one placeholder id."""
+    """A conversation as ids; each picture or video is still one placeholder id."""
 
     input_ids: tuple[int, ...]
     #: True for the ids that the model must predict
     is_answer: tuple[bool, ...]
-    num_images: int
+    #: of each placeholder, in order
+    media: tuple[Kind, ...]
 
 
 class ChatTokenizer:
@@ -46,25 +52,32 @@ class ChatTokenizer:
                 "tokenizer_config.json or chat_template.json"
             )
         self.tokenizer = tokenizer
-        self.image_pad_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
-        if self.image_pad_id in (None, tokenizer.unk_token_id):
-            raise ValueError(f"the tokenizer has no {IMAGE_PAD} token: not a Qwen2-VL tokenizer")
+        #: of pictures and of videos
+        self.pad_ids: tuple[int, ...] = tuple(
+            tokenizer.convert_tokens_to_ids([IMAGE_PAD, VIDEO_PAD])
+        )
+        for name, pad_id in zip((IMAGE_PAD, VIDEO_PAD), self.pad_ids, strict=True):
+            if pad_id in (None, tokenizer.unk_token_id):
+                raise ValueError(f"the tokenizer has no {name} token: not a Qwen2-VL tokenizer")
         specials = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, specials)))
 
-    def tokenize(self, turns: Sequence[Turn], num_images: int) -> TokenizedChat:
+    def tokenize(
+        self, turns: Sequence[Turn], num_images: int, num_videos: int = 0
+    ) -> TokenizedChat:
         """Token ids and answer mask of a whole conversation.
 
         Args:
-            turns: user and assistant turns in order, an optional system turn first; `<image>` in
-                a turn marks the place of a picture.
+            turns: user and assistant turns in order, an optional system turn first; `<image>` and
+                `<video>` in a turn mark the place of a picture or video.
             num_images: pictures of the sample. Without any mark they precede the first question.
+            num_videos: likewise; they follow pictures without marks.
 
         Raises:
-            ChatError: marks and pictures differ in number, there is no answer, or the text holds
-                one of the template's control tokens.
+            ChatError: marks and pictures or videos differ in number, there is no answer, or the
+                text holds one of the template's control tokens.
         """
-        messages = self.messages(turns, num_images)
+        messages = self.messages(turns, num_images, num_videos)
         if not any(m["role"] == "assistant" for m in messages):
             raise ChatError("no_answer", "the conversation has no assistant turn")
         ids: list[int] = []
@@ -88,42 +101,51 @@ class ChatTokenizer:
                 ids += piece
                 mask += [is_answer] * len(piece)
             rendered = whole
-        return TokenizedChat(input_ids=tuple(ids), is_answer=tuple(mask), num_images=num_images)
+        return self._tokenized(ids, mask)
 
-    def prompt(self, turns: Sequence[Turn], num_images: int) -> TokenizedChat:
+    def prompt(self, turns: Sequence[Turn], num_images: int, num_videos: int = 0) -> TokenizedChat:
         """Token ids up to the point where the model answers the last (user) turn."""
-        text = self._render(self.messages(turns, num_images), generate=True)
+        text = self._render(self.messages(turns, num_images, num_videos), generate=True)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return TokenizedChat(
-            input_ids=tuple(ids), is_answer=(False,) * len(ids), num_images=num_images
-        )
+        return self._tokenized(ids, [False] * len(ids))
 
-    def messages(self, turns: Sequence[Turn], num_images: int) -> list[dict[str, Any]]:
+    def messages(
+        self, turns: Sequence[Turn], num_images: int, num_videos: int = 0
+    ) -> list[dict[str, Any]]:
         """The conversation in the form that chat templates take."""
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
-        if marks not in (0, num_images):
-            raise ChatError("image_count", f"{marks} {IMAGE_MARK} marks for {num_images} images")
+        unplaced: list[dict[str, str]] = []
+        for mark, number in ((IMAGE_MARK, num_images), (VIDEO_MARK, num_videos)):
+            kind = _KIND_OF_MARK[mark]
+            marks = sum(turn.text.count(mark) for turn in turns)
+            if marks not in (0, number):
+                raise ChatError(f"{kind}_count", f"{marks} {mark} marks for {number} {kind}s")
+            unplaced += [{"type": kind}] * (number - marks)
         first = next((turn.role for turn in turns if turn.role != "system"), None)
         if first != "user":
             raise ChatError("first_turn", f"the conversation starts with {first}; expected user")
-        unplaced = num_images if marks == 0 else 0
         messages = []
         for turn in turns:
             found = self._special.search(turn.text)
             if found:
                 raise ChatError("control_token", f"the text holds {found[0]!r}")
-            pieces = [piece.strip("\n") for piece in turn.text.split(IMAGE_MARK)]
             content: list[dict[str, str]] = []
-            if turn.role == "user" and unplaced:
-                content += [{"type": "image"}] * unplaced
-                unplaced = 0
-            for number, piece in enumerate(pieces):
-                if number:
-                    content.append({"type": "image"})
-                if piece:
-                    content.append({"type": "text", "text": piece})
+            if turn.role == "user":
+                content, unplaced = unplaced, []
+            for piece in _MARK.split(turn.text):
+                if piece in _KIND_OF_MARK:
+                    content.append({"type": _KIND_OF_MARK[piece]})
+                elif text := piece.strip("\n"):
+                    content.append({"type": "text", "text": text})
             messages.append({"role": turn.role, "content": content})
         return messages
+
+    def _tokenized(self, ids: Sequence[int], is_answer: Sequence[bool]) -> TokenizedChat:
+        kinds: dict[int, Kind] = dict(zip(self.pad_ids, _KIND_OF_MARK.values(), strict=True))
+        return TokenizedChat(
+            input_ids=tuple(ids),
+            is_answer=tuple(is_answer),
+            media=tuple(kinds[token] for token in ids if token in kinds),
+        )
 
     def _render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
         return self.tokenizer.apply_chat_template(

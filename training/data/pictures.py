@@ -1,4 +1,4 @@
-"""Decoded pictures as cells, with everything the vision tower is told about them.
+"""Decoded pictures and videos as cells, with everything the vision tower is told about them.
 
 Shape legend: N cells, G attention segments, P pictures of the sample.
 """
@@ -16,11 +16,11 @@ from dct_tokenizer import Plan, VisualTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class PictureCells:
-    """All pictures of a sample."""
+    """All pictures and videos of a sample."""
 
     #: final plans; those of the headers, unless the tokenizer depends on the content
     plans: tuple[Plan, ...]
-    #: (N, T, 3, B, B) uint8; None without pictures
+    #: (N, T, 3, B, B) uint8, T = 1 without a video; None without pictures
     cells: torch.Tensor | None
     #: (N, 2) float32
     vit_positions: np.ndarray
@@ -33,11 +33,12 @@ class PictureCells:
 def encode_pictures(
     visual: VisualTokenizer, frames: Sequence[np.ndarray], plans: Sequence[Plan]
 ) -> PictureCells:
-    """Cut decoded pictures into cells.
+    """Cut decoded pictures and videos into cells.
 
     Args:
         visual: the tokenizer.
-        frames: uint8 (1, H, W, 3) a picture, of the size that its plan was made for.
+        frames: uint8 (T, H, W, 3) a picture (T = 1) or video, of the size that its plan was made
+            for, or resized to the plan's own already.
         plans: what `visual.plan` said from the headers.
     """
     final = tuple(visual.refine(f, p) for f, p in zip(frames, plans, strict=True))
@@ -51,8 +52,18 @@ def encode_pictures(
         )
     return PictureCells(
         plans=final,
-        cells=torch.cat([visual.cells(f, p) for f, p in zip(frames, final, strict=True)]),
+        cells=join_cells([visual.cells(f, p) for f, p in zip(frames, final, strict=True)]),
         vit_positions=np.concatenate([p.vit_positions for p in final]),
         vit_segments=np.concatenate([np.diff(p.vit_cu_seqlens) for p in final]),
         vit_grids=np.array([p.grid_thw for p in final], dtype=np.int64),
     )
+
+
+def join_cells(cells: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N, T, 3, B, B) of the cells of several pictures and videos.
+
+    A picture's cells hold one frame, a video's T; beside a video a picture is T equal frames,
+    which is what its one frame stands for.
+    """
+    num_frames = max(c.shape[1] for c in cells)
+    return torch.cat([c.expand(-1, num_frames, -1, -1, -1) for c in cells])

@@ -1,4 +1,4 @@
-"""Place planned pictures into a tokenised conversation: exact ids, mask and M-RoPE positions."""
+"""Place planned pictures and videos into a tokenised conversation: ids, mask, M-RoPE positions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from training.data.chat import TokenizedChat
 VISUAL_TOKEN_INDEX = -200
 
 
-def place_images(
-    chat: TokenizedChat, image_pad_id: int, plans: Sequence[Plan]
+def place_media(
+    chat: TokenizedChat, pad_ids: Sequence[int], plans: Sequence[Plan]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Expand every placeholder to its picture's visual tokens.
+    """Expand every placeholder to the visual tokens of its picture or video.
 
     Positions follow Qwen2-VL: text counts up in all three rows; a picture's ids start where the
     text stopped and the text goes on after the largest of them (`get_rope_index` in
-    transformers 4.51.3).
+    transformers 4.51.3). A video's are those of one picture with several temporal ids.
 
     Args:
-        chat: ids with one `image_pad_id` a picture.
-        image_pad_id: the placeholder.
-        plans: one a picture, in order.
+        chat: ids with one placeholder a picture or video.
+        pad_ids: the placeholders.
+        plans: one a picture or video, in order.
 
     Returns:
         input_ids (L,) int64, is_answer (L,) bool, position_ids (3, L) int64.
@@ -36,9 +36,9 @@ def place_images(
     """
     ids = np.asarray(chat.input_ids, dtype=np.int64)
     answer = np.asarray(chat.is_answer, dtype=bool)
-    places = np.flatnonzero(ids == image_pad_id)
+    places = np.flatnonzero(np.isin(ids, pad_ids))
     if len(places) != len(plans):
-        raise ValueError(f"{len(places)} placeholders for {len(plans)} planned images")
+        raise ValueError(f"{len(places)} placeholders for {len(plans)} planned images and videos")
     out_ids: list[np.ndarray] = []
     out_answer: list[np.ndarray] = []
     out_positions: list[np.ndarray] = []

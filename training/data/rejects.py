@@ -1,4 +1,4 @@
-"""Samples that training leaves out: counted, listed, and never silently.
+"""Samples that training leaves out, or takes in part: counted, listed, and never silently.
 
 Each loader process appends to a file of its own; the trainer reads the counts.
 """
@@ -41,11 +41,7 @@ class RejectLog:
             SkipSample: always, unless
             FatalSampleError: `max_in_a_row` samples in a row were rejected.
         """
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            line = orjson.dumps({"key": key, "reason": reason, "detail": detail}) + b"\n"
-            with open(self.folder / f"{os.uname().nodename}-{os.getpid()}.jsonl", "ab") as file:
-                file.write(line)
+        self._append({"key": key, "reason": reason, "detail": detail})
         self._in_a_row += 1
         if self._in_a_row >= self.max_in_a_row:
             raise FatalSampleError(
@@ -55,9 +51,29 @@ class RejectLog:
             )
         raise SkipSample(f"{key}: {reason}")
 
+    def note(self, key: str, note: str, detail: str) -> None:
+        """Record a sample of which only a part is used."""
+        self._append({"key": key, "note": note, "detail": detail})
+
+    def _append(self, entry: dict[str, str]) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{os.uname().nodename}-{os.getpid()}.jsonl", "ab") as file:
+            file.write(orjson.dumps(entry) + b"\n")
+
 
 def count_rejects(folder: str | Path) -> Counter[str]:
     """Distinct rejected samples by reason, over all loader processes and restarts."""
+    return _count(folder, "reason")
+
+
+def count_notes(folder: str | Path) -> Counter[str]:
+    """Distinct samples that were used in part, by note, over all loader processes and restarts."""
+    return _count(folder, "note")
+
+
+def _count(folder: str | Path, field: str) -> Counter[str]:
     seen: set[tuple[str, str]] = set()
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
@@ -65,5 +81,6 @@ def count_rejects(folder: str | Path) -> Counter[str]:
                 entry = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue  # the last line of a killed process
-            seen.add((entry["reason"], entry["key"]))
-    return Counter(reason for reason, _ in seen)
+            if field in entry:
+                seen.add((entry[field], entry["key"]))
+    return Counter(value for value, _ in seen)

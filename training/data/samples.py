@@ -11,6 +11,7 @@ from megatron.energon.edataclass import edataclass
 
 from dct_tokenizer import Plan
 from training.data.chat import TokenizedChat
+from training.data.clips import Clip
 from training.data.pictures import PictureCells
 
 
@@ -22,6 +23,8 @@ class CrudeChat(Sample):
     record: bytes
     #: encoded pictures in the order of the conversation
     images: tuple[bytes, ...]
+    #: encoded videos, likewise
+    videos: tuple[bytes, ...] = ()
     #: what is wrong with the sample's parts; "" where they follow the schema
     fault: str = ""
 
@@ -30,7 +33,7 @@ class CrudeChat(Sample):
 class PlannedChat(Sample):
     """A sample whose exact length is known and whose pictures are still encoded bytes."""
 
-    #: each picture still one placeholder
+    #: each picture or video still one placeholder
     chat: TokenizedChat
     #: (L,) int64 with VISUAL_TOKEN_INDEX at visual tokens
     input_ids: np.ndarray
@@ -38,8 +41,12 @@ class PlannedChat(Sample):
     is_answer: np.ndarray
     #: (3, L) int64 M-RoPE ids
     position_ids: np.ndarray
+    #: of pictures and videos, in the order of the conversation
     plans: tuple[Plan, ...]
     images: tuple[bytes, ...]
+    videos: tuple[bytes, ...]
+    #: how much is taken of each video
+    clips: tuple[Clip, ...]
 
 
 @edataclass

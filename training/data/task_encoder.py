@@ -6,15 +6,19 @@ from typing import Any
 
 from megatron.energon import Cooker, DefaultTaskEncoder, basic_sample_keys, stateless
 
-from data_prep.schema import SchemaError, image_parts, json_part, parse_record
-from dct_tokenizer import PlanError, VisualTokenizer
+from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
+from dct_tokenizer import PlanError, TokenizerConfigError, VisualTokenizer
 from training.data.batch import pad_batch
 from training.data.chat import ChatError, ChatTokenizer
-from training.data.images import ImageError, decode_rgb, header_size
+from training.data.clips import make_clip, shorten_clips
+from training.data.images import ImageError, header_size
+from training.data.media import decode_media, in_order
 from training.data.pictures import encode_pictures
-from training.data.plan_chat import place_images
+from training.data.plan_chat import place_media
 from training.data.rejects import RejectLog
 from training.data.samples import CrudeChat, EncodedChat, PlannedChat
+from training.data.video import VideoError, read_header
+from training.data.video_rules import VideoRules
 from training.data.worker_watch import WorkerBoard
 
 
@@ -28,18 +32,21 @@ def cook_chat(sample: dict[str, Any]) -> CrudeChat:
     try:
         record = sample[json_part(sample)]
         images = tuple(sample[part] for part in image_parts(sample))
+        videos = tuple(sample[part] for part in video_parts(sample))
     except SchemaError as error:
         return CrudeChat(**basic_sample_keys(sample), record=b"", images=(), fault=str(error))
-    return CrudeChat(**basic_sample_keys(sample), record=record, images=images)
+    return CrudeChat(**basic_sample_keys(sample), record=record, images=images, videos=videos)
 
 
 class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
-    """Conversations with pictures, one sample a batch row.
+    """Conversations with pictures and videos, one sample a batch row.
 
     Args:
         chat: renders and tokenises.
         visual: plans pictures and cuts them into cells.
-        seq_length: longest sample in tokens; longer ones are rejected, never cut.
+        video: which frames are taken of videos, in place of the pixel bounds of `visual`.
+        seq_length: longest sample in tokens. Of the videos of a longer one fewer frames are taken;
+            what is too long even so is rejected, never cut.
         pad_to: every batch is padded to this length; None pads to the batch's longest sample,
             rounded up to `pad_multiple`.
         pad_multiple: divisor of the batch length (sequence parallelism needs the TP size).
@@ -59,10 +66,12 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
         rejects: RejectLog,
         pad_to: int | None = None,
         pad_multiple: int = 8,
+        video: VideoRules | None = None,
     ) -> None:
         super().__init__()
         self.chat = chat
         self.visual = visual
+        self.video = video or VideoRules()
         self.seq_length = seq_length
         self.rejects = rejects
         self.pad_to = pad_to
@@ -79,16 +88,25 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             if sample.fault:
                 raise SchemaError(sample.fault)
             record = parse_record(sample.record)
-            chat = self.chat.tokenize(record.turns, len(sample.images))
-            plans = tuple(self.visual.plan(*header_size(data)) for data in sample.images)
-            ids, is_answer, positions = place_images(chat, self.chat.image_pad_id, plans)
+            chat = self.chat.tokenize(record.turns, len(sample.images), len(sample.videos))
+            pictures = [self.visual.plan(*header_size(data)) for data in sample.images]
+            wanted = tuple(make_clip(read_header(data), self.video) for data in sample.videos)
+            room = self.seq_length - len(chat.input_ids) + len(chat.media)
+            clips = shorten_clips(
+                wanted,
+                self.visual,
+                max_tokens=room - sum(plan.num_llm_tokens for plan in pictures),
+                min_frames=self.video.min_frames,
+            )
+            plans = in_order(chat.media, pictures, [clip.plan(self.visual) for clip in clips])
+            ids, is_answer, positions = place_media(chat, self.chat.pad_ids, plans)
         except SchemaError as error:
             self.rejects.reject(sample.__key__, "schema", str(error))
         except ChatError as error:
             self.rejects.reject(sample.__key__, error.reason, str(error))
-        except ImageError as error:
+        except (ImageError, VideoError) as error:
             self.rejects.reject(sample.__key__, "undecodable", str(error))
-        except PlanError as error:
+        except (PlanError, TokenizerConfigError) as error:
             self.rejects.reject(sample.__key__, "unplannable", str(error))
         if len(ids) > self.seq_length:
             self.rejects.reject(
@@ -99,6 +117,10 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             )
         if not is_answer[1:].any():
             self.rejects.reject(sample.__key__, "no_answer", "no token is left to predict")
+        if clips != wanted:
+            taken, all_frames = ([c.num_frames for c in cs] for cs in (clips, wanted))
+            detail = f"{taken} of {all_frames} frames; data.seq_length is {self.seq_length}"
+            self.rejects.note(sample.__key__, "video_shortened", detail)
         return PlannedChat.derive_from(
             sample,
             chat=chat,
@@ -107,24 +129,28 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             position_ids=positions,
             plans=plans,
             images=sample.images,
+            videos=sample.videos,
+            clips=clips,
         )
 
     @stateless
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
-        """Decode the pictures and cut them into cells."""
+        """Decode pictures and the chosen frames of videos, and cut them into cells."""
         if self.board:
             self.board.note(f"decoding {sample.__key__}")
         placed = (sample.input_ids, sample.is_answer, sample.position_ids)
         try:
-            frames = [decode_rgb(data) for data in sample.images]
-            pictures = encode_pictures(self.visual, frames, sample.plans)
-            if self.visual.content_dependent:
-                placed = place_images(sample.chat, self.chat.image_pad_id, pictures.plans)
-        except ImageError as error:
+            media = decode_media(sample, self.visual)
+            pictures = encode_pictures(self.visual, media.frames, media.plans)
+            if self.visual.content_dependent or media.damage:
+                placed = place_media(sample.chat, self.chat.pad_ids, pictures.plans)
+        except (ImageError, VideoError) as error:
             self.rejects.reject(sample.__key__, "undecodable", str(error))
         except ValueError as error:
             # pixels that contradict their header, for instance
             self.rejects.reject(sample.__key__, "unplannable", str(error))
+        for detail in media.damage:
+            self.rejects.note(sample.__key__, "video_damaged", detail)
         self.rejects.accept()
         ids, is_answer, positions = placed
         return EncodedChat.derive_from(

@@ -69,6 +69,10 @@ class _Timeline:
     num_lost: int
     damage: str
 
+    def start_of(self, time: int) -> int:
+        """Time of the last key frame that is not after `time`."""
+        return self.key_times[max(0, bisect_right(self.key_times, time) - 1)]
+
 
 def read_header(data: bytes) -> VideoHeader:
     """Size, number of frames and duration; one frame is decoded, for its display matrix.
@@ -212,10 +216,13 @@ def _frames_at(
     """
     waiting = list(targets)
     for frame in _decoded(stream, _sound_packets(container, stream, waiting, timeline)):
+        if frame.pts is None or frame.pts < timeline.start_of(waiting[0]):
+            # it leads a key frame that was jumped to, and lacks what it builds on
+            continue
         if frame.is_corrupt:
             return
         repeats = 0
-        while waiting and frame.pts is not None and frame.pts >= waiting[0]:
+        while waiting and frame.pts >= waiting[0]:
             waiting.pop(0)
             repeats += 1
         if repeats:
@@ -232,18 +239,22 @@ def _sound_packets(
     Packets before the last key frame that precedes the first time in `waiting`, a list that the
     caller shortens, are passed over.
     """
-    keys = timeline.key_times
-    position, skipping = -1, True
+    goal: int | None = None
+    skipping = True
     for packet in islice(_packets(container, stream), timeline.num_sound):
-        start = max(0, bisect_right(keys, waiting[0]) - 1)
-        if start > position:
-            position, skipping = start, True
-        if skipping:
-            if not packet.is_keyframe or _time(packet) != keys[position]:
-                continue
-            stream.codec_context.flush_buffers()
-            skipping = False
-        yield packet
+        # decoders run ahead: the key frame of the next goal may be among the packets they have
+        start = timeline.start_of(waiting[0])
+        if goal is None or start > goal:
+            goal, skipping = start, True
+        if packet.is_keyframe:
+            here = _time(packet)
+            if skipping and here == goal:
+                stream.codec_context.flush_buffers()
+                skipping = False
+            elif not skipping and here is not None:
+                goal = max(goal, here)
+        if not skipping:
+            yield packet
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:

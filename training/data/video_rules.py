@@ -1,7 +1,7 @@
 """How many frames of a video are taken, which ones, and how large they may be: pure arithmetic.
 
 The rules are those of Qwen2-VL's own tools, `smart_nframes` and `fetch_video` in
-`qwen_vl_utils/vision_process.py`, with the additions that each docstring names.
+`vision_process.py` of the package qwen-vl-utils, with the additions that each docstring names.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class VideoRules:
 def choose_frames(times: Sequence[int], count: int) -> list[int]:
     """Places of `count` frames in `times`, evenly spread from the first to the last.
 
-    At a constant rate this is qwen_vl_utils' `linspace(0, N - 1, count).round()`. Added, for a
+    At a constant rate this is qwen-vl-utils' `linspace(0, N - 1, count).round()`. Added, for a
     variable rate: spread over time instead of over places, each time the nearest frame.
 
     Args:

@@ -7,6 +7,7 @@ from data_prep.schema import (
     image_parts,
     json_part,
     parse_record,
+    video_parts,
 )
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -107,3 +108,38 @@ def test_json_part(name):
 def test_json_part_is_one(parts):
     with pytest.raises(SchemaError, match="JSON parts among"):
         json_part(parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "videos"),
+    [
+        (["json", "mp4"], ["mp4"]),
+        (["json", "1.MP4", "0.webm", "jpg"], ["0.webm", "1.MP4"]),
+        (["json", "0.jpg", "1.jpg", "0.mkv"], ["0.mkv"]),
+        (["json", "jpg"], []),
+    ],
+)
+def test_videos_are_numbered_on_their_own(parts, videos):
+    sample = dict.fromkeys(parts, b"")
+    assert video_parts(sample) == videos
+    assert len(image_parts(sample)) + len(videos) + 1 == len(parts)
+
+
+def test_a_gap_among_videos_says_so():
+    with pytest.raises(SchemaError, match=r"video parts \[1\]; expected numbers from 0"):
+        video_parts({"json": b"", "1.mp4": b"", "0.jpg": b""})
+
+
+@pytest.mark.parametrize("sides", [{}, {"width": 6, "height": 4}])
+def test_paths_and_sizes_of_videos(sides):
+    turns = [{"from": "human", "value": "<video>?"}, {"from": "gpt", "value": "a"}]
+    record = parse_record({"conversations": turns, "video": "a/1.mp4", **sides})
+    assert (record.images, record.videos, record.sizes) == ((), ("a/1.mp4",), ())
+
+
+def test_sizes_of_images_come_before_those_of_videos():
+    turns = [{"from": "human", "value": "<image><video>?"}, {"from": "gpt", "value": "a"}]
+    both = {"image": "1.jpg", "video": ["1.mp4"], "width": [6, 8], "height": [4, 2]}
+    assert parse_record({"conversations": turns, **both}).sizes == ((4, 6),)
+    with pytest.raises(SchemaError, match="3 heights, 3 widths for 1 images and 1 videos"):
+        parse_record({"conversations": turns, **both, "width": [1] * 3, "height": [1] * 3})

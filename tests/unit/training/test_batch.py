@@ -12,7 +12,7 @@ from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import list_presets
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from training.data.chat import ChatTokenizer, TokenizedChat
-from training.data.plan_chat import VISUAL_TOKEN_INDEX, place_images
+from training.data.plan_chat import VISUAL_TOKEN_INDEX, place_media
 from training.data.rejects import RejectLog
 from training.data.task_encoder import ChatTaskEncoder
 
@@ -24,7 +24,7 @@ TEXT_ONLY = ROWS[1]
 
 def chat_of(ids: list[int], answers: set[int]) -> TokenizedChat:
     mask = tuple(place in answers for place in range(len(ids)))
-    return TokenizedChat(input_ids=tuple(ids), is_answer=mask, num_images=ids.count(PAD))
+    return TokenizedChat(input_ids=tuple(ids), is_answer=mask, media=("image",) * ids.count(PAD))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def encode(encoder: ChatTaskEncoder, *rows) -> list:
 def test_placeholders_grow_and_text_goes_on_after_the_picture():
     visual = build_tokenizer("pixel", min_pixels=784, max_pixels=10**6)
     plans = [visual.plan(56, 84), visual.plan(28, 28)]
-    ids, answer, positions = place_images(chat_of([1, PAD, 2, PAD, 3, 4], {4, 5}), PAD, plans)
+    ids, answer, positions = place_media(chat_of([1, PAD, 2, PAD, 3, 4], {4, 5}), [PAD], plans)
     assert ids.tolist() == [1, *[VISUAL_TOKEN_INDEX] * 6, 2, VISUAL_TOKEN_INDEX, 3, 4]
     assert np.flatnonzero(answer).tolist() == [9, 10]
     time, row, column = positions.tolist()
@@ -66,7 +66,7 @@ def test_placeholders_grow_and_text_goes_on_after_the_picture():
 def test_plans_and_placeholders_must_agree(count):
     plans = [build_tokenizer("pixel").plan(56, 56)] * count
     with pytest.raises(ValueError, match=f"1 placeholders for {count} planned"):
-        place_images(chat_of([1, PAD], {1}), PAD, plans)
+        place_media(chat_of([1, PAD], {1}), [PAD], plans)
 
 
 def test_the_visual_index_is_the_models():

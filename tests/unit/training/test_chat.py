@@ -117,7 +117,7 @@ def test_marks_may_stand_in_later_turns(chat):
     )
     text = chat.tokenizer.decode(found.input_ids)
     assert text.index("b<|im_end|>") < text.index(PICTURE) < text.index(" C")
-    assert found.num_images == 1
+    assert found.media == ("image",)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def batch(build_module):
     from training.data.batch import pad_batch
     from training.data.chat import TokenizedChat
     from training.data.pictures import encode_pictures
-    from training.data.plan_chat import place_images
+    from training.data.plan_chat import place_media
     from training.data.samples import EncodedChat
 
     visual = build_tokenizer("pixel", min_pixels=784, max_pixels=10**5)
@@ -91,9 +91,9 @@ def batch(build_module):
         ids = tuple(int(i) for i in generator.integers(10, 200, size=9 + number))
         ids = (*ids[:2], 7, *ids[2:])
         answers = tuple(place > 5 for place in range(len(ids)))
-        chat = TokenizedChat(input_ids=ids, is_answer=answers, num_images=1)
+        chat = TokenizedChat(input_ids=ids, is_answer=answers, media=("image",))
         plan = visual.plan(side, side)
-        input_ids, is_answer, positions = place_images(chat, 7, [plan])
+        input_ids, is_answer, positions = place_media(chat, [7], [plan])
         frames = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8)
         samples.append(
             EncodedChat(
