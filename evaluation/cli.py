@@ -74,6 +74,24 @@ def export(
     typer.echo(f"{output}: {num_bytes / 1e6:,.1f} MB of weights")
 
 
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a Qwen2-VL.")],
+    output: Annotated[Path, typer.Argument(help="New folder: a run with one checkpoint, step 0.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="Preset whose front end starts from the folder's patch embedding.")
+    ] = "pixel",
+) -> None:
+    """Write a NeMo checkpoint that every command takes like a run's; nothing is trained."""
+    from evaluation.import_hf import import_folder
+
+    try:
+        checkpoint = import_folder(folder, output, tokenizer=tokenizer)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{checkpoint}: {tokenizer}")
+
+
 @app.command()
 def words(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.")],

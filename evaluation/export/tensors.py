@@ -13,12 +13,12 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from training.model.hf_names import FRONT_END_PREFIX, Recipe, recipe
+from training.model.hf_names import FRONT_END_PREFIX, LM_HEAD, WORD_EMBEDDINGS, Recipe, recipe
 from training.model.hf_weights import attention_geometry, module_shards, place_in_full
 from training.model.mcore import TokenizerQwen2VL
 
 #: the two tensors whose rows are the vocabulary, which Megatron may pad
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_VOCABULARY = (WORD_EMBEDDINGS, LM_HEAD)
 
 
 class ExportError(ValueError):

@@ -16,6 +16,9 @@ import torch
 #: Megatron name of the front end's weight; a tokenizer fills it from the patch embedding
 FRONT_END_PREFIX = "vision_model.front_end."
 PATCH_EMBED = "visual.patch_embed.proj.weight"
+WORD_EMBEDDINGS = "model.embed_tokens.weight"
+#: absent where it is tied to the word embeddings
+LM_HEAD = "lm_head.weight"
 
 _LAYER = re.compile(r"^(?P<stack>.*decoder\.layers)\.(?P<index>\d+)\.(?P<rest>.*)$")
 
@@ -62,10 +65,24 @@ def recipe(name: str, language: Heads, vision: Heads) -> Recipe:
     raise KeyError(f"no Hugging Face tensor is known for {name!r}")
 
 
+def every_source(language_layers: int, vision_layers: int) -> set[str]:
+    """Names of all tensors of a Hugging Face folder with so many layers, `lm_head` included."""
+    names = {PATCH_EMBED, *_FIXED.values()}
+    one = Heads(num_heads=1, num_groups=1, head_dim=1)
+    for stack, count, rests in (
+        ("language_model", language_layers, (*_LANGUAGE_LAYER, *_LANGUAGE_JOINED)),
+        ("vision_model", vision_layers, (*_VISION_LAYER, *_VISION_JOINED)),
+    ):
+        for index in range(count):
+            for rest in rests:
+                names.update(recipe(f"{stack}.decoder.layers.{index}.{rest}", one, one).sources)
+    return names
+
+
 _FIXED = {
-    "language_model.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "language_model.embedding.word_embeddings.weight": WORD_EMBEDDINGS,
     "language_model.decoder.final_layernorm.weight": "model.norm.weight",
-    "language_model.output_layer.weight": "lm_head.weight",
+    "language_model.output_layer.weight": LM_HEAD,
     "vision_model.decoder.final_layernorm.weight": "visual.merger.ln_q.weight",
     "vision_model.decoder.final_layernorm.bias": "visual.merger.ln_q.bias",
     "vision_projection.encoder.linear_fc1.weight": "visual.merger.mlp.0.weight",
@@ -95,10 +112,17 @@ _VISION_LAYER = {
 }
 
 
+_QKV = ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias")
+_GATED = "mlp.linear_fc1.weight"
+#: made of several tensors, or in another layout
+_LANGUAGE_JOINED = (*_QKV, _GATED)
+_VISION_JOINED = _QKV
+
+
 def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
     if rest in _LANGUAGE_LAYER:
         return _renamed(prefix + _LANGUAGE_LAYER[rest])
-    if rest in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
+    if rest in _QKV:
         kind = rest.rpartition(".")[2]
         names = tuple(f"{prefix}self_attn.{x}_proj.{kind}" for x in "qkv")
         return Recipe(
@@ -106,7 +130,7 @@ def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
             join=lambda q, k, v: interleave_qkv(q, k, v, heads),
             split=lambda full: split_qkv(full, heads),
         )
-    if rest == "mlp.linear_fc1.weight":
+    if rest == _GATED:
         names = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
         return Recipe(
             sources=names,
@@ -119,7 +143,7 @@ def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
 def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
     if rest in _VISION_LAYER:
         return _renamed(prefix + _VISION_LAYER[rest])
-    if rest in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
+    if rest in _QKV:
         kind = rest.rpartition(".")[2]
         return Recipe(
             sources=(f"{prefix}attn.qkv.{kind}",),

@@ -9,6 +9,7 @@ safetensors.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,15 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from safetensors import safe_open
 
-from training.model.hf_names import FRONT_END_PREFIX, PATCH_EMBED, Heads, recipe
+from training.model.hf_names import (
+    FRONT_END_PREFIX,
+    LM_HEAD,
+    PATCH_EMBED,
+    WORD_EMBEDDINGS,
+    Heads,
+    every_source,
+    recipe,
+)
 from training.model.mcore import TokenizerQwen2VL
 
 
@@ -49,6 +58,28 @@ class HFFolder:
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
+
+    def close_files(self) -> None:
+        """Unmap what has been read, so that it no longer counts as this process's memory."""
+        self._stack.close()
+        self._files.clear()
+
+    def faults(self) -> list[str]:
+        """What is wrong with the files: missing, cut short, or not what the index says."""
+        found = []
+        for name in sorted(set(self._where.values())):
+            try:
+                there = set(self._file(name).keys())
+            except WeightsError as error:
+                found.append(str(error))
+                continue
+            placed = {tensor for tensor, file in self._where.items() if file == name}
+            if placed - there:
+                found.append(
+                    f"{name} lacks {_listed(placed - there)}, which the index places there"
+                )
+        self.close_files()
+        return found
 
     def names(self) -> set[str]:
         """Names of all tensors."""
@@ -91,22 +122,56 @@ def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
         Names of the folder's tensors that this rank read.
 
     Raises:
-        WeightsError: tensors are missing, have another shape, or the folder cannot be read. All
-            problems are listed in one message.
+        WeightsError: tensors are missing, have another shape or no place in the model, or the
+            folder cannot be read. All problems are listed in one message.
     """
     geometry = attention_geometry(module)
-    problems: list[str] = []
     with HFFolder(folder) as source, torch.no_grad():
-        for shard in module_shards(module):
-            if shard.key.startswith(FRONT_END_PREFIX):
-                continue
-            _fill(shard, source, geometry, problems)
-        if module.vision_model is not None:
-            _fill_front_end(module, source, problems)
+        problems = source.faults()
+        if not problems:
+            problems = _unread(module, source)
+            for shard in module_shards(module):
+                if not shard.key.startswith(FRONT_END_PREFIX):
+                    _fill(shard, source, geometry, problems)
+                    source.close_files()
+            if module.vision_model is not None:
+                _fill_front_end(module, source, problems)
         if problems:
-            shown = "\n  ".join(problems[:20])
-            raise WeightsError(f"{folder} does not fit the model:\n  {shown}")
+            raise WeightsError(_report(folder, problems))
         return source.used
+
+
+def _unread(module: TokenizerQwen2VL, source: HFFolder) -> list[str]:
+    """Tensors of the folder that no rank of this model would read."""
+    config = module.config
+    language = config.language_transformer_config
+    known = every_source(language.num_layers, config.vision_transformer_config.num_layers)
+    problems = []
+    if module.share_embeddings_and_output_weights and LM_HEAD in source:
+        # some folders hold the tied matrix twice
+        if not torch.equal(source.read(LM_HEAD), source.read(WORD_EMBEDDINGS)):
+            problems.append(
+                f"{LM_HEAD} differs from {WORD_EMBEDDINGS}, and config.json ties them: set "
+                "tie_word_embeddings to false there, or remove the tensor"
+            )
+        source.close_files()
+    unknown = source.names() - known
+    if unknown:
+        problems.append(f"no place in the model for {_listed(unknown)}")
+    return problems
+
+
+def _listed(names: Collection[str], most: int = 8) -> str:
+    """A few names, and how many more there are."""
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _report(folder: str | Path, problems: list[str], most: int = 20) -> str:
+    lines = problems[:most]
+    if len(problems) > most:
+        lines.append(f"and {len(problems) - most} more")
+    return f"{folder} does not fit the model:\n  " + "\n  ".join(lines)
 
 
 def attention_geometry(module: TokenizerQwen2VL) -> tuple[Heads, Heads]:

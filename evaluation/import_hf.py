@@ -1,0 +1,113 @@
+"""A Hugging Face Qwen2-VL folder as a NeMo checkpoint that evaluation reads like a run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from training.compat import activate
+
+activate()
+
+from megatron.core import dist_checkpointing  # noqa: E402
+
+from dct_tokenizer import preset_config  # noqa: E402
+from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
+from evaluation.loading import start_single_process  # noqa: E402
+from training.checkpoints import META_NAME  # noqa: E402
+from training.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
+from training.model.from_hf import ModelOptions, model_config, read_hf_config  # noqa: E402
+from training.model.hf_weights import load_hf_weights  # noqa: E402
+from training.model.mcore import TokenizerQwen2VL, TokenizerQwen2VLConfig  # noqa: E402
+
+#: NeMo saves the module below its Lightning wrapper
+_PREFIX = "module."
+
+
+def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixel") -> Path:
+    """Write a run's folder with one checkpoint, step 0, and no optimizer state.
+
+    The weights are read tensor by tensor into the model, which is the one copy in memory, and
+    keep the dtype of the folder.
+
+    Args:
+        folder: a Hugging Face folder of Qwen2-VL, sharded or not.
+        out: a new or empty folder.
+        tokenizer: preset whose front end starts from the folder's patch embedding.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: `out` holds something, or the folder is no whole Qwen2-VL; lists what is wrong.
+    """
+    folder, out = Path(folder).resolve(), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder: name a new one")
+    run = _run(folder, tokenizer)
+    start_single_process()
+    module = _empty_module(run)
+    load_hf_weights(module, folder)
+    unfinished = out.parent / f".{out.name}-unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint = Path("checkpoints") / "step-00000000"
+    weights = unfinished / checkpoint / "weights"
+    weights.mkdir(parents=True)
+    try:
+        dist_checkpointing.save(module.sharded_state_dict(prefix=_PREFIX), str(weights))
+        meta = {"step": 0, "tokenizer": run.tokenizer, "imported_from": str(folder)}
+        (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
+        (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
+        if out.exists():
+            out.rmdir()
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out / checkpoint
+
+
+def _run(folder: Path, tokenizer: str) -> RunConfig:
+    """What a run that started from the folder would have recorded."""
+    dtype = getattr(read_hf_config(folder), "torch_dtype", None) or torch.float32
+    names = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+    if dtype not in names:
+        raise ValueError(f"{folder}/config.json says torch_dtype={dtype}; expected bf16 or fp32")
+    bounds = _pixel_bounds(folder)
+    return RunConfig(
+        experiment_name=folder.name,
+        tokenizer=preset_config(tokenizer),
+        model=ModelConfig(path=str(folder), dtype=names[dtype]),
+        data=DataConfig(path="", min_pixels=bounds[0], max_pixels=bounds[1]),
+    )
+
+
+def _pixel_bounds(folder: Path) -> tuple[int, int]:
+    path = folder / "preprocessor_config.json"
+    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return settings.get("min_pixels", QWEN_MIN_PIXELS), settings.get("max_pixels", QWEN_MAX_PIXELS)
+
+
+def _empty_module(run: RunConfig) -> TokenizerQwen2VL:
+    """The model with memory that nothing has been written to."""
+    options = ModelOptions(
+        layer_spec="local",
+        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[run.model.dtype],
+        seq_length=run.data.seq_length,
+        tokenizer=run.tokenizer,
+    )
+    config: TokenizerQwen2VLConfig = model_config(run.model.path, options)
+    for part in (
+        config,
+        config.language_transformer_config,
+        config.vision_transformer_config,
+        config.vision_projection_config,
+    ):
+        part.perform_initialization = False
+    return config.configure_model(None)

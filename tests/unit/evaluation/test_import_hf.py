@@ -1,0 +1,114 @@
+"""Folder → NeMo checkpoint → folder, bit by bit, and what is said about broken folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLForConditionalGeneration
+
+from evaluation.export.checkpoint import checkpoint_dtype, export_checkpoint
+from evaluation.import_hf import import_folder
+from evaluation.loading import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def half(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model in bf16, untied, in several files."""
+    folder = tmp_path_factory.mktemp("half")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
+    model.config.tie_word_embeddings = False
+    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(7))
+    model.lm_head.weight = torch.nn.Parameter(head.bfloat16())
+    model.save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = folder.glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("kind", ["fp32, tied, one file", "bf16, untied, several files"])
+def test_there_and_back_is_the_identity(kind, tiny_model, half, tmp_path):
+    folder, dtype = (half, torch.bfloat16) if "bf16" in kind else (tiny_model, torch.float32)
+    checkpoint = import_folder(folder, tmp_path / "imported")
+    assert checkpoint_dtype(checkpoint) == dtype
+    export_checkpoint(tmp_path / "imported", tmp_path / "exported")
+    expected, found = weights(folder), weights(tmp_path / "exported")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype == dtype
+        assert torch.equal(tensor, expected[name]), name
+    for name in ("tokenizer.json", "chat_template.json", "generation_config.json"):
+        assert (tmp_path / "exported" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_imported_checkpoint_is_a_models(tiny_model, build_module, tmp_path):
+    import_folder(tiny_model, tmp_path / "imported", tokenizer="dct28_420")
+    model = load_checkpoint(tmp_path / "imported")
+    assert (model.step, model.visual.name, model.visual.max_pixels) == (0, "dct28_420", 12845056)
+    expected = build_module("dct28_420").state_dict()
+    found = model.module.state_dict()
+    tensors = {name: t for name, t in expected.items() if isinstance(t, torch.Tensor)}
+    assert len(tensors) > 40
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_broken_folder_is_described(half, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(half, folder)
+    first, second, third = sorted(folder.glob("*.safetensors"))[:3]
+    with open(first, "r+b") as file:
+        file.truncate(1000)
+    second.unlink()
+    kept = load_file(third)
+    lost = sorted(kept)[0]
+    del kept[lost]
+    save_file(kept, third, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        import_folder(folder, tmp_path / "out")
+    for part in (first.name, second.name, f"{third.name} lacks {lost}"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensors_without_a_place_are_listed(tiny_model, tmp_path):
+    folder = tmp_path / "more"
+    shutil.copytree(tiny_model, folder)
+    found = load_file(folder / "model.safetensors")
+    found["visual.blocks.0.mlp.gate_proj.weight"] = torch.zeros(2)
+    found["model.layers.2.input_layernorm.weight"] = torch.zeros(64)
+    found["lm_head.weight"] = found["model.embed_tokens.weight"] + 1
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="no place in the model for") as caught:
+        import_folder(folder, tmp_path / "out")
+    said = str(caught.value)
+    assert "model.layers.2.input_layernorm.weight, visual.blocks.0.mlp.gate_proj.weight" in said
+    assert "lm_head.weight differs" in said
+
+
+def test_a_tied_matrix_may_be_there_twice(tiny_model, tmp_path):
+    folder = tmp_path / "twice"
+    shutil.copytree(tiny_model, folder)
+    found = load_file(folder / "model.safetensors")
+    found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    import_folder(folder, tmp_path / "imported")
+    export_checkpoint(tmp_path / "imported", tmp_path / "exported")
+    assert "lm_head.weight" not in weights(tmp_path / "exported")
+
+
+def test_other_models_and_places_are_refused(tiny_model, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        import_folder(tiny_model, tmp_path / "taken")
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        import_folder(tmp_path, tmp_path / "out")
