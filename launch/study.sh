@@ -26,7 +26,7 @@ if [ ! -d "$OUTPUT_DIR/wds/.nv-meta" ]; then
   "$PYTHON" -m data_prep draw --output-dir "$OUTPUT_DIR/raw" --num-entries "$NUM_ENTRIES" \
     --detail numbers --image-size 224 --no-defects --workers "$NUM_PROCS"
   "$PYTHON" -m data_prep cambrian --data-dir "$OUTPUT_DIR/raw" --output-dir "$OUTPUT_DIR/wds" \
-    --workers "$NUM_PROCS" --shuffle-seed 1
+    --workers "$NUM_PROCS" --shuffle-seed 1 --shard-size "$((NUM_ENTRIES / 60))"
   "$PYTHON" -m data_prep prepare "$OUTPUT_DIR/wds" --split 96,2,2
   "$PYTHON" -m training random-model "$OUTPUT_DIR/random" --shape small \
     --corpus "$OUTPUT_DIR/raw/cambrian737k.json"

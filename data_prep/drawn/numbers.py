@@ -16,24 +16,27 @@ from data_prep.drawn.drawing import Drawer, Drawing, Size, Turn
 from data_prep.drawn.palette import font
 
 #: Pixels from the foot of a digit to its top, largest first.
-DIGIT_HEIGHTS = (14, 10, 7, 6)
+DIGIT_HEIGHTS = (20, 14, 10, 7, 6)
 #: A digit of Pillow's own font is about 0.7 of the font's size high.
-FONT_SIZES = {14: 20, 10: 14, 7: 10, 6: 8}
+FONT_SIZES = {20: 28, 14: 20, 10: 14, 7: 10, 6: 8}
 #: Side of the square that one number has to itself, in pixels.
 FIELD = 56
 #: Names of the fields, row by row. The answer says each name before its number, so that where to
 #: look is easily learnt and what is there decides.
 NAMES = string.ascii_letters
 QUESTION = "Read the numbers row by row, fields a, b, c and so on."
-#: Darkest and lightest level of a page's colour, and darkest and lightest of an ink's.
-PAGE_LEVELS, INK_LEVELS = (205, 255), (0, 90)
+#: Darkest and lightest level of a page's colour, of a dark ink's and of a light one's. Pages are
+#: grey, close to the mean that Qwen2-VL subtracts: on white ones a model without pretraining sees
+#: the page and hardly the digits, and takes many times as long to learn anything.
+PAGE_LEVELS = (100, 145)
+INK_LEVELS = ((0, 30), (225, 255))
 
 
 def numbers_drawer(digit_height: int) -> Drawer:
     """A drawer of pages with one two-digit number in every field of 56 × 56 pixels.
 
-    The number lies anywhere in its field. Page and inks have colours of their own on every page,
-    dark on light.
+    The number lies anywhere in its field. Every page has a colour of its own, and every number an
+    ink of its own, all dark or all light.
 
     digit_height: one of DIGIT_HEIGHTS.
     """
@@ -49,6 +52,7 @@ def numbers_drawer(digit_height: int) -> Drawer:
             )
         picture = Image.new("RGB", size, _color(rng, PAGE_LEVELS))
         pen = ImageDraw.Draw(picture)
+        ink_levels = rng.choice(INK_LEVELS)
         numbers = []
         for top in range(0, height - FIELD + 1, FIELD):
             for left in range(0, width - FIELD + 1, FIELD):
@@ -58,7 +62,7 @@ def numbers_drawer(digit_height: int) -> Drawer:
                 x = left + rng.uniform(1, FIELD - 1 - (box[2] - box[0])) - box[0]
                 y = top + rng.uniform(1, FIELD - 1 - (box[3] - box[1])) - box[1]
                 place = (round(x), round(y))
-                pen.text(place, number, fill=_color(rng, INK_LEVELS), font=face)
+                pen.text(place, number, fill=_color(rng, ink_levels), font=face)
                 numbers.append(number)
         answer = " ".join(f"{name}{n}" for name, n in zip(NAMES, numbers, strict=False))
         return Drawing(
