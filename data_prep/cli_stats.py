@@ -15,7 +15,7 @@ from data_prep.gallery import pick_samples
 from data_prep.manifest import load_manifest
 from data_prep.options import OptionError
 from data_prep.stats import as_json, tally_folder
-from data_prep.token_count import TOKEN_SIDES
+from data_prep.token_count import count_tokens, find_tokenizers
 from data_prep.workspace import Workspace
 
 Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
@@ -28,7 +28,7 @@ def stats(
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one.")] = 43_904,
     tokenizer: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PIXELS", help="Another tokenizer, by pixels a token side."),
+        typer.Option(help="Only this preset or YAML file; may be repeated [every preset]."),
     ] = None,
     num_samples: Annotated[int, typer.Option(min=0, help="Samples on the page.")] = 12,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = len(os.sched_getaffinity(0)),
@@ -39,24 +39,29 @@ def stats(
 
     console = Console()
     with plain_errors():
-        sides = TOKEN_SIDES | dict(_parse_side(text) for text in tokenizer or [])
         if min_pixels > max_pixels:
             raise OptionError(f"--min-pixels {min_pixels} is over --max-pixels {max_pixels}")
+        bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        tokenizers = find_tokenizers(tokenizer or [])
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
             tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
-        figures = as_json(tally, sides=sides, min_pixels=min_pixels, max_pixels=max_pixels)
+            counting = count_tokens(tally.sizes, tokenizers, **bounds)
+            described = "counting visual tokens"
+            tokens = list(bar.track(counting, total=len(tokenizers), description=described))
+        figures = as_json(tally, tokens, **bounds)
         path = root / "stats.json"
         options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
         path.write_bytes(orjson.dumps(figures, option=options))
         console.print(_table(figures))
+        for note in _token_notes(figures):
+            typer.echo(note)
         typer.echo(f"all figures: {path}")
         if html:
             page = stats_page(
                 f"{root.resolve().name}: what the shards hold",
                 tally,
                 figures,
-                sides=sides,
                 samples=pick_samples(root, num_samples, seed=0),
                 manifest=_manifest(root),
             )
@@ -81,13 +86,6 @@ def preview(
     typer.echo(f"{len(samples)} samples: {output}")
 
 
-def _parse_side(text: str) -> tuple[str, int]:
-    name, _, side = text.partition("=")
-    if not name or not side.isdigit() or int(side) < 1:
-        raise OptionError(f"--tokenizer is {text!r}; expected NAME=PIXELS, as in mine=56")
-    return name, int(side)
-
-
 def _manifest(root: Path) -> dict[str, Any] | None:
     try:
         return load_manifest(Workspace(root))
@@ -104,6 +102,17 @@ def _table(figures: dict[str, Any]) -> Table:
             names = ("min", "p5", "median", "p95", "max", "mean")
             table.add_row(label, *(f"{summary[name]:,g}" for name in names))
     return table
+
+
+def _token_notes(figures: dict[str, Any]) -> list[str]:
+    """What the table's rows of visual tokens leave out."""
+    notes = [
+        f"tokens, {name}: {tokens['refused']:,} images cannot be cut within these pixel bounds"
+        for name, tokens in figures["visual_tokens"].items()
+        if tokens["refused"]
+    ]
+    later = ", ".join(figures["visual_tokens_known_after_decoding"])
+    return [*notes, *([f"tokens known after decoding only: {later}"] if later else [])]
 
 
 _SUMMARIES = (

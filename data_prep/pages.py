@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from data_prep.gallery import Shown
 from data_prep.plots import bars, histogram
-from data_prep.stats import Tally, token_counts
+from data_prep.stats import Tally
 
 _LONGEST_TEXT = 400
 
@@ -24,7 +24,6 @@ def stats_page(
     tally: Tally,
     stats: dict[str, Any],
     *,
-    sides: dict[str, int],
     samples: list[Shown],
     manifest: dict[str, Any] | None,
 ) -> str:
@@ -33,14 +32,13 @@ def stats_page(
         "stats.html.jinja",
         title=title,
         stats=stats,
-        sides=sides,
-        plots=_plots(tally, stats, sides),
+        plots=_plots(tally, stats),
         samples=samples,
         manifest=manifest,
     )
 
 
-def _plots(tally: Tally, stats: dict[str, Any], sides: dict[str, int]) -> list[tuple[str, str]]:
+def _plots(tally: Tally, stats: dict[str, Any]) -> list[tuple[str, str]]:
     plots = [("Samples by source", bars(stats["sources"], label="samples"))]
     if tally.sizes:
         heights: Counter[int] = Counter()
@@ -56,17 +54,17 @@ def _plots(tally: Tally, stats: dict[str, Any], sides: dict[str, int]) -> list[t
             ("Aspect ratio", histogram(aspects, label="width / height")),
             ("Size of an image", histogram(tally.image_kib, label="KiB")),
         ]
-        # presets of one token side have one histogram
-        by_side: dict[int, list[str]] = {}
-        for name, side in sides.items():
-            by_side.setdefault(side, []).append(name)
-        bounds = {"min_pixels": stats["min_pixels"], "max_pixels": stats["max_pixels"]}
+        # tokenizers that give the same counts share a plot
+        alike: dict[tuple[tuple[int, int], ...], list[str]] = {}
+        for name, tokens in stats["visual_tokens"].items():
+            alike.setdefault(tuple(tokens["histogram"].items()), []).append(name)
         plots += [
             (
                 "Visual tokens: " + ", ".join(names),
-                histogram(token_counts(tally.sizes, side=side, **bounds), label="tokens an image"),
+                histogram(Counter(dict(counts)), label="tokens an image"),
             )
-            for side, names in by_side.items()
+            for counts, names in alike.items()
+            if counts
         ]
     plots += [
         ("Questions with an answer", histogram(tally.turns, label="a sample")),

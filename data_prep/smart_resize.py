@@ -1,4 +1,8 @@
-"""The size at which Qwen2-VL's image processor shows an image to the model."""
+"""The size at which Qwen2-VL's image processor shows an image to the model.
+
+`dct_tokenizer.geometry` has the same rule; a test holds them equal. It is not imported here since
+torch would come along into every process that prepares shards.
+"""
 
 import math
 

@@ -1,7 +1,7 @@
 """What a folder of shards holds, counted exactly from the JSON of its samples."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.schema import image_parts, json_part, parse_record
 from data_prep.shard_reader import iter_samples, shard_paths
-from data_prep.token_count import count_tokens
+from data_prep.token_count import TokenCounts
 from data_prep.workspace import WorkspaceError
 
 
@@ -63,19 +63,6 @@ def tally_folder(root: Path, *, workers: int, on_shard: Callable[[], None] = lam
     return total
 
 
-def token_counts(
-    sizes: Counter[tuple[int, int]], *, side: int, min_pixels: int, max_pixels: int
-) -> Counter[int]:
-    """Images by number of visual tokens."""
-    counts: Counter[int] = Counter()
-    for (height, width), number in sizes.items():
-        tokens = count_tokens(
-            height, width, side=side, min_pixels=min_pixels, max_pixels=max_pixels
-        )
-        counts[tokens] += number
-    return counts
-
-
 def summarize(values: Counter[Any]) -> dict[str, float]:
     """Number, least, 5th, 50th and 95th percentile (nearest rank), greatest, mean and sum."""
     total = values.total()
@@ -96,9 +83,9 @@ def summarize(values: Counter[Any]) -> dict[str, float]:
 
 
 def as_json(
-    tally: Tally, *, sides: dict[str, int], min_pixels: int, max_pixels: int
+    tally: Tally, tokens: Sequence[TokenCounts], *, min_pixels: int, max_pixels: int
 ) -> dict[str, Any]:
-    """All figures, with the visual tokens of every tokenizer in ``sides`` (name: pixels)."""
+    """All figures; ``tokens`` were counted within the pixel bounds."""
     heights: Counter[int] = Counter()
     widths: Counter[int] = Counter()
     aspects: Counter[float] = Counter()
@@ -108,10 +95,6 @@ def as_json(
         widths[width] += number
         aspects[round(width / height, 2)] += number
         megapixels[round(height * width / 1e6, 3)] += number
-    tokens = {
-        name: token_counts(tally.sizes, side=side, min_pixels=min_pixels, max_pixels=max_pixels)
-        for name, side in sides.items()
-    }
     return {
         "samples": tally.samples.total(),
         "images": tally.sizes.total(),
@@ -128,7 +111,10 @@ def as_json(
         "min_pixels": min_pixels,
         "max_pixels": max_pixels,
         "visual_tokens": {
-            name: summarize(counts) | {"histogram": dict(sorted(counts.items()))}
-            for name, counts in tokens.items()
+            one.tokenizer: summarize(one.images)
+            | {"histogram": dict(sorted(one.images.items())), "refused": one.refused}
+            for one in tokens
+            if one.from_sizes
         },
+        "visual_tokens_known_after_decoding": [t.tokenizer for t in tokens if not t.from_sizes],
     }

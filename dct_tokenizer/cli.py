@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -41,10 +40,8 @@ def resolve(
     name: str, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> VisualTokenizer:
     """A tokenizer from a preset's name or the path of a YAML file, with bounds where given."""
-    path = Path(name)
-    config = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else preset_config(name)
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    return build_tokenizer(config, **{k: v for k, v in bounds.items() if v is not None})
+    return build_tokenizer(name, **{k: v for k, v in bounds.items() if v is not None})
 
 
 @app.command("list")

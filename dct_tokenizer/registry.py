@@ -50,12 +50,30 @@ def list_presets() -> list[str]:
 
 
 def preset_config(name: str) -> dict[str, Any]:
-    """The flat mapping of a preset. Raises TokenizerConfigError for an unknown name."""
+    """The flat mapping of a preset, or of a YAML file elsewhere where `name` ends in .yaml.
+
+    Raises:
+        TokenizerConfigError: an unknown name, or a file that is absent or holds no mapping.
+    """
+    if name.endswith(".yaml"):
+        return _file_config(Path(name))
     if name not in list_presets():
         raise TokenizerConfigError(
             f"unknown tokenizer {name!r}; known: {nearest_first(name, list_presets())}"
         )
     return yaml.safe_load((PRESET_DIR / f"{name}.yaml").read_text())
+
+
+def _file_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TokenizerConfigError(f"tokenizer file {path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise TokenizerConfigError(
+            f"tokenizer file {path} holds a {type(config).__name__}; expected the keys of a preset"
+        )
+    return config
 
 
 def preset_summary(name: str) -> str:
@@ -65,10 +83,11 @@ def preset_summary(name: str) -> str:
 
 
 def build_tokenizer(preset: str | Mapping[str, Any], **overrides: Any) -> VisualTokenizer:
-    """A tokenizer from a preset's name or a mapping with a preset's keys.
+    """A tokenizer from a preset's name, a YAML file or a mapping with a preset's keys.
 
     Args:
-        preset: a name of `list_presets()`, or a mapping with `name`, `family` and its keys.
+        preset: a name of `list_presets()`, the path of a YAML file (`.yaml`), or a mapping with
+            `name`, `family` and its keys.
         overrides: further keys; they win.
 
     Raises:

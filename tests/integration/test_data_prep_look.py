@@ -26,7 +26,7 @@ def shards(tmp_path_factory) -> Path:
 
 
 def test_stats(shards):
-    done = call("stats", str(shards), "--html", "--tokenizer", "mine=14", "--max-pixels", "20000")
+    done = call("stats", str(shards), "--html", "--max-pixels", "20000")
     assert done.returncode == 0, done.stderr
     figures = json.loads((shards / "stats.json").read_bytes())
     manifest = json.loads((shards / "manifest.json").read_bytes())
@@ -34,21 +34,28 @@ def test_stats(shards):
     assert figures["images"] == manifest["images"]
     assert figures["sources"] == manifest["sources"]
     tokens = figures["visual_tokens"]
-    assert tokens["mine"]["mean"] > tokens["pixel"]["mean"] > tokens["dct28_420"]["mean"]
+    assert tokens["pixel"]["mean"] > tokens["post_dct"]["mean"] > tokens["dct28_420"]["mean"]
     assert "tokens, dct28_420" in done.stdout
+    assert "tokens known after decoding only: adaptive_rms4" in done.stdout
     assert (shards / "stats.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokenizer", "mine"], "--tokenizer is 'mine'; expected NAME=PIXELS"),
+        (["--tokenizer", "pixl"], "--tokenizer: unknown tokenizer 'pixl'; known: pixel"),
         (["--min-pixels", "9", "--max-pixels", "8"], "--min-pixels 9 is over --max-pixels 8"),
     ],
 )
 def test_bad_options(shards, arguments, message):
     done = call("stats", str(shards), *arguments)
     assert (done.returncode, message in done.stderr) == (1, True)
+
+
+def test_stats_of_bounds_too_low_for_a_tokenizer(shards):
+    done = call("stats", str(shards), "--tokenizer", "dct28_420", "--max-pixels", "800")
+    assert done.returncode == 0, done.stderr
+    assert "dct28_420: 57 images cannot be cut within these pixel bounds" in done.stdout
 
 
 def test_preview(shards, tmp_path):

@@ -1,4 +1,8 @@
+import random
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -10,13 +14,14 @@ from rich.console import Console
 
 from data_prep.engine import InProcessEngine
 from data_prep.gallery import pick_samples
-from data_prep.options import Options
+from data_prep.options import OptionError, Options
 from data_prep.pages import preview_page, stats_page
 from data_prep.plots import bars, histogram
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
 from data_prep.stats import as_json, summarize, tally_folder
-from data_prep.token_count import TOKEN_SIDES, count_tokens
+from data_prep.token_count import TokenCounts, count_tokens, find_tokenizers
+from dct_tokenizer import build_tokenizer, list_presets
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 43_904}
 
@@ -43,6 +48,10 @@ def tally(shards):
     return tally_folder(shards, workers=2)
 
 
+def counted(tally, *names) -> list[TokenCounts]:
+    return list(count_tokens(tally.sizes, find_tokenizers(names), **BOUNDS))
+
+
 def test_tally(tally):
     assert tally.samples == {"ai2d": 5, "vg": 1, "text": 1}
     assert tally.sizes == {
@@ -58,12 +67,14 @@ def test_tally(tally):
 
 
 def test_figures(tally):
-    figures = as_json(tally, sides={"pixel": 28, "mine": 56}, **BOUNDS)
+    figures = as_json(tally, counted(tally, "pixel", "dct28_420", "adaptive_rms4"), **BOUNDS)
     assert (figures["samples"], figures["images"]) == (7, 7)
     assert figures["width"]["max"] == 224
     assert figures["aspect_ratio"]["min"] == 0.5
     assert figures["visual_tokens"]["pixel"]["histogram"] == {4: 2, 8: 2, 12: 1, 16: 1, 32: 1}
-    assert figures["visual_tokens"]["mine"]["sum"] == 2 + 4 + 3 + 4 + 8
+    assert figures["visual_tokens"]["dct28_420"]["sum"] == 2 + 4 + 3 + 4 + 8
+    assert figures["visual_tokens_known_after_decoding"] == ["adaptive_rms4"]
+    assert "adaptive_rms4" not in figures["visual_tokens"]
     assert figures["answer_chars"]["max"] == 1000
 
 
@@ -79,23 +90,86 @@ def test_summary_of_nothing():
     assert summarize(Counter()) == {"count": 0}
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("pixel", 48), ("dct28_420", 12), ("dct21_420", 20)])
-def test_token_counts(name, tokens):
-    assert count_tokens(480, 640, side=TOKEN_SIDES[name], **BOUNDS) == tokens
+def test_every_preset_is_counted_as_it_plans():
+    """Each has a row; the counts are those that training will see."""
+    rng = random.Random(1)
+    sizes = Counter({(rng.randint(20, 900), rng.randint(20, 900)): i for i in range(1, 60)})
+    found = list(count_tokens(sizes, find_tokenizers([]), **BOUNDS))
+    assert [one.tokenizer for one in found] == list_presets()
+    for one in found:
+        tokenizer = build_tokenizer(one.tokenizer, **BOUNDS)
+        assert one.from_sizes == tokenizer.counts_from_header
+        expected: Counter[int] = Counter()
+        for size, number in sizes.items() if one.from_sizes else ():
+            expected[tokenizer.plan(*size).num_llm_tokens] += number
+        assert one.images == expected, one.tokenizer
+    assert {one.tokenizer for one in found if not one.from_sizes} == {"adaptive_rms4"}
+
+
+def test_a_file_of_ones_own_is_counted(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nfamily: pixel\ncell: 28\nmax_pixels: 9999999\n")
+    (one,) = count_tokens(Counter({(480, 640): 3}), find_tokenizers([str(path)]), **BOUNDS)
+    assert (one.tokenizer, one.images) == ("mine", {12: 3}), "the bounds are the command's"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: .*No such file"),
+        ("[1]", "holds a list; expected the keys of a preset"),
+        ("a: [", "cannot be read"),
+        ("name: mine\nfamily: blok", "unknown family 'blok'; known: block"),
+    ],
+)
+def test_files_that_make_no_tokenizer(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(OptionError, match=f"--tokenizer: .*{message}"):
+        find_tokenizers([str(path)])
+
+
+def test_sizes_that_a_tokenizer_refuses_are_counted_too():
+    sizes = Counter({(10, 4000): 2, (56, 56): 5})
+    (one,) = count_tokens(sizes, find_tokenizers(["pixel"]), **BOUNDS)
+    assert (one.images, one.refused) == ({4: 5}, 2)
+    (none,) = count_tokens(sizes, find_tokenizers(["dct28_420"]), min_pixels=1, max_pixels=800)
+    assert (none.images, none.refused) == (Counter(), 7)
+
+
+def test_many_sizes_are_quick():
+    """Planned in any order, these take ten times as long: the arrays of no plan are reused."""
+    rng = random.Random(0)
+    sizes = Counter((rng.randint(50, 1500), rng.randint(50, 1500)) for _ in range(20_000))
+    started = time.process_time()
+    (one,) = count_tokens(sizes, find_tokenizers(["pixel"]), min_pixels=784, max_pixels=1_003_520)
+    assert one.images.total() == 20_000
+    assert time.process_time() - started < 1
+
+
+def test_processes_that_prepare_shards_stay_light():
+    """They import the command line (the spawned main module) and the task; torch is 200 MB."""
+    code = "import data_prep.cli, data_prep.shard_task, data_prep.stats, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "dct_tokenizer"} & set(done.stdout.split())
 
 
 def test_stats_page_holds_all_it_needs(shards, tally):
-    figures = as_json(tally, sides=TOKEN_SIDES, **BOUNDS)
+    names = ("pixel", "dct14", "dct28_420", "dct28_lp", "dct21_420", "adaptive_rms4")
+    figures = as_json(tally, counted(tally, *names), **BOUNDS)
     page = stats_page(
         "t",
         tally,
         figures,
-        sides=TOKEN_SIDES,
         samples=pick_samples(shards, 7, seed=0),
         manifest={"entries": 8, "kept": 7, "rejected": {"malformed_entry": 1}, "repairs": {}}
         | {"conversions": {"png": 1}},
     )
     assert page.count("<svg") == 11
+    assert "Visual tokens: pixel, dct14<" in page
+    assert "Visual tokens: dct28_420, dct28_lp<" in page
+    assert "Known after decoding only: adaptive_rms4." in page
     assert page.count("data:image/jpeg;base64,") == 7
     assert "rejected: malformed entry" in page
     assert not re.search(r'(src|href)="https?:', page), "nothing is fetched"
