@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state as ps
 from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLModel
+from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMask
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
@@ -66,6 +67,23 @@ def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
     if is_right is not None:
         model.words.add(fields["labels"], fields["loss_mask"], is_right)
     return output
+
+
+class LossOfStep(MaskedTokenLossReductionWithLossMask):
+    """NeMo's mean over the answer tokens of a step, without asking the device for each micro
+    batch's number of them.
+    """
+
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Mean loss over all micro batches and data-parallel ranks; 0 on other pipeline stages."""
+        sums = [x["loss_sum_and_ub_size"] for x in losses_reduced_per_micro_batch]
+        if not sums:
+            return torch.tensor(0.0, device=torch.cuda.current_device())
+        total = torch.vstack(sums).sum(dim=0)
+        torch.distributed.all_reduce(
+            total, group=ps.get_data_parallel_group(with_context_parallel=True)
+        )
+        return total[0] / total[1]
 
 
 class TokenizerQwen2VLModel(Qwen2VLModel):
@@ -137,6 +155,13 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
             self.meter.add(batch)
             batch = with_places(batch, answers=self.answer_loss)
         return to_stage(batch)
+
+    @property
+    def training_loss_reduction(self) -> LossOfStep:
+        """NeMo's hook."""
+        if not self._training_loss_reduction:
+            self._training_loss_reduction = LossOfStep()
+        return self._training_loss_reduction
 
     def forward(self, **batch: Any) -> Any:  # type: ignore[override]
         """See `TokenizerQwen2VL.forward`."""

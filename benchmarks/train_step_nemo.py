@@ -1,0 +1,488 @@
+"""The other contestants of train_step.py, on NeMo's Trainer: this project's step and NeMo's own.
+
+    python benchmarks/train_step_nemo.py CASE.json RESULT.json
+
+Both run MegatronStrategy with Megatron's distributed optimizer: bf16 parameters, gradients summed
+in float32, AdamW with float32 master weights and state; Transformer Engine's kernel where it is
+installed, torch's otherwise. The time of a step is that of a block of steps by their number: loop,
+logging once a block, and transfer of the batch included.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.compat import activate
+
+activate()
+
+import lightning.pytorch as pl  # noqa: E402
+import nemo.lightning as nl  # noqa: E402
+from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig  # noqa: E402
+from nemo.collections.multimodal.data.energon.base import SequentialMegatronSampler  # noqa: E402
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
+from training import fit  # noqa: E402
+from training.compat import have_transformer_engine  # noqa: E402
+from training.config.checks import Layout  # noqa: E402
+from training.config.schema import RunConfig  # noqa: E402
+from training.data.batch import pack_batch, pad_batch  # noqa: E402
+from training.data.pictures import encode_pictures  # noqa: E402
+from training.data.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
+from training.data.samples import EncodedChat  # noqa: E402
+
+
+class StepTimes(pl.Callback):
+    """When each block of steps ended; the device is waited for only there.
+
+    Args:
+        warmup: steps before the first block.
+        block: steps of a block.
+        profile_at: the step that a profile of two steps starts after; None for none.
+    """
+
+    def __init__(self, *, warmup: int, block: int, profile_at: int | None) -> None:
+        self.warmup = warmup
+        self.block = block
+        self.profile_at = profile_at
+        self.step = 0
+        self.ends: list[float] = []
+        self.losses: list[float] = []
+        self.profiler: Any = None
+        self.profile: dict[str, Any] | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Note the time at the end of the warm-up and of every block."""
+        self.step += 1
+        if self.profile_at is not None:
+            self._profile()
+        elif self.step >= self.warmup and (self.step - self.warmup) % self.block == 0:
+            self._wait()
+            self.losses.append(float(trainer.callback_metrics["reduced_train_loss"]))
+
+    def _wait(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def _profile(self) -> None:
+        if self.step == self.profile_at:
+            self._wait()
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self.profiler = torch.profiler.profile(activities=activities)
+            self.profiler.__enter__()
+            self.ends[-1] = time.perf_counter()
+        elif self.step == self.profile_at + 2:
+            self._wait()
+            self.profiler.__exit__(None, None, None)
+            self.profile = summarise(self.profiler, self.ends[-1] - self.ends[-2])
+
+
+def summarise(profiler: Any, wall: float) -> dict[str, Any]:
+    """Share of the wall time in which a kernel ran, and the table of the 20 longest kernels."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    busy, reached = 0.0, 0.0
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    key = "self_device_time_total" if spans else "self_cpu_time_total"
+    table = profiler.key_averages().table(
+        sort_by=key, row_limit=20, max_name_column_width=70, max_src_column_width=1
+    )
+    return {"busy_share": busy / 1e6 / wall, "wall": wall, "table": table}
+
+
+class Repeat(pl.LightningDataModule):
+    """The same micro batch for ever.
+
+    Args:
+        batch: on the CPU; goes to the device in every step.
+        rows: its rows.
+        seq_length: tokens of a row.
+    """
+
+    def __init__(self, batch: dict[str, Any], *, rows: int, seq_length: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.data_sampler = SequentialMegatronSampler(
+            seq_len=seq_length, micro_batch_size=rows, global_batch_size=rows
+        )
+
+    def train_dataloader(self) -> Any:
+        """Lightning's hook."""
+        return _Endless(self.batch)
+
+
+class _Endless:
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield self.batch
+
+
+def make_sample(case: dict[str, Any], visual: VisualTokenizer, number: int) -> EncodedChat:
+    """Text, one picture, text; loss on the text."""
+    generator = np.random.default_rng(number)
+    side = 14 * case["grid"]
+    plan = visual.plan(side, side)
+    frames = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    before, after = case["text"] // 4 + 1, case["text"] - case["text"] // 4 + 1
+    ids = generator.integers(10, case["max_text_id"], before + after)
+    visual_ids = np.full(plan.num_llm_tokens, VISUAL_TOKEN_INDEX)
+    tail = before + plan.mrope_extent
+    positions = (
+        np.tile(np.arange(before), (3, 1)),
+        np.asarray(plan.mrope_positions).T + before,
+        np.tile(np.arange(tail, tail + after), (3, 1)),
+    )
+    input_ids = np.concatenate((ids[:before], visual_ids, ids[before:])).astype(np.int64)
+    is_text = input_ids != VISUAL_TOKEN_INDEX
+    return EncodedChat(
+        __key__=str(number),
+        __restore_key__=(),
+        __subflavors__=None,
+        input_ids=input_ids,
+        is_answer=is_text if case["loss_on"] == "text" else np.ones_like(is_text),
+        position_ids=np.concatenate(positions, axis=1).astype(np.int64),
+        pictures=encode_pictures(visual, [frames], [plan]),
+    )
+
+
+def run_config(case: dict[str, Any], folder: Path, seq_length: int) -> RunConfig:
+    """The run's settings, as the command line would make them."""
+    run = OmegaConf.structured(RunConfig)
+    rows = 1 if case["packed"] else case["images"]
+    given = {
+        "experiment_name": "train_step",
+        "log_dir": str(folder / "runs"),
+        "tokenizer": preset_config(case["tokenizer"]),
+        "model": {"path": str(folder / "model"), "layer_spec": case["layer_spec"]},
+        "data": {
+            "path": case.get("data_path") or str(folder / "none.yaml"),
+            "seq_length": seq_length,
+            "max_pixels": 10**7,
+            "packing": case["packed"],
+        },
+        "trainer": {
+            "max_steps": case["warmup"] + case["steps"],
+            "micro_batch_size": rows,
+            "global_batch_size": rows,
+            "val_every": 0,
+            "save_every": -1,
+            # a line of the log waits for the device
+            "log_every": case["block"],
+            "distributed_optimizer": torch.cuda.is_available(),
+        },
+        "logger": {"tensorboard": False},
+    }
+    merged = OmegaConf.merge(run, given, OmegaConf.from_dotlist(case["overrides"]))
+    result: RunConfig = OmegaConf.to_object(merged)
+    return result
+
+
+def write_model_folder(case: dict[str, Any], folder: Path, *, with_tokenizer: bool) -> None:
+    """config.json of the shape, without weights; they are drawn on the device."""
+    from training.random_model.shapes import TinyShape, config_2b, tiny_config
+
+    if case["shape"] == "2b":
+        config = config_2b()
+    else:
+        config = tiny_config(TinyShape(), first_special_id=case["max_text_id"])
+    if with_tokenizer:
+        from training.random_model.tokenizer import train_tokenizer
+        from training.tiny_model import shard_texts
+
+        tokenizer = train_tokenizer(
+            list(shard_texts(case["data_path"]))[:2000],
+            max_bpe_size=8192 if case["shape"] == "2b" else 1024,
+            first_special_id=case["max_text_id"],
+        )
+        tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)
+
+
+def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, Any]:
+    """This project's trainer on one batch, or on shards."""
+    from_shards = case.get("data_path") is not None
+    write_model_folder(case, folder / "model", with_tokenizer=from_shards)
+    visual = fit.build_visual(run_config(case, folder, 4096))
+    data: Any
+    if from_shards:
+        run = run_config(case, folder, case["seq_length"])
+        data = fit.build_data(run, fit.build_visual(run))
+    else:
+        samples = [make_sample(case, visual, number) for number in range(case["images"])]
+        total = sum(len(sample.input_ids) for sample in samples)
+        seq_length = total if case["packed"] else len(samples[0].input_ids)
+        run = run_config(case, folder, seq_length)
+        if case["packed"]:
+            batch = pack_batch([samples], visual=visual, length=seq_length)
+        else:
+            batch = pad_batch(samples, visual=visual, pad_to=None, pad_multiple=1)
+        rows = run.trainer.micro_batch_size
+        data = Repeat(batch, rows=rows, seq_length=seq_length)
+    (folder / "none.yaml").touch()  # stands for the shards where a run wants to know them
+    run_folder = fit.run_dir(run)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    model = fit.build_model(run, visual, load_weights=False)
+    layout = Layout(world_size=1, data_parallel_size=1, num_micro_batches=1)
+    trainer = fit.build_trainer(run, run_folder, layout)
+    trainer.callbacks.append(times)
+    trainer.fit(model, data)
+    lines = [json.loads(line) for line in (run_folder / "steps.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["step"] > case["warmup"]] or lines
+    return {
+        "layer_spec": "te" if uses_te(model.module) else "local",
+        "data_wait_share": statistics.fmean(line["data_wait_share"] for line in kept),
+        "logged_mfu": kept[-1]["mfu"] and statistics.median(line["mfu"] for line in kept),
+        "samples_per_step": statistics.fmean(line["num_samples"] for line in kept),
+    }
+
+
+def uses_te(module: torch.nn.Module) -> bool:
+    """Are there Transformer Engine's layers in it?"""
+    return any("transformer_engine" in type(part).__module__ for part in module.modules())
+
+
+def run_nemo(case: dict[str, Any], times: StepTimes) -> dict[str, Any]:
+    """NeMo's stock Qwen2-VL: its layer spec with Transformer Engine, Megatron's local one without.
+
+    Position ids are handed in, as its data module would compute them on the host; its own forward
+    step would compute them on the device in every step.
+    """
+    from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
+    from nemo.collections.vlm.qwen2vl.model.base import (
+        Qwen2VLConfig,
+        Qwen2VLModel,
+        Qwen2VLVisionConfig,
+    )
+    from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
+
+    @dataclass
+    class SizedConfig(Qwen2VLConfig):
+        """NeMo fixes the sections of the published sizes; the tiny shape has others."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.language_transformer_config.mrope_section = list(
+                case["text_config"]["mrope_section"]
+            )
+
+    has_te = have_transformer_engine()
+    on_cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    common: dict[str, Any] = {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": on_cuda,
+        "use_cpu_initialization": not on_cuda,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_dropout_fusion": on_cuda,
+        "bias_activation_fusion": False,
+        "apply_rope_fusion": False,
+    }
+    specs: list[Any] = [None, None]
+    if not has_te:
+        common["persist_layer_norm"] = False
+        specs = [plain_spec(is_vision=False), plain_spec(is_vision=True)]
+    text, vision = case["text_config"], case["vision_config"]
+    side, rows = case["grid"], case["images"]
+    num_visual = side * side // 4
+    length = case["text"] + num_visual + 2
+    language_options = {} if specs[0] is None else {"transformer_layer_spec": specs[0]}
+    language = Qwen2Config(
+        num_layers=text["num_hidden_layers"],
+        hidden_size=text["hidden_size"],
+        ffn_hidden_size=text["intermediate_size"],
+        num_attention_heads=text["num_attention_heads"],
+        num_query_groups=text["num_key_value_heads"],
+        rotary_base=text["rope_theta"],
+        vocab_size=text["vocab_size"],
+        share_embeddings_and_output_weights=True,
+        seq_length=length,
+        **language_options,
+        **common,
+    )
+    width = vision["embed_dim"]
+    merged = 4 * width
+    vit = Qwen2VLVisionConfig(
+        num_layers=vision["depth"],
+        num_attention_heads=vision["num_heads"],
+        num_query_groups=vision["num_heads"],
+        kv_channels=width // vision["num_heads"],
+        embed_dim=width,
+        hidden_size=width,
+        ffn_hidden_size=int(width * vision["mlp_ratio"]),
+        transformer_layer_spec=specs[1],
+        **common,
+    )
+    projector = MultimodalProjectorConfig(
+        projector_type="mcore_mlp" if has_te else "mlp2x_gelu",
+        input_size=merged,
+        hidden_size=text["hidden_size"],
+        ffn_hidden_size=merged,
+        **common,
+    )
+    config = SizedConfig(
+        language_transformer_config=language,
+        vision_transformer_config=vit,
+        vision_projection_config=projector,
+        seq_length=length,
+        calculate_per_token_loss=True,
+        **common,
+    )
+    config.cross_entropy_loss_fusion = False
+    config.data_step_fn = nemo_data_step
+    config.forward_step_fn = lambda model, batch: model(**batch)
+
+    class Vocabulary:
+        vocab_size = text["vocab_size"]
+
+    optimizer = MegatronOptimizerModule(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=1e-5,
+            bf16=on_cuda,
+            params_dtype=dtype,
+            use_distributed_optimizer=on_cuda,
+        )
+    )
+    model = Qwen2VLModel(config, model_version="qwen2-vl", optim=optimizer, tokenizer=Vocabulary())
+    batch = nemo_batch(case, rows, side, dtype)
+    trainer = nl.Trainer(
+        accelerator="gpu" if on_cuda else "cpu",
+        devices=1,
+        max_steps=case["warmup"] + case["steps"],
+        strategy=nl.MegatronStrategy(
+            pipeline_dtype=dtype,
+            ddp=DistributedDataParallelConfig(
+                use_distributed_optimizer=on_cuda,
+                grad_reduce_in_fp32=on_cuda,
+                overlap_grad_reduce=False,
+            ),
+            gradient_as_bucket_view=True,
+            replace_progress_bar=False,
+        ),
+        plugins=nl.MegatronMixedPrecision(precision="bf16-mixed" if on_cuda else "32"),
+        callbacks=[times],
+        logger=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(model, Repeat(batch, rows=rows, seq_length=length))
+    return {"layer_spec": "te" if has_te else "local"}
+
+
+def nemo_data_step(iterator: Iterator[Any], _: str) -> dict[str, Any]:
+    """The next batch on the device."""
+    batch = next(iterator)
+    batch = batch[0] if isinstance(batch, tuple) else batch
+    return {name: value.cuda(non_blocking=True) for name, value in batch.items()}
+
+
+def nemo_batch(
+    case: dict[str, Any], rows: int, side: int, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The fields that NeMo's task encoder makes, for the same rows as `make_sample`'s."""
+    num_visual = side * side // 4
+    before, after = case["text"] // 4 + 1, case["text"] - case["text"] // 4 + 1
+    length = before + num_visual + after
+    ids = torch.randint(10, case["max_text_id"], (rows, length))
+    ids[:, before : before + num_visual] = VISUAL_TOKEN_INDEX
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(side // 2), torch.arange(side // 2))
+    tail = torch.arange(before + side // 2, before + side // 2 + after)
+    positions = torch.cat(
+        (torch.arange(before).expand(3, -1), grid.T + before, tail.expand(3, -1)), dim=1
+    )
+    return {
+        "input_ids": ids,
+        "labels": ids.roll(-1, 1).clamp(min=0),
+        "loss_mask": ((ids != VISUAL_TOKEN_INDEX) | (case["loss_on"] != "text")).float(),
+        "position_ids": positions[:, None].expand(-1, rows, -1).contiguous(),
+        "pixel_values": torch.randn(rows * side * side, 1176, dtype=dtype).pin_memory(),
+        "image_grid_thw": torch.tensor([[1, side, side]] * rows),
+    }
+
+
+def plain_spec(*, is_vision: bool) -> Any:
+    """Megatron's local layers with an attention that takes NeMo's packed parameters."""
+    from training.model.attention import SegmentedAttention
+    from training.model.layer_specs import layer_spec
+
+    class PackedParamsAttention(SegmentedAttention):
+        def forward(self, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
+            packed = options.pop("packed_seq_params", None)
+            if packed is None:
+                options["attention_mask"] = None
+                return super().forward(query, key, value, **options)
+            query, key, value = (x.reshape(-1, 1, *x.shape[-2:]) for x in (query, key, value))
+            self.max_segment_length = int(packed.max_seqlen_q)
+            boundaries = packed.cu_seqlens_q.to(torch.int32)
+            return super().forward(query, key, value, boundaries)[:, 0]
+
+    spec = layer_spec("local", is_vision=is_vision)
+    spec.submodules.self_attention.submodules.core_attention = PackedParamsAttention
+    return spec
+
+
+def main() -> None:
+    """Run the case and write its result."""
+    case = json.loads(Path(sys.argv[1]).read_text())
+    times = StepTimes(
+        warmup=case["warmup"],
+        block=case["block"],
+        profile_at=case["warmup"] if case.get("profile") else None,
+    )
+    pl.seed_everything(0, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        if case["stack"] == "nemo":
+            facts = run_nemo(case, times)
+        else:
+            facts = run_ours(case, times, Path(folder))
+    steps = np.diff(times.ends) / (2 if times.profile else case["block"])
+    on_cuda = torch.cuda.is_available()
+    te = importlib.util.find_spec("transformer_engine") is not None
+    facts |= {
+        "versions": f"torch {torch.__version__}" + (", Transformer Engine" if te else ""),
+        "optimizer": "Megatron distributed AdamW, fp32 master and state"
+        + (" (Transformer Engine)" if te and on_cuda else " (torch)"),
+        "seconds": float(np.median(steps)),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_cuda else None,
+        "loss": times.losses[-1] if times.losses else None,
+        "profile": times.profile,
+    }
+    Path(sys.argv[2]).write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
