@@ -59,19 +59,25 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="bf16 or fp32; the checkpoint's own by default.")
     ] = None,
+    check: Annotated[
+        int, typer.Option(min=0, help="Reload and compare so many validation samples.")
+    ] = 0,
 ) -> None:
-    """Write a Hugging Face folder that plain transformers loads."""
+    """Write a Hugging Face folder that transformers loads without this project."""
     from evaluation.export.checkpoint import DTYPES, export_checkpoint
 
     if dtype is not None and dtype not in DTYPES:
         raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
     try:
-        num_bytes = export_checkpoint(
-            checkpoint, output, dtype=None if dtype is None else DTYPES[dtype]
+        exported = export_checkpoint(
+            checkpoint, output, dtype=None if dtype is None else DTYPES[dtype], check=check
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    typer.echo(f"{output}: {num_bytes / 1e6:,.1f} MB of weights")
+    kind = "plain Qwen2-VL" if exported.is_plain else "with its tokenizer's code"
+    typer.echo(f"{output}: {kind}, {exported.num_bytes / 1e6:,.1f} MB in {exported.dtype}")
+    if exported.max_abs_logit_diff is not None:
+        typer.echo(f"largest difference of a logit: {exported.max_abs_logit_diff:.2e}")
 
 
 @app.command(name="import")

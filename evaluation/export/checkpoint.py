@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from evaluation.export.card import write_card
+from evaluation.export.check import max_abs_logit_diff
+from evaluation.export.folder import write_json
 from evaluation.export.model import ExportOptions, export_module
+from evaluation.export.plain import why_not_plain
 from evaluation.export.tensors import ExportError
+from evaluation.held_out import read_split
 from evaluation.loading import find_checkpoint, load_checkpoint
 
+#: file in an exported folder
+EXPORT_NAME = "dct_vl_export.json"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -25,21 +33,54 @@ def checkpoint_dtype(checkpoint: str | Path) -> torch.dtype:
     raise ExportError(f"{checkpoint} holds no word embeddings: not a checkpoint of a Qwen2-VL")
 
 
-def export_checkpoint(path: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written; also `EXPORT_NAME` in the folder."""
+
+    step: int
+    dtype: str
+    num_bytes: int
+    #: loads without `trust_remote_code`
+    is_plain: bool
+    #: against the trainer's model, after a reload in transformers; None where it was not asked for
+    max_abs_logit_diff: float | None
+
+
+def export_checkpoint(
+    path: str | Path, out: str | Path, dtype: torch.dtype | None = None, *, check: int = 0
+) -> Exported:
     """Write a run's newest checkpoint, or the given one, as a Hugging Face folder.
+
+    LoRA's adapters are merged into the weights.
 
     Args:
         path: a run's folder or one of its checkpoints, trained in any parallel layout.
         out: a new or empty folder.
         dtype: of the written weights; the checkpoint's own by default.
-
-    Returns:
-        Bytes of the weights.
+        check: reload the folder and compare the logits of so many validation samples.
 
     Raises:
         ValueError: no checkpoint there; or see `export_module`.
     """
-    stored = checkpoint_dtype(find_checkpoint(path)[1])
-    model = load_checkpoint(path, dtype=stored)
-    options = ExportOptions(dtype=dtype or stored)
-    return export_module(model.module, model.visual, model.run.model.path, out, options)
+    run_folder, checkpoint = find_checkpoint(path)
+    stored = checkpoint_dtype(checkpoint)
+    written = dtype or stored
+    # adapters are merged in the wider of the two, and rounded once when they are written
+    model = load_checkpoint(path, dtype=torch.promote_types(stored, written))
+    base = model.run.model.path
+    options = ExportOptions(dtype=written)
+    num_bytes = export_module(model.module, model.visual, base, out, options)
+    write_card(Path(out), model.run, run_folder, checkpoint, model.visual)
+    difference = None
+    if check:
+        samples = read_split(model.run.data.path, "val", check)
+        difference = max_abs_logit_diff(model, out, samples)
+    exported = Exported(
+        step=model.step,
+        dtype=str(written).removeprefix("torch."),
+        num_bytes=num_bytes,
+        is_plain=why_not_plain(model.visual) is None,
+        max_abs_logit_diff=difference,
+    )
+    write_json(Path(out) / EXPORT_NAME, asdict(exported))
+    return exported

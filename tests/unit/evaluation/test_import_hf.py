@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -112,3 +114,20 @@ def test_other_models_and_places_are_refused(tiny_model, tmp_path):
         import_folder(tiny_model, tmp_path / "taken")
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         import_folder(tmp_path, tmp_path / "out")
+
+
+def test_an_exported_folder_says_what_it_is(tiny_model, tmp_path):
+    import_folder(tiny_model, tmp_path / "imported", tokenizer="dct28_420")
+    results = {"results": {"docs": {"anls,none": 0.75, "anls_stderr,none": 0.01, "alias": "docs"}}}
+    (tmp_path / "imported" / "20260101_000000_results.json").write_text(json.dumps(results))
+    exported = export_checkpoint(tmp_path / "imported", tmp_path / "exported")
+    assert (exported.is_plain, exported.step, exported.dtype) == (False, 0, "float32")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(head)["base_model"] == tiny_model.name
+    assert "trust_remote_code=True" in body
+    assert "| docs | anls | 0.75 |" in body
+    assert "stderr" not in body
+    assert "| pixels of a picture | 3,136 to 12,845,056 |" in body
+    assert "luma_keep: 28" in body
+    assert str(tmp_path) not in card
