@@ -21,6 +21,7 @@ usage: python -m training [fit] KEY=VALUE …   train (see training/config/schem
        python -m training launch KEY=VALUE …  check everything, then start all processes
        python -m training doctor [KEY=VALUE …]  check versions, devices, data, model and disk
        python -m training ledger RUN_DIR      which samples a run consumed, and how often
+       python -m training layout-check        the same losses in every parallel layout that fits
        python -m training random-model OUT    write a Qwen2-VL folder with random weights
 """
 
@@ -137,10 +138,21 @@ def _random_model(words: list[str]) -> None:
     app(args=words, prog_name="python -m training random-model")
 
 
+def _layout_check(words: list[str]) -> None:
+    import typer
+
+    from training.layout_check.cli import layout_check
+
+    app = typer.Typer(add_completion=False)
+    app.command()(layout_check)
+    app(args=words, prog_name="python -m training layout-check")
+
+
 _VERBS: dict[str, Callable[[list[str]], None]] = {
     "fit": _fit,
     "launch": _launch,
     "doctor": _doctor,
     "ledger": _ledger,
+    "layout-check": _layout_check,
     "random-model": _random_model,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -225,3 +226,36 @@ def test_each_part_gets_its_rate_and_only_weights_decay(groups):
             assert group["lr_mult"] == pytest.approx(expected[part_of(name)])
             plain = parameter.ndim == 1 or name.endswith(".bias")
             assert group["wd_mult"] == (0.0 if plain else 1.0), name
+
+
+def test_the_stock_optimizer_makes_the_groups_where_all_rates_are_one(groups):
+    assert [(g["lr_mult"], g["wd_mult"]) for g in groups()] == [(1.0, 0.0), (1.0, 1.0)]
+
+
+def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
+    """Another rank, part or ratio of rates has other tensors or groups in its optimizer."""
+    from training.checkpoints import META_NAME
+    from training.config.tuning import tuning_settings
+    from training.fit import find_resume, stream_settings
+
+    def run_of(**model) -> RunConfig:
+        run = RunConfig(tokenizer={"name": "pixel"}, model=ModelConfig(path="m", **model))
+        run.data.path = str(shards)
+        return run
+
+    run = run_of(tuning="lora")
+    checkpoint = tmp_path / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    meta = {"step": 2, **stream_settings(run), "tuning": tuning_settings(run)}
+    (checkpoint / META_NAME).write_text(json.dumps(meta))
+    assert find_resume(run, tmp_path) == checkpoint
+    for other, name in (
+        (run_of(tuning="lora", lora=LoraConfig(rank=8)), "model.lora"),
+        (run_of(tuning="tokenizer_only"), "model.lora"),
+        (run_of(), "trained parts"),
+    ):
+        with pytest.raises(ConfigError, match=f"was trained with {name} = "):
+            find_resume(other, tmp_path)
+    run.optim.lr_vision = run.optim.lr / 2
+    with pytest.raises(ConfigError, match=r"learning rates as multiples of optim\.lr"):
+        find_resume(run, tmp_path)

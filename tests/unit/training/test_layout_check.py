@@ -1,0 +1,109 @@
+"""Which layouts are compared, and what passes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from training.config.compose import compose_config
+from training.config.overrides import ConfigError
+from training.layout_check.cli import line
+from training.layout_check.inputs import Inputs, make_inputs
+from training.layout_check.layouts import LAYOUTS, REFERENCE, choose_layouts
+from training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases
+from training.layout_check.verdict import FP32, judge
+
+TP2 = LAYOUTS[0]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "names"),
+    [
+        (2, ["tp2", "tp2_sp", "pp2", "dp2", "cp2"]),
+        (3, ["tp2", "tp2_sp", "pp2", "dp2", "cp2"]),
+        (4, [layout.name for layout in LAYOUTS]),
+    ],
+)
+def test_layouts_that_fit(ranks, names):
+    assert [layout.name for layout in choose_layouts(ranks)] == names
+
+
+def test_named_layouts():
+    assert [layout.name for layout in choose_layouts(8, ["dp4", "tp2"])] == ["dp4", "tp2"]
+    with pytest.raises(ConfigError, match="layout tp4 takes 4 ranks and there are 2"):
+        choose_layouts(2, ["tp4"])
+    with pytest.raises(ConfigError, match="unknown layout 'tp3'; known: tp2"):
+        choose_layouts(2, ["tp3"])
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        choose_layouts(1)
+
+
+@pytest.fixture
+def settings(shards, tiny_model, tmp_path):
+    return Settings(
+        inputs=Inputs(shards=shards, model=tiny_model),
+        work_dir=tmp_path,
+        on_cpu=True,
+        num_ranks=4,
+        tokenizer="pixel",
+        layer_spec="local",
+        steps=3,
+    )
+
+
+@pytest.mark.parametrize("layout", [REFERENCE, *LAYOUTS], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("variant", ["padded", "packed"])
+def test_every_run_reads_the_same_streams(settings, layout, variant):
+    run = compose_config(overrides_of(Case(variant=variant, layout=layout), settings))
+    assert run.data.num_workers * layout.dp == 4
+    assert run.trainer.global_batch_size % (run.trainer.micro_batch_size * 4) == 0
+    assert run.data.packing == (variant == "packed")
+
+
+def test_what_cannot_work_is_refused_without_a_start(settings):
+    """Context parallelism, and three pipeline stages of a model of two layers."""
+    cp2 = next(layout for layout in LAYOUTS if layout.name == "cp2")
+    pp4 = next(layout for layout in LAYOUTS if layout.name == "pp4")
+    seen: list[Outcome] = []
+    cases = [Case(variant="padded", layout=layout) for layout in (cp2, pp4)]
+    assert run_cases(cases, settings, seen.append) == seen
+    assert "CP_SIZE=2" in seen[0].refusal
+    assert "PP_SIZE=4 does not divide the model's 2 layers" in seen[1].refusal
+    assert not list(settings.work_dir.iterdir())
+
+
+def outcome(layout=TP2, **given) -> Outcome:
+    figures = {"losses": (6.0, 5.0, 4.0), "norms": (2.0, 2.0, 2.0)}
+    return Outcome(case=Case(variant="padded", layout=layout), **{**figures, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "reason"),
+    [
+        ({"losses": (6.0, 5.0, 4.0003)}, "PASS", ""),
+        ({"losses": (6.0, 5.0, 4.001)}, "FAIL", "more than 0.0001"),
+        ({"norms": (2.0, 2.01, 2.0)}, "FAIL", "0.001 (norm)"),
+        ({"losses": (6.0, math.nan, 4.0)}, "FAIL", "more than"),
+        ({"losses": (6.0, 5.0)}, "FAIL", "2 steps, the reference 3; expected 3"),
+        ({"failure": "exit status 1"}, "FAIL", "exit status 1"),
+        ({"refusal": "CP_SIZE=2: no"}, "REFUSED", "CP_SIZE=2: no"),
+    ],
+)
+def test_verdicts(given, status, reason):
+    verdict = judge(outcome(**given), outcome(REFERENCE), FP32, steps=3)
+    assert verdict.status == status
+    assert reason in verdict.reason
+    assert line(verdict).startswith(status)
+
+
+def test_without_a_reference_nothing_passes():
+    broken = outcome(REFERENCE, failure="exit status 1")
+    assert judge(outcome(), broken, FP32, steps=3).status == "FAIL"
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(ConfigError, match="holds something else"):
+        make_inputs(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()

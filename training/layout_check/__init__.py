@@ -1,0 +1,1 @@
+"""`python -m training layout-check`: the same losses in every parallel layout, or a refusal."""
