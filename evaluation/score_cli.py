@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,12 +41,10 @@ def score(
     from evaluation.score import read_predictions, score_predictions
     from evaluation.score_files import write_results
 
-    try:
+    with _plain_errors():
         found, items = _load(task, data, split)
         read = read_predictions(predictions)
         report = score_predictions(found, items, read, only_answered=only_answered)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     _show(report, only_answered)
     if json is not None:
         for path in write_results(report, json, model_name=model_name):
@@ -54,7 +54,8 @@ def score(
 @tasks_app.command("list")
 def list_tasks() -> None:
     """Names, metrics and what each reads."""
-    from evaluation.tasks.registry import TASKS
+    with _plain_errors():
+        from evaluation.tasks.registry import TASKS
 
     for task in TASKS:
         arrow = "" if task.higher_is_better else ", lower is better"
@@ -72,11 +73,9 @@ def show_task(
     """Read a task's data and show its first items, to see that the folder is right."""
     from evaluation.tasks.task import ReadOptions
 
-    try:
+    with _plain_errors():
         found, items = _load(task, data, split)
         first = list(islice(found.read(data, ReadOptions(split=split)), number))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     answered = sum(bool(item.references) for item in items)
     typer.echo(f"{found.name}: {len(items)} items, {answered} with a true answer")
     for item in first:
@@ -85,6 +84,38 @@ def show_task(
         )
         typer.echo(f"\nkey      {item.key}\npictures {pictures or 'none'}")
         typer.echo(f"question {item.question}\nanswers  {list(item.references)}")
+
+
+@tasks_app.command("price-file")
+def price_file(
+    data: Annotated[Path, typer.Option(help="Chat JSON lines of the products to price.")],
+    predictions: Annotated[Path, typer.Option(help='JSON lines {"key", "answer"}.')],
+    train: Annotated[Path, typer.Option(help="Chat JSON lines with prices, for their median.")],
+    output: Annotated[Path, typer.Option(help="CSV to write.")] = Path("test_out.csv"),
+) -> None:
+    """Write the price task's submission: sample_id,price for every product."""
+    from evaluation.score import read_predictions
+    from evaluation.tasks.price_file import write_price_file
+
+    with _plain_errors():
+        read = read_predictions(predictions)
+        answers = {key: prediction.answer for key, prediction in read.by_key.items()}
+        products, known = (_load("price", file, None)[1] for file in (data, train))
+        filled = write_price_file(products, answers, known, output)
+    _warn("lines are no prediction", read.bad_lines)
+    typer.echo(f"wrote {output}: {len(products)} prices, {filled} of them the training median")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the user's data, and packages that are not there, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except ModuleNotFoundError as error:
+        hint = "pip install -e '.[eval]' brings what scoring needs"
+        raise typer.BadParameter(f"{error}; {hint}") from error
 
 
 def _load(name: str, data: Path, split: str | None) -> tuple[Task, list[TaskItem]]:

@@ -8,11 +8,12 @@ one of 2005, whose scores differ.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import precook
@@ -65,7 +66,7 @@ def caption_scores(
     columns.append(("ROUGE_L", *Rouge().compute_score(truth, given)))
     columns.append(("CIDEr-D", *Cider().compute_score(truth, given)))
     plain = cider(list(truth.values()), [group[0] for group in given.values()])
-    columns.append(("CIDEr", np.mean(plain), plain))
+    columns.append(("CIDEr", statistics.fmean(plain), plain))
     for name, value, values in columns:
         total[name] = float(value)
         for scores, one in zip(each, values, strict=True):
@@ -83,13 +84,13 @@ def cider(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> lis
     images_with: Counter[tuple[str, ...]] = Counter()
     for group in truth:
         images_with.update({ngram for counts in group for ngram in counts})
-    log_images = np.log(len(truth))
+    log_images = math.log(len(truth))
+    rarity = {ngram: log_images - math.log(count) for ngram, count in images_with.items()}
 
     def weigh(counts: dict[tuple[str, ...], int]) -> list[dict[tuple[str, ...], float]]:
         vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(_MAX_N)]
         for ngram, count in counts.items():
-            rarity = log_images - np.log(max(1, images_with[ngram]))
-            vectors[len(ngram) - 1][ngram] = count * rarity
+            vectors[len(ngram) - 1][ngram] = count * rarity.get(ngram, log_images)
         return vectors
 
     scores = []
@@ -100,14 +101,14 @@ def cider(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> lis
             for counts in group
             for one, other in zip(given, weigh(counts), strict=True)
         ]
-        scores.append(10 * float(np.mean(cosines)))
+        scores.append(10 * statistics.fmean(cosines))
     return scores
 
 
 def _cosine(one: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float]) -> float:
     product = sum(weight * other.get(ngram, 0.0) for ngram, weight in one.items())
-    norms = np.sqrt(sum(w * w for w in one.values()) * sum(w * w for w in other.values()))
-    return float(product / norms) if norms else 0.0
+    norms = math.hypot(*one.values()) * math.hypot(*other.values())
+    return product / norms if norms else 0.0
 
 
 def _tokenize(

@@ -34,20 +34,22 @@ COMPOUND = (
     rf"(?:{HYPHEN}(?:[dDoOlL]{APOSTROPHE_LIKE}{ALNUM})?{ALNUM}+)*"
 )
 
-#: short forms that keep their period
+#: short forms that keep their period; a capital in one must be a capital (``wash.`` is a word)
 ABBREVIATIONS = (
     "jan feb mar apr jun jul aug sept? oct nov dec "  # months
     "mon tues? wed thu(?:rs)? fri "  # days; Sat. and Sun. are words
-    "ala ariz az [A]rk calif colo conn ct dak del fla ga [I]ll ind kans? ky [L]a [M]ass md mich "
-    "minn [M]iss mo mont neb nev okla [O]re pa penn tenn tex va vt [W]ash wisc? wyo "  # states
-    "mrs? ms [M]iss drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl "
-    "pvt capt ste? ave pres lieut hon brig co?mdr pfc spc supts? det mt ft ens spc msgr "  # titles
+    "ala ariz Az Ark calif colo conn ct dak Del fla ga Ill ind kans? ky La Mass md mich minn Miss "
+    "mo mont neb nev okla Ore Pa penn tenn Tex va vt Wash wisc? wyo "  # states
+    # titles, places
+    "mrs? ms drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt "
+    "ste? ave pres lieut hon brig co?mdr pfc spc supts? det mt ft ens msgr mme pte sfc rt bldg "
     "jr sr bros (?:ed|ph)\\.d blvd rd esq "
-    "inc cos? corp pp?tys? ltd plc bancorp dept bhd assn univ intl sys "  # companies
-    "invt elec natl m[ft]g tel est ext sq etc al seq vs alex wm jos cie a\\.k\\.a cf treas"
+    "inc cos? corp pp?tys? ltd plc bancorp dept bhd assoc assn univ intl sys "  # companies
+    "invt elec natl m[ft]g tel est ext sq ph adj adv etc al seq vs alex wm jos cie a\\.k\\.a cf "
+    "treas"
 )
 #: … only before a number
-NUMBER_ABBREVIATIONS = r"(?:nos?|pp?|prop|ph|figs?|art|sec|vol|ch|vols?)\."
+NUMBER_ABBREVIATIONS = r"(?:nos?|pp?|prop|figs?|art|op|ca)\."
 
 
 class Rule(NamedTuple):
@@ -72,7 +74,7 @@ _STARTERS = (
     "Many|More|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Then|There|These|They|This|"
     "We|When|While|What|Yet|You"
 )
-_CLOSED = "|".join(f"(?:{form})" for form in ABBREVIATIONS.split())
+_CLOSED = "|".join(re.sub("([A-Z])", r"(?-i:\1)", form) for form in ABBREVIATIONS.split())
 
 RULES: tuple[Rule, ...] = (
     # two words written as one
@@ -88,13 +90,15 @@ RULES: tuple[Rule, ...] = (
     _rule("word", r"[A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*", NEGATION),
     _rule("word", WORD),
     # apostrophes that belong to a word: 'n', ol', 'em, o'clock, O'Brien, ma'am, '20s, c'mon
-    _rule("plain", rf"{APOSTROPHE}n{APOSTROPHE}?"),
+    _rule("plain", rf"{APOSTROPHE}[nN]{APOSTROPHE}?"),
     _rule("plain", rf"[lLdDjJ]{APOSTROPHE}|(?:[dD]unkin|[sS]omethin|[oO]l){APOSTROPHE}"),
     _rule("plain", rf"{APOSTROPHE}(?:em|till?|cause|[2-9]0s)", any_case=True),
     _rule("plain", rf"{APOSTROPHE}[0-9]{{2}}", rf"(?:{SPACE_OR_LINE}|$)"),
     _rule("plain", rf"[A-HJ-XZn]{APOSTROPHE_LIKE}{LETTER}{{2,}}"),
-    _rule("plain", rf"{LETTER}*[aeiouyAEIOUY]{APOSTROPHE_LIKE}[aeiouA-Z]{LETTER}*"),
-    _rule("plain", r"cont'd\.?|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l", any_case=True),
+    _rule("plain", rf"{LETTER}+[aeiouyAEIOUY]{APOSTROPHE_LIKE}[aeiouA-Z]{LETTER}*"),
+    _rule(
+        "plain", r"cont'd\.?|nor'easter|cap'n|c'mon|e'er|s'mores|ev'ry|li'l|nat'l", any_case=True
+    ),
     _rule("plain", rf"[yY]{APOSTROPHE}", LETTER),
     _rule("plain", r'https?://[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-]'),
     _rule(
@@ -155,6 +159,6 @@ RULES: tuple[Rule, ...] = (
     _rule("open_quote", "'", r"[A-Za-z][^ \t\n\r\u00a0]"),
     _rule(
         "quote",
-        rf"{APOSTROPHE}|''|[`\u2018\u2019\u201a-\u201f\u0091-\u0094\u2039\u203a\u00ab\u00bb]{{1,2}}",
+        rf"''|{APOSTROPHE}|[`\u2018\u2019\u201a-\u201f\u0091-\u0094\u2039\u203a\u00ab\u00bb]{{1,2}}",
     ),
 )

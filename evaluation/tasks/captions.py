@@ -27,9 +27,14 @@ _MAX_NEW_TOKENS = 64
 def read_coco(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """COCO's captions JSON (``images`` and ``annotations``), which NoCaps has too.
 
-    An image's ``domain`` (NoCaps) is its group.
+    An image's ``domain`` (NoCaps) is its group. A folder with Karpathy's ``dataset_coco.json`` is
+    read by his test split.
     """
-    file = find_file(path, ("captions_*.json", "nocaps_*.json", "*captions*.json"), options.split)
+    patterns = ("*captions*.json", "coco_karpathy_*_gt.json")
+    file = find_file(path, patterns, options.split)
+    if file is None and find_file(path, ("dataset_coco.json",)) is not None:
+        yield from read_karpathy(path, options)
+        return
     if file is None:
         names = ("coco", "COCO-Caption", "coco_cap", "COCO-Caption2017", "nocaps")
         yield from _rows(path, options, names)
@@ -70,7 +75,7 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     for image in chosen:
         name = str(value(image, ("filename",), file))
         yield TaskItem(
-            key=str(image.get("imgid", name)),
+            key=str(image.get("cocoid", image.get("imgid", name))),
             turns=user_turn(PROMPT),
             images=(folder.find(name, f"{image.get('filepath', '')}/{name}"),)
             if options.images

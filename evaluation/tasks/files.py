@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ class TaskDataError(ValueError):
 def find_file(root: Path, patterns: Sequence[str], split: str | None = None) -> Path | None:
     """The file itself, or the only one under it with such a name; None where there is none.
 
-    Of several, those with `split` in their name count.
+    A file that is named itself needs only the right ending. Of several, those with `split` in
+    their name count.
 
     Raises:
         TaskDataError: several are left.
     """
     if root.is_file():
-        return root if any(fnmatch.fnmatch(root.name, p) for p in patterns) else None
+        return root if root.suffix in {Path(pattern).suffix for pattern in patterns} else None
     found = sorted({path for pattern in patterns for path in root.rglob(pattern)})
     if split is not None:
         found = [path for path in found if split in path.name]

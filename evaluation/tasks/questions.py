@@ -92,17 +92,17 @@ def read_docvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
 def read_chartqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """``test_human.json``, ``test_augmented.json`` and ``png/``; the group is the file's kind."""
     split = options.split or "test"
-    files = [
-        file
-        for kind in ("human", "augmented")
-        if (file := find_file(path, (f"{split}_{kind}.json",))) is not None
-    ]
+    if path.suffix == ".json":
+        files = [path]
+    else:
+        found = [find_file(path, (f"{split}_{kind}.json",)) for kind in ("human", "augmented")]
+        files = [file for file in found if file is not None]
     if not files:
         yield from read_answer_rows(path, options, ("ChartQA",), ("test", *VAL_FIRST))
         return
     folder = ImageFolder(path, ("png", f"{split}/png"))
     for file in files:
-        kind = file.stem.removeprefix(f"{split}_")
+        kind = file.stem.rpartition("_")[2]
         data = read_json(file)
         if not isinstance(data, list):
             raise TaskDataError(f"{file} is no list of questions")

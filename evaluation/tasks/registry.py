@@ -15,7 +15,7 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="coco_captions",
         summary="COCO captions",
-        layout=f"annotations/captions_val2014.json and val2014/, {_ROWS}",
+        layout=f"annotations/captions_val2014.json or dataset_coco.json and val2014/, {_ROWS}",
         read=captions.read_coco,
         score=scorers.captions,
         headline="CIDEr-D",

@@ -266,6 +266,31 @@ def test_the_command_scores_and_writes(tmp_path):
     assert "(left out)" in done.output
 
 
+def test_every_product_gets_a_price(tmp_path):
+    def chats(name: str, *prices: str | None) -> Path:
+        lines = []
+        for number, price in enumerate(prices):
+            messages = [{"role": "user", "content": "A lamp"}]
+            if price is not None:
+                messages.append({"role": "assistant", "content": price})
+            lines.append(json.dumps({"sample_id": f"p{number}", "messages": messages}))
+        (tmp_path / name).write_text("\n".join(lines))
+        return tmp_path / name
+
+    given = predictions(
+        tmp_path, {"key": "p0", "answer": "about $12.50"}, {"key": "p2", "answer": "no idea"}
+    )
+    command = ["tasks", "price-file", "--predictions", str(given), "--output"]
+    command += [str(tmp_path / "test_out.csv"), "--data", str(chats("test.jsonl", *[None] * 3))]
+    done = CliRunner().invoke(app, [*command, "--train", str(chats("t.jsonl", "1", "9", "2"))])
+    assert "3 prices, 2 of them the training median" in done.output
+    rows = (tmp_path / "test_out.csv").read_text().split()
+    assert rows == ["sample_id,price", "p0,12.5", "p1,2.0", "p2,2.0"]
+    done = CliRunner().invoke(app, [*command, "--train", str(tmp_path / "test.jsonl")])
+    assert done.exit_code == 2
+    assert "has no price to fill missing ones with" in " ".join(done.output.split())
+
+
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [("nope", "questions.jsonl", "no task 'nope'"), ("qa", "absent", "does not exist")],

@@ -108,6 +108,22 @@ def test_flickr30k_of_karpathy(tmp_path):
         read("flickr30k", tmp_path, split="val")
 
 
+def test_karpathys_test_split_of_coco(tmp_path):
+    put(tmp_path / "val2014" / "COCO_val2014_000000391895.jpg", jpeg())
+    image = {
+        "filepath": "val2014",
+        "sentences": [{"raw": "A man on a bike."}],
+        "filename": "COCO_val2014_000000391895.jpg",
+        "imgid": 0,
+        "split": "test",
+        "cocoid": 391895,
+    }
+    put(tmp_path / "dataset_coco.json", {"images": [image], "dataset": "coco"})
+    item = one(read("coco_captions", tmp_path))
+    assert (item.key, item.references) == ("391895", ("A man on a bike.",))
+    assert item.image_bytes() == (jpeg(),)
+
+
 def test_vqav2(tmp_path):
     put(tmp_path / "val2014" / "COCO_val2014_000000262148.jpg", jpeg())
     question = {"image_id": 262148, "question": "Where is he?", "question_id": 262148000}
@@ -167,6 +183,8 @@ def test_chartqa_has_two_files(tmp_path):
         ("augmented-0", "augmented", ("0.57",)),
     ]
     assert all(item.image_bytes() for item in items)
+    only = one(read("chartqa", tmp_path / "test" / "test_human.json"))
+    assert (only.key, only.group) == ("human-0", "human")
 
 
 AI2D_ROWS = [
