@@ -23,7 +23,12 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
 from training.callbacks import StepLog  # noqa: E402
-from training.checkpoints import CheckpointWriter, newest_checkpoint, read_meta  # noqa: E402
+from training.checkpoints import (  # noqa: E402
+    CheckpointWriter,
+    checkpoint_step,
+    newest_checkpoint,
+    read_meta,
+)
 from training.config.checks import Layout, check_run  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
@@ -38,6 +43,7 @@ from training.data.module import ChatDataModule  # noqa: E402
 from training.data.pack_encoder import ChatPackEncoder  # noqa: E402
 from training.data.rejects import RejectLog  # noqa: E402
 from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
+from training.ledger import forget_steps_after  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.module import TokenizerQwen2VLModel  # noqa: E402
@@ -65,7 +71,11 @@ def fit(run: RunConfig) -> Path:
     resume = find_resume(run, folder)
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
-        write_provenance(run, folder)
+        # 0 as well for a run that starts from a checkpoint in another run's folder
+        goes_on = resume and resume.resolve().parent.parent == folder.resolve()
+        resumed_at = checkpoint_step(resume) if resume and goes_on else 0
+        write_provenance(run, folder, resumed_at=resumed_at)
+        forget_steps_after(folder, resumed_at)
     pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from training.run_files import read_json_lines
 
@@ -41,6 +44,21 @@ def read_ledger(run_dir: str | Path) -> dict[int, list[str]]:
         for step, keys in last.items():
             steps.setdefault(step, []).extend(keys)
     return dict(sorted(steps.items()))
+
+
+def forget_steps_after(run_dir: str | Path, step: int) -> None:
+    """Drop what the ledger says of steps beyond `step`, which are about to be done (again).
+
+    Without this, a restart with fewer data-parallel ranks would leave the lines of the others.
+    """
+    for path in (Path(run_dir) / "ledger").glob("dp*.jsonl"):
+        kept = [entry for entry in read_json_lines(path) if entry["step"] <= step]
+        if not kept:
+            path.unlink()
+            continue
+        whole = path.with_suffix(".part")
+        whole.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
+        os.replace(whole, path)
 
 
 def summarize(run_dir: str | Path) -> LedgerSummary:

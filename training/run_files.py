@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from training.config.groups import ROOT
 from training.config.schema import RunConfig
 
+CONFIG_NAME = "config.yaml"
+ENVIRONMENT_NAME = "environment.json"
 STEPS_NAME = "steps.jsonl"
 VALIDATION_NAME = "validation.jsonl"
 #: packages whose versions decide what a run computes
@@ -38,31 +40,56 @@ def run_dir(run: RunConfig) -> Path:
     return Path(run.log_dir) / run.experiment_name
 
 
-def write_provenance(run: RunConfig, folder: Path) -> None:
-    """config.yaml (loads back with `read_config`), and environment.json."""
+def write_provenance(run: RunConfig, folder: Path, *, resumed_at: int = 0) -> None:
+    """config.yaml (loads back with `read_config`), and environment.json.
+
+    Args:
+        run: the configuration.
+        folder: the run's folder.
+        resumed_at: the step of this run that is gone on from, 0 for a run that starts. What was
+            written at earlier starts stays, and config-resumed-00000200.yaml and
+            environment-resumed-00000200.json are added where they differ from the latest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
-    (folder / "environment.json").write_text(
-        json.dumps(
-            {
-                "command": sys.argv,
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "packages": package_versions(),
-                "git": git_state(),
-            },
-            indent=2,
-        )
-    )
+    _keep(folder / CONFIG_NAME, OmegaConf.to_yaml(asdict(run)), resumed_at)
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git": git_state(),
+    }
+    _keep(folder / ENVIRONMENT_NAME, json.dumps(environment, indent=2), resumed_at)
+
+
+def _keep(first: Path, text: str, resumed_at: int) -> None:
+    for path in _of_resumed(first):
+        # of starts whose every step is done again
+        if int(path.stem[-8:]) >= max(resumed_at, 1):
+            path.unlink()
+    if not resumed_at or not first.is_file():
+        first.write_text(text)
+    elif latest_file(first.parent, first.name).read_text() != text:
+        first.with_name(f"{first.stem}-resumed-{resumed_at:08d}{first.suffix}").write_text(text)
+
+
+def latest_file(folder: str | Path, name: str) -> Path:
+    """`CONFIG_NAME` or `ENVIRONMENT_NAME` of a run as it was last started."""
+    first = Path(folder) / name
+    return [first, *_of_resumed(first)][-1]
+
+
+def _of_resumed(first: Path) -> list[Path]:
+    return sorted(first.parent.glob(f"{first.stem}-resumed-{'[0-9]' * 8}{first.suffix}"))
 
 
 def read_config(folder: str | Path) -> RunConfig:
-    """The configuration that a run was started with.
+    """The configuration that a run was last started with.
 
     Raises:
         ValueError: the folder is not a run's.
     """
-    path = Path(folder) / "config.yaml"
+    path = latest_file(folder, CONFIG_NAME)
     if not path.is_file():
         raise ValueError(f"{folder} is not a run's folder: it has no config.yaml")
     run = OmegaConf.to_object(

@@ -18,8 +18,11 @@ from training.data.rejects import count_rejects
 from training.ledger import LedgerSummary, summarize
 from training.report.series import Steps
 from training.run_files import (
+    CONFIG_NAME,
+    ENVIRONMENT_NAME,
     STEPS_NAME,
     VALIDATION_NAME,
+    latest_file,
     read_config,
     read_json_lines,
     read_steps,
@@ -42,7 +45,7 @@ class RunFacts:
 
     config: RunConfig
     config_text: str
-    #: contents of environment.json
+    #: contents of environment.json, of the latest start as `config` is
     environment: dict[str, Any]
     steps: Steps
     validation: Steps
@@ -95,8 +98,8 @@ def gather(run_dir: str | Path) -> RunFacts:
     replicas = sorted((folder / "ledger").glob("dp*.jsonl"))
     return RunFacts(
         config=config,
-        config_text=(folder / "config.yaml").read_text(),
-        environment=orjson.loads((folder / "environment.json").read_bytes()),
+        config_text=latest_file(folder, CONFIG_NAME).read_text(),
+        environment=orjson.loads(latest_file(folder, ENVIRONMENT_NAME).read_bytes()),
         steps=steps,
         validation=read_validation(folder),
         current_step=entries[-1]["step"] if entries else 0,

@@ -20,11 +20,13 @@ from training.checkpoints import (
 from training.config.compose import compose_config
 from training.config.groups import ROOT
 from training.config.overrides import ConfigError
-from training.ledger import read_ledger, summarize
+from training.ledger import forget_steps_after, read_ledger, summarize
 from training.metering import StepMeter
 from training.run_files import (
+    ENVIRONMENT_NAME,
     append_json_line,
     git_state,
+    latest_file,
     package_versions,
     read_config,
     read_json_lines,
@@ -168,6 +170,25 @@ def test_the_ledger_counts_samples_over_ranks_and_restarts(tmp_path):
     ]
 
 
+def test_the_ledger_forgets_what_is_done_again(tmp_path):
+    """A restart with fewer data-parallel ranks leaves nothing of the others' lost steps."""
+    forget_steps_after(tmp_path, 0)
+    for rank, keys in enumerate(("ab", "cd", "ef")):
+        write_ledger(tmp_path, rank, (1, [keys[0]]), (2, [keys[1]]))
+    write_ledger(tmp_path, 3, (2, ["g"]))
+    with open(tmp_path / "ledger" / "dp0001.jsonl", "ab") as file:
+        file.write(b'{"step": 3, "ke')
+    forget_steps_after(tmp_path, 1)
+    assert read_ledger(tmp_path) == {1: ["a", "c", "e"]}
+    write_ledger(tmp_path, 0, (2, ["b", "d", "f"]))
+    assert read_ledger(tmp_path) == {1: ["a", "c", "e"], 2: ["b", "d", "f"]}
+    assert [p.name[:6] for p in sorted((tmp_path / "ledger").iterdir())] == [
+        *("dp0000", "dp0001", "dp0002")
+    ]
+    forget_steps_after(tmp_path, 0)
+    assert not list((tmp_path / "ledger").iterdir())
+
+
 @pytest.mark.slow
 def test_the_ledger_command(tmp_path):
     command = [sys.executable, "-m", "training", "ledger"]
@@ -188,6 +209,42 @@ def test_the_configuration_reads_back(tmp_path):
     assert facts["git"].keys() == git_state().keys()
     with pytest.raises(ValueError, match=r"has no config\.yaml"):
         read_config(tmp_path)
+
+
+def test_a_resumed_run_keeps_the_configurations_before(tmp_path):
+    """Each start that differs has its file; what is read is the latest."""
+
+    def start(resumed_at: int, lr: str):
+        run = compose_config(["data.path=d", "model.path=m", f"optim.lr={lr}"])
+        write_provenance(run, tmp_path, resumed_at=resumed_at)
+        assert read_config(tmp_path) == run
+        return sorted(path.name for path in tmp_path.glob("config*"))
+
+    first, second = "config.yaml", "config-resumed-00000050.yaml"
+    third = "config-resumed-00000080.yaml"
+    assert start(0, "1e-5") == [first]
+    assert start(20, "1e-5") == [first], "nothing differs"
+    assert start(50, "2e-5") == [second, first]
+    text = (tmp_path / second).read_text()
+    assert start(60, "2e-5") == [second, first]
+    assert start(80, "1e-5") == [second, third, first], "back to the first one's"
+    assert (tmp_path / second).read_text() == text
+    assert start(50, "3e-5") == [second, first], "step 50 and all after it are done again"
+    assert start(50, "1e-5") == [first]
+    start(50, "2e-5")
+    assert start(0, "2e-5") == [first], "a fresh run in the folder of one without a checkpoint"
+    assert not list(tmp_path.glob("environment-*"))
+
+
+def test_a_resumed_run_says_where_its_code_changed(tmp_path, monkeypatch):
+    run = compose_config(["data.path=d", "model.path=m"])
+    write_provenance(run, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["other", "command"])
+    write_provenance(run, tmp_path, resumed_at=7)
+    later = json.loads(latest_file(tmp_path, ENVIRONMENT_NAME).read_text())
+    assert later["command"] == ["other", "command"]
+    first = json.loads((tmp_path / ENVIRONMENT_NAME).read_text())
+    assert first["command"] != later["command"]
 
 
 def test_a_meter_sums_micro_batches():
