@@ -144,6 +144,10 @@ def _check_entry(
     original_id = raw.get("id")
     if isinstance(original_id, bool) or not isinstance(original_id, str | int | None):
         raise Rejected(Reason.MALFORMED_ENTRY, f"the id is a {type(original_id).__name__}")
+    if raw.get("video"):
+        raise Rejected(
+            Reason.VIDEO, "the entry has a video; write its shards by data_prep/schema.py"
+        )
     paths = _image_paths(raw.get("image"))
     if not paths and options.text_only == "drop":
         raise Rejected(Reason.TEXT_ONLY, "the entry has no image")

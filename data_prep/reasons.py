@@ -16,6 +16,7 @@ class Reason(str, Enum):
     EMPTY_ANSWER = "empty_answer"
     IMAGE_MARKS_MISMATCH = "image_marks_mismatch"  # <image> marks against images
     TEXT_ONLY = "text_only"  # with --text-only drop
+    VIDEO = "video"  # the entry has a video, and only images are prepared here
     # finding its images
     MISSING_IMAGE = "missing_image"
     UNSAFE_PATH = "unsafe_path"  # absolute, or leads out of the data folder

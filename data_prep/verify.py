@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from data_prep.energon import INFO
 from data_prep.jpeg_header import JpegEndsEarly, read_jpeg_header
 from data_prep.manifest import load_manifest
-from data_prep.schema import SchemaError, image_parts, json_part, parse_record
+from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
 from data_prep.shard_reader import ShardSample, iter_samples, shard_paths
 from data_prep.workspace import Workspace, WorkspaceError
 
@@ -97,13 +97,15 @@ def _check_bytes(shard: BinaryIO, expected: dict[str, Any]) -> list[str]:
 def _check_sample(sample: ShardSample, shard: BinaryIO) -> list[str]:
     """What is wrong with a sample's JSON and the headers of its images."""
     try:
-        parts = image_parts(sample.parts)
+        parts, videos = image_parts(sample.parts), video_parts(sample.parts)
         record = parse_record(sample.parts[json_part(sample.parts)].read(shard))
     except SchemaError as error:
         return [str(error)]
     if len(parts) != len(record.images) or len(parts) != len(record.sizes):
         return [f"{len(parts)} image parts, {len(record.images)} paths, {len(record.sizes)} sizes"]
     problems = []
+    if len(videos) != len(record.videos):
+        problems.append(f"{len(videos)} video parts, {len(record.videos)} paths")
     for part, size in zip(parts, record.sizes, strict=True):
         try:
             header = read_jpeg_header(sample.parts[part].read(shard))

@@ -14,7 +14,7 @@ import orjson
 
 from training.checkpoints import list_checkpoints, read_meta
 from training.config.schema import RunConfig
-from training.data.rejects import count_rejects
+from training.data.rejects import count_notes, count_rejects
 from training.ledger import LedgerSummary, summarize
 from training.report.series import Steps
 from training.run_files import (
@@ -56,6 +56,8 @@ class RunFacts:
     num_steps_repeated: int
     rejects: Counter[str]
     validation_rejects: Counter[str]
+    #: training samples that were used in part
+    notes: Counter[str]
     ledger: LedgerSummary | None
     data_parallel_size: int
     checkpoints: tuple[Checkpoint, ...]
@@ -107,6 +109,7 @@ def gather(run_dir: str | Path) -> RunFacts:
         num_steps_repeated=len(entries) - len(steps),
         rejects=count_rejects(folder / "rejects"),
         validation_rejects=count_rejects(folder / "rejects_val"),
+        notes=count_notes(folder / "rejects"),
         ledger=summarize(folder) if replicas else None,
         data_parallel_size=len(replicas),
         checkpoints=tuple(_checkpoint(path) for path in list_checkpoints(folder)),
