@@ -102,6 +102,14 @@ def test_cider_without_d_is_the_plain_cosine():
     assert repeated["CIDEr-D"] < repeated["CIDEr"] / 2
 
 
+def test_a_reference_itself_scores_the_most():
+    captions = ["a dog runs on grass", "two cats sleep in bed", "one red bus waits here now"]
+    total = caption_scores([[caption] for caption in captions], captions).total
+    assert total["CIDEr-D"] == pytest.approx(10)
+    assert total["CIDEr"] == pytest.approx(10)
+    assert [total[name] for name in CAPTION_METRICS[:5]] == pytest.approx([1] * 5, abs=1e-6)
+
+
 def test_an_empty_caption_scores_nothing_and_breaks_nothing():
     scores = caption_scores([["a dog"], ["a cat"]], ["", "a cat"])
     assert scores.each[0]["CIDEr-D"] == scores.each[0]["ROUGE_L"] == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,13 @@ def test_the_command_says_what_is_wrong(tmp_path, task, data, message):
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2
     assert message in " ".join(done.output.replace("│", " ").split())
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluation.tasks.registry", None)
+    done = CliRunner().invoke(app, ["tasks", "list"])
+    assert done.exit_code == 2
+    assert "pip install -e '.[eval]'" in " ".join(done.output.replace("│", " ").split())
 
 
 def test_tasks_are_listed_and_shown(tmp_path):
