@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.basis import BandSelection, cpu_basis, reconstruct
 from dct_tokenizer.dct_front_end import DCTFrontEnd
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd
-from dct_tokenizer.geometry import MERGE, regular_plan, smart_resize
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES
+from dct_tokenizer.grid import GridTokenizer
 from dct_tokenizer.pixels import join_cells, to_uint8
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import register_family
@@ -25,13 +24,11 @@ from dct_tokenizer.whitening import NATURAL, Statistics, load_statistics, natura
 
 @register_family("block")
 @dataclass(frozen=True, kw_only=True)
-class BlockTokenizer(VisualTokenizer):
+class BlockTokenizer(GridTokenizer):
     """Cells of B x B pixels x T frames as orthonormal DCT-II coefficients in YCbCr."""
 
     family: ClassVar[str]
 
-    #: B
-    cell: int
     #: Lowest bands kept per spatial axis, 1..cell.
     luma_keep: int
     chroma_keep: int
@@ -76,6 +73,11 @@ class BlockTokenizer(VisualTokenizer):
         )
 
     @property
+    def cell_frames(self) -> int:
+        """T"""
+        return self.frames_per_cell
+
+    @property
     def exact_start(self) -> bool:
         """True where all bands that the pretrained embedding can see are kept."""
         known = min(PATCH, self.cell)
@@ -85,23 +87,6 @@ class BlockTokenizer(VisualTokenizer):
     def psnr_bound(self) -> float:
         """Exact with all bands; otherwise what the lowest bands keep of natural pictures."""
         return math.inf if self.bands.is_complete else 20.0
-
-    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        """See `VisualTokenizer.plan`."""
-        new_height, new_width = smart_resize(
-            height,
-            width,
-            factor=MERGE * self.cell,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-        )
-        return regular_plan(
-            height=new_height,
-            width=new_width,
-            frames=frames,
-            cell=self.cell,
-            frames_per_cell=self.frames_per_cell,
-        )
 
     def whitening_statistics(self) -> Statistics:
         """Mean and deviation that the front end applies: 0 and 1 where switched off."""
@@ -114,14 +99,11 @@ class BlockTokenizer(VisualTokenizer):
             std=stats.std if self.whiten else torch.ones_like(stats.std),
         )
 
-    def front_end(self, embed_dim: int, pretrained_weight: torch.Tensor | None = None) -> FrontEnd:
-        """`DCTFrontEnd`: `weight` (O, K), `bias` (O,) where `center` is on."""
-        module = DCTFrontEnd(
+    def random_front_end(self, embed_dim: int) -> DCTFrontEnd:
+        """`weight` (O, K), `bias` (O,) where `center` is on."""
+        return DCTFrontEnd(
             embed_dim, bands=self.bands, stats=self.whitening_statistics(), center=self.center
         )
-        if pretrained_weight is not None:
-            module.load_pretrained(pretrained_weight)
-        return module
 
     @torch.no_grad()
     def encode(self, cells: torch.Tensor) -> torch.Tensor:

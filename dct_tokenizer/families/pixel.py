@@ -8,10 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd, PixelFrontEnd
-from dct_tokenizer.geometry import MERGE, regular_plan, smart_resize
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, PixelFrontEnd
+from dct_tokenizer.grid import GridTokenizer
 from dct_tokenizer.pixels import join_cells, to_uint8
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import register_family
@@ -20,7 +19,7 @@ from dct_tokenizer.transforms import clip_mean_std
 
 @register_family("pixel")
 @dataclass(frozen=True, kw_only=True)
-class PixelTokenizer(VisualTokenizer):
+class PixelTokenizer(GridTokenizer):
     """Cells of B x B pixels and two frames, embedded as they are. B = 14 is stock Qwen2-VL.
 
     The coefficients are the CLIP-normalised pixels in the column order of the stock processor's
@@ -43,29 +42,9 @@ class PixelTokenizer(VisualTokenizer):
         """Only stock patches; others start by FlexiViT's resize, which is no ideal low-pass."""
         return self.cell == PATCH
 
-    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        """See `VisualTokenizer.plan`."""
-        new_height, new_width = smart_resize(
-            height,
-            width,
-            factor=MERGE * self.cell,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-        )
-        return regular_plan(
-            height=new_height,
-            width=new_width,
-            frames=frames,
-            cell=self.cell,
-            frames_per_cell=PATCH_FRAMES,
-        )
-
-    def front_end(self, embed_dim: int, pretrained_weight: torch.Tensor | None = None) -> FrontEnd:
-        """`PixelFrontEnd`: `weight` is the Conv3d weight (O, 3, 2, B, B)."""
-        module = PixelFrontEnd(embed_dim, cell=self.cell)
-        if pretrained_weight is not None:
-            module.load_pretrained(pretrained_weight)
-        return module
+    def random_front_end(self, embed_dim: int) -> PixelFrontEnd:
+        """`weight` is the Conv3d weight (O, 3, 2, B, B)."""
+        return PixelFrontEnd(embed_dim, cell=self.cell)
 
     def encode(self, cells: torch.Tensor) -> torch.Tensor:
         """float32 (N, 3 * 2 * B * B): the stock processor's `pixel_values`."""
