@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.markers import Marker
+
 from training.config.checks import check_data_path
 from training.config.groups import ROOT
 from training.config.overrides import ConfigError
@@ -72,8 +74,12 @@ def check_python() -> Finding:
 
 
 def check_versions(pins_file: Path | None = None) -> Iterator[Finding]:
-    """Installed versions against the pins of constraints/."""
-    pins = read_pins(pins_file or ROOT / "constraints" / "gpu.txt")
+    """Installed versions against the pins of constraints/: those for machines with CUDA, or not."""
+    import torch
+
+    name = "gpu.txt" if torch.cuda.is_available() else "cpu.txt"
+    pins_file = pins_file or ROOT / "constraints" / name
+    pins = read_pins(pins_file)
     different = []
     for name, pin in pins.items():
         try:
@@ -89,16 +95,19 @@ def check_versions(pins_file: Path | None = None) -> Iterator[Finding]:
     yield Finding(
         status="warn" if different else "ok",
         what="other packages",
-        detail=", ".join(different) or f"{len(pins) - len(DECISIVE)} as pinned",
+        detail=", ".join(different) or f"{len(pins) - len(DECISIVE)} as pinned in {pins_file.name}",
     )
 
 
 def read_pins(path: Path) -> dict[str, str]:
-    """name → version of a constraints file, names in lower case with dashes."""
+    """name → version of a constraints file, names in lower case with dashes.
+
+    Lines whose marker excludes this Python are left out.
+    """
     pins = {}
     for line in path.read_text().splitlines():
-        match = re.match(r"([A-Za-z0-9._-]+)==([^;\s]+)", line)
-        if match:
+        match = re.match(r"([A-Za-z0-9._-]+)==([^;\s]+)(?:\s*;\s*(.+))?", line)
+        if match and (match[3] is None or Marker(match[3]).evaluate()):
             pins[match[1].lower().replace("_", "-")] = match[2]
     return pins
 

@@ -97,6 +97,18 @@ def test_versions_against_pins(tmp_path):
     assert found["transformers"].status == "ok"
 
 
+def test_without_cuda_the_pins_of_the_cpu_environment_count():
+    others = next(f for f in check_versions() if f.what == "other packages")
+    assert others.status == "ok", others.detail
+    assert others.detail.endswith("as pinned in cpu.txt")
+
+
+def test_pins_of_other_pythons_are_left_out(tmp_path):
+    path = tmp_path / "pins.txt"
+    path.write_text('a==1; python_version >= "3.0"\nB_c==2; python_version < "3.0"\nd==3\n')
+    assert read_pins(path) == {"a": "1", "d": "3"}
+
+
 def test_the_projects_pins_name_every_decisive_package():
     for name in ("gpu.txt", "cpu.txt"):
         assert set(DECISIVE) <= read_pins(ROOT / "constraints" / name).keys()
