@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.config.checks import Layout, check_run
+from training.config.checks import check_run
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
@@ -170,6 +170,3 @@ def _number(name: str, text: str, least: int = 1) -> int:
     if value < least:
         raise ConfigError(f"{name}={value}; expected at least {least}")
     return value
-
-
-__all__ = ["Layout", "Machines", "describe", "launch", "read_machines", "torchrun_command"]
