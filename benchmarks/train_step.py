@@ -9,8 +9,8 @@
 Random weights, bf16, no recomputation, loss on the text, medians over blocks of steps. Each
 contestant is a process of its own with a time limit; one that fails is a row with its error. FLOPs
 are `training.flops`, the same for all, by the shape and not by what an implementation happens to
-compute. "mfu" counts the output layer for every token, as 6 · parameters · tokens does; "mfu needed"
-only for tokens with loss.
+compute. "mfu" counts the output layer for every token, as 6 · parameters · tokens does; "mfu
+needed" only for tokens with loss.
 
 SITE is a folder with another transformers (`pip install --target SITE transformers`); without it
 the newest one that lies on this interpreter's own path is taken, if it is not the first one.
@@ -118,6 +118,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ]
     },
     "recompute on": {"overrides": ["speed.recompute=true"]},
+    "layer_spec hybrid": {"layer_spec": "hybrid"},
+    "layer_spec te": {"layer_spec": "te"},
 }
 
 
@@ -278,6 +280,8 @@ def measure(
                 result["tflops"] = whole / 1e12 / result["seconds"]
                 result["mfu"] = peak and whole / result["seconds"] / peak
                 result["mfu_needed"] = peak and needed / result["seconds"] / peak
+            else:
+                result["mfu_needed"] = result["logged_mfu"]
         results[name] = result
         print(f"{name}: {summary(result)}", flush=True)
     return results
@@ -362,7 +366,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--patches", type=int)
     parser.add_argument("--text", type=int)
     parser.add_argument("--loss-on", choices=("text", "all"), default="text")
-    parser.add_argument("--layer-spec", choices=("auto", "te", "local"), default="auto")
+    parser.add_argument("--layer-spec", choices=("auto", "te", "local", "hybrid"), default="local")
     parser.add_argument("--override", action="append", default=[], help="KEY=VALUE of a run")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--block", type=int, help="steps between two looks at the clock")

@@ -47,6 +47,7 @@ from training.data.batch import pack_batch, pad_batch  # noqa: E402
 from training.data.pictures import encode_pictures  # noqa: E402
 from training.data.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from training.data.samples import EncodedChat  # noqa: E402
+from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 
 
 class StepTimes(pl.Callback):
@@ -257,16 +258,11 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     lines = [json.loads(line) for line in (run_folder / "steps.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["step"] > case["warmup"]] or lines
     return {
-        "layer_spec": "te" if uses_te(model.module) else "local",
+        "layer_spec": resolve_layer_spec(run.model.layer_spec),
         "data_wait_share": statistics.fmean(line["data_wait_share"] for line in kept),
         "logged_mfu": kept[-1]["mfu"] and statistics.median(line["mfu"] for line in kept),
         "samples_per_step": statistics.fmean(line["num_samples"] for line in kept),
     }
-
-
-def uses_te(module: torch.nn.Module) -> bool:
-    """Are there Transformer Engine's layers in it?"""
-    return any("transformer_engine" in type(part).__module__ for part in module.modules())
 
 
 def run_nemo(case: dict[str, Any], times: StepTimes) -> dict[str, Any]:

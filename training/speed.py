@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from training.config.overrides import ConfigError
 from training.config.schema import SpeedConfig
+from training.gradient_scale import PendingScale
 from training.model.fused.compiling import allow_compiling
 
 
@@ -51,11 +52,16 @@ class SpeedUp(pl.Callback):
         allow_compiling(self.speed.compile)
         if not self.speed.fused_optimizer:
             return
-        for optimizer in trainer.optimizers:
-            for inner in torch_optimizers(optimizer):
-                if isinstance(inner, torch.optim.AdamW):
-                    use_one_kernel(inner)
-        use_foreach_norm()
+        inner = [i for optimizer in trainer.optimizers for i in torch_optimizers(optimizer)]
+        if not inner or any(type(optimizer) is not torch.optim.AdamW for optimizer in inner):
+            return
+        for adam in inner:
+            use_one_kernel(adam)
+        pending = PendingScale()
+        if use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients):
+            pending.attach(inner)
+            for chunk in trainer.strategy.megatron_parallel:
+                innermost_ddp(chunk).scale_gradients = pending.scale_gradients
 
 
 def torch_optimizers(optimizer: Any) -> Iterator[Any]:
@@ -85,31 +91,25 @@ def use_one_kernel(adam: torch.optim.AdamW) -> None:
     adam.register_step_pre_hook(prepare)
 
 
-def foreach_l2_norm(
-    chunk_size: int, noop_flag: Any, tensor_lists: list[list[torch.Tensor]], *_: Any
-) -> tuple[torch.Tensor, None]:
-    """What `megatron.core.utils.local_multi_tensor_l2_norm` gives, without waiting for the device
-    once a tensor: a (1,) tensor, and None.
+def use_instead_of_stand_ins(l2_norm: Callable[..., Any], scale: Callable[..., None]) -> bool:
+    """Replace Megatron's stand-ins for the kernels of Transformer Engine and Apex, if in use.
+
+    They wait for the device once a tensor, and copy every gradient. Returns whether they were.
     """
-    norms = torch._foreach_norm(tensor_lists[0])
-    return torch.linalg.vector_norm(torch.stack(norms)).view(1), None
-
-
-def foreach_scale(
-    chunk_size: int, noop_flag: Any, tensor_lists: list[list[torch.Tensor]], scale: float
-) -> None:
-    """What `megatron.core.utils.local_multi_tensor_scale` does, without a copy of each tensor."""
-    sources, targets = tensor_lists
-    if any(a is not b for a, b in zip(sources, targets, strict=True)):
-        torch._foreach_copy_(targets, sources)
-    torch._foreach_mul_(targets, scale)
-
-
-def use_foreach_norm() -> None:
-    """Replace Megatron's stand-ins for the kernels of Transformer Engine and Apex, if in use."""
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads
 
-    if getattr(clip_grads, "l2_norm_impl", None) is utils.local_multi_tensor_l2_norm:
-        clip_grads.l2_norm_impl = foreach_l2_norm
-        clip_grads.multi_tensor_scale_impl = foreach_scale
+    if getattr(clip_grads, "l2_norm_impl", None) is not utils.local_multi_tensor_l2_norm:
+        return False
+    clip_grads.l2_norm_impl = l2_norm
+    clip_grads.multi_tensor_scale_impl = scale
+    return True
+
+
+def innermost_ddp(module: Any) -> Any:
+    """Megatron's DistributedDataParallel below NeMo's wrappers."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    while not isinstance(module, DistributedDataParallel):
+        module = module.module
+    return module

@@ -38,7 +38,7 @@ class ModelConfig:
 
     #: Hugging Face Qwen2-VL folder; "auto" makes the tiny random one below `cache_dir`
     path: str = MISSING
-    #: auto | te | local
+    #: auto | te | local | hybrid (local layers around Transformer Engine's attention)
     layer_spec: str = "auto"
     #: auto (bf16 on CUDA, fp32 on the CPU) | bf16 | fp32
     dtype: str = "auto"

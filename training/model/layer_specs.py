@@ -24,7 +24,9 @@ from training.compat import have_transformer_engine
 from training.model.attention import SegmentedAttention
 from training.model.fused.layer import FusedTransformerLayer
 
-LayerSpecName = Literal["te", "local"]
+#: te: Transformer Engine's layers; local: Megatron's own; hybrid: Megatron's own around Transformer
+#: Engine's attention
+LayerSpecName = Literal["te", "local", "hybrid"]
 
 #: what Transformer Engine's fused norm+linear modules call the norm's parameters
 _CHECKPOINT_NAMES = {
@@ -34,29 +36,40 @@ _CHECKPOINT_NAMES = {
 
 
 def resolve_layer_spec(wanted: str) -> LayerSpecName:
-    """Turn "auto", "te" or "local" into the spec to use.
+    """Turn "auto", "te", "local" or "hybrid" into the spec to use.
 
     Raises:
-        ValueError: an unknown name, or "te" where Transformer Engine is not usable.
+        ValueError: an unknown name, or one that needs Transformer Engine where it is not usable.
     """
-    if wanted not in ("auto", "te", "local"):
-        raise ValueError(f"layer spec {wanted!r}; expected one of auto, te, local")
     if wanted == "auto":
         return "te" if have_transformer_engine() else "local"
-    if wanted == "te" and not have_transformer_engine():
+    if wanted == "local":
+        return "local"
+    if wanted not in ("te", "hybrid"):
+        raise ValueError(f"layer spec {wanted!r}; expected one of auto, te, local, hybrid")
+    if not have_transformer_engine():
         raise ValueError(
-            "layer spec 'te' needs Transformer Engine and a CUDA device; use model.layer_spec=auto"
+            f"layer spec {wanted!r} needs Transformer Engine and a CUDA device; use "
+            "model.layer_spec=auto"
         )
-    return "te" if wanted == "te" else "local"
+    return "te" if wanted == "te" else "hybrid"
 
 
 def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> ModuleSpec:
     """The transformer layer of the ViT (full attention) or of the language model (causal).
 
-    `fused` takes this project's fused layer in the local spec; Transformer Engine has its own.
+    `fused` takes this project's fused layer in the local and hybrid specs; Transformer Engine has
+    its own.
     """
     mask_type = AttnMaskType.no_mask if is_vision else AttnMaskType.causal
-    return _te_spec(mask_type) if name == "te" else _local_spec(mask_type, fused)
+    if name == "te":
+        return _te_spec(mask_type)
+    spec = _local_spec(mask_type, fused)
+    if name == "hybrid":
+        from training.model.te_attention import SegmentedTEAttention
+
+        spec.submodules.self_attention.submodules.core_attention = SegmentedTEAttention
+    return spec
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:

@@ -12,66 +12,90 @@ from training.compat import activate
 activate()
 
 from megatron.core import utils  # noqa: E402
+from megatron.core.optimizer import clip_grads  # noqa: E402
 
+from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
-from training.speed import (  # noqa: E402
-    foreach_l2_norm,
-    foreach_scale,
-    resolve_speed,
-    use_foreach_norm,
-    use_one_kernel,
-)
+from training.gradient_scale import PendingScale  # noqa: E402
+from training.speed import resolve_speed, use_instead_of_stand_ins, use_one_kernel  # noqa: E402
+
+OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.95)}
+
+
+def twins() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    torch.manual_seed(0)
+    plain = [torch.randn(4, requires_grad=True), torch.randn(2, 3, requires_grad=True)]
+    return plain, copy.deepcopy(plain)
+
+
+def draw_gradients(plain: list[torch.Tensor], fused: list[torch.Tensor]) -> None:
+    for a, b in zip(plain, fused, strict=True):
+        a.grad = torch.randn_like(a)
+        b.grad = a.grad.clone()
 
 
 def test_open_switches_follow_cuda():
     assert not any(vars(resolve_speed(SpeedConfig())).values())
     assert resolve_speed(SpeedConfig(fused_layers=True)).fused_layers
+    with pytest.raises(ConfigError, match="needs CUDA"):
+        resolve_speed(SpeedConfig(recompute=True))
 
 
-def test_norm_and_scale():
-    tensors = [torch.randn(n) for n in (3, 5, 7)]
-    ours, _ = foreach_l2_norm(0, None, [tensors], False)
-    theirs, _ = utils.local_multi_tensor_l2_norm(0, None, [tensors], False)
-    torch.testing.assert_close(ours, theirs)
-    expected = [0.5 * t for t in tensors]
-    foreach_scale(0, None, [tensors, tensors], 0.5)
-    torch.testing.assert_close(tensors, expected)
-    others = [torch.zeros_like(t) for t in tensors]
-    foreach_scale(0, None, [tensors, others], 2.0)
-    torch.testing.assert_close(others, [2 * t for t in expected])
-
-
-def test_norm_and_scale_are_put_where_megatron_uses_its_own(monkeypatch):
-    from megatron.core.optimizer import clip_grads
-
+def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
+    pending = PendingScale()
+    monkeypatch.setattr(clip_grads, "l2_norm_impl", max)
+    assert not use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients)
     monkeypatch.setattr(clip_grads, "l2_norm_impl", utils.local_multi_tensor_l2_norm)
     monkeypatch.setattr(clip_grads, "multi_tensor_scale_impl", utils.local_multi_tensor_scale)
-    use_foreach_norm()
-    assert clip_grads.l2_norm_impl is foreach_l2_norm
-    monkeypatch.setattr(clip_grads, "l2_norm_impl", max)
-    use_foreach_norm()
-    assert clip_grads.l2_norm_impl is max
+    assert use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients)
+    assert clip_grads.l2_norm_impl == pending.l2_norm
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_one_kernel_updates_as_torchs_default(loaded):
-    torch.manual_seed(0)
-    plain = [torch.randn(4, requires_grad=True), torch.randn(2, 3, requires_grad=True)]
-    fused = copy.deepcopy(plain)
-    options = {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.95)}
-    one, other = torch.optim.AdamW(plain, **options), torch.optim.AdamW(fused, **options)
+    plain, fused = twins()
+    one, other = torch.optim.AdamW(plain, **OPTIONS), torch.optim.AdamW(fused, **OPTIONS)
     if not loaded:
         use_one_kernel(other)
     for step in range(4):
-        for a, b in zip(plain, fused, strict=True):
-            a.grad = torch.randn_like(a)
-            b.grad = a.grad.clone()
+        draw_gradients(plain, fused)
         if loaded and step == 2:
-            other.load_state_dict(copy.deepcopy(one.state_dict()))
             use_one_kernel(other)
-            other.load_state_dict(copy.deepcopy(one.state_dict()))  # as a checkpoint sets options
+            other.load_state_dict(copy.deepcopy(one.state_dict()))  # brings its own options
         one.step()
         other.step()
-        assert all(group["fused"] for group in other.param_groups) or loaded
     torch.testing.assert_close(plain, fused)
     assert all(group["fused"] for group in other.param_groups)
+
+
+def test_scaled_in_the_kernel_as_in_passes_of_their_own():
+    """Two steps of: sum over 7 tokens → mean → norm → clip to 1 → AdamW."""
+    plain, fused = twins()
+    one = torch.optim.AdamW(plain, **OPTIONS)
+    # an optimizer a part, stepped one after the other
+    others = [torch.optim.AdamW([p], **OPTIONS) for p in fused]
+    pending = PendingScale()
+    for other in others:
+        use_one_kernel(other)
+    pending.attach(others)
+    for _ in range(2):
+        draw_gradients(plain, fused)
+        grads = [p.grad for p in plain]
+        torch._foreach_mul_(grads, 1 / 7)
+        expected, _ = utils.local_multi_tensor_l2_norm(0, None, [grads], False)
+        coefficient = 0.1 / (float(expected) + 1e-6)
+        assert coefficient < 1
+        torch._foreach_mul_(grads, coefficient)
+        one.step()
+
+        pending.scale_gradients(torch.tensor(1 / 7))
+        got, _ = pending.l2_norm(0, None, [[p.grad for p in fused]], False)
+        torch.testing.assert_close(got, expected)
+        for p in fused:
+            pending.clip_gradients(0, None, [[p.grad], [p.grad]], coefficient)
+        for other in others:
+            other.step()
+        torch.testing.assert_close(plain, fused, rtol=1e-6, atol=1e-7)
+    assert (pending.tokens, pending.clip) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="in place"):
+        pending.clip_gradients(0, None, [[fused[0]], [fused[1]]], 0.5)
