@@ -28,6 +28,9 @@ from training.data.video_rules import choose_frames
 #: what PyAV raises on damaged files; FFmpegError for most, the others where values are absurd
 _ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
 
+#: frames that a damaged file may announce without having them; more are a damaged number
+_MOST_LOST = 1_000_000
+
 
 class VideoError(ValueError):
     """Video bytes of which no frame can be read."""
@@ -193,7 +196,7 @@ def _timeline(container: InputContainer, data: bytes) -> _Timeline:
         times=sorted({time for time in times if time >= key_times[0]}),
         key_times=key_times,
         num_sound=num_packets,
-        num_lost=max(0, counted - num_packets) if damage else 0,
+        num_lost=min(max(0, counted - num_packets), _MOST_LOST) if damage else 0,
         damage=damage,
     )
 

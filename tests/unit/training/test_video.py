@@ -251,6 +251,21 @@ def test_bytes_that_are_no_pictures_end_the_video(codec):
     assert "frames are used: decoding stops" in found.damage
 
 
+def test_an_absurd_count_of_frames_costs_nothing():
+    """The numbers of frames in an AVI's headers, in a file that breaks off."""
+    data = bytearray(video(noise_frames(30), container="avi", codec="mpeg4"))
+    for start in (data.index(b"avih") + 8 + 16, data.index(b"strh") + 8 + 32):
+        data[start : start + 4] = b"\xff\xff\xff\x7f"
+    cut = bytes(data[: len(data) // 2])
+    assert read_header(cut).num_frames > 2**30
+    tracemalloc.start()
+    found = read_frames(cut, 768, *SIZE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.frames) == 1
+    assert peak < 2e8
+
+
 NO_VIDEO = {
     "no video stream": sound(),
     "cannot be read": b"no video at all" * 20,
