@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -75,50 +76,38 @@ def test_check_fails_with_status_one(tmp_path):
     assert "1 of 2 clauses hold" in result.stdout
 
 
-NEW_FAMILY = """
-from dataclasses import dataclass
-
-from dct_tokenizer.families.block import BlockTokenizer
-from dct_tokenizer.geometry import MERGE, regular_plan
-from dct_tokenizer.plan import Plan
-from dct_tokenizer.registry import register_family
+CONTRIBUTING = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
+#: a fenced block whose first line is a comment with the file's path
+_BLOCK = re.compile(r"```(?:yaml|python)\n# (dct_tokenizer/\S+)\n(.*?)```", re.DOTALL)
 
 
-@register_family("square")
-@dataclass(frozen=True, kw_only=True)
-class SquareTokenizer(BlockTokenizer):
-    side: int
-
-    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        side = self.side * MERGE * self.cell
-        return regular_plan(
-            height=side,
-            width=side,
-            frames=frames,
-            cell=self.cell,
-            frames_per_cell=self.frames_per_cell,
-        )
-"""
-NEW_PRESET = """# Every picture as a square of 4 x 4 tokens.
-name: square4
-family: square
-side: 4
-cell: 28
-luma_keep: 28
-chroma_keep: 14
-"""
+@pytest.fixture(scope="module")
+def written_by_the_book(tmp_path_factory):
+    """The package with every file that CONTRIBUTING.md says to write, and the presets' names."""
+    root = tmp_path_factory.mktemp("book")
+    shutil.copytree(Path(dct_tokenizer.__file__).parent, root / "dct_tokenizer")
+    blocks = _BLOCK.findall(CONTRIBUTING.read_text(encoding="utf-8"))
+    for path, text in blocks:
+        assert not (root / path).exists(), path
+        (root / path).write_text(text, encoding="utf-8")
+    return root, [Path(path).stem for path, _ in blocks if path.endswith(".yaml")]
 
 
-def test_a_new_family_is_one_file_and_one_preset(tmp_path):
-    package = Path(dct_tokenizer.__file__).parent
-    shutil.copytree(package, tmp_path / "dct_tokenizer")
-    (tmp_path / "dct_tokenizer" / "families" / "square.py").write_text(NEW_FAMILY)
-    (tmp_path / "dct_tokenizer" / "presets" / "square4.yaml").write_text(NEW_PRESET)
-    # The working directory comes before installed packages for `python -m`.
-    result = run("check", "square4", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    cost = json.loads(run("cost", "square4", "--size", "900x100", "--json", cwd=tmp_path).stdout)
+def test_the_examples_of_contributing_pass_the_checks(written_by_the_book):
+    root, presets = written_by_the_book
+    assert sorted(presets) == ["dct28_k20", "square4"]
+    for name in presets:
+        # the working directory comes before installed packages for `python -m`
+        result = run("check", name, cwd=root)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "FAIL" not in result.stdout
+    cost = json.loads(run("cost", "square4", "--size", "900x100", "--json", cwd=root).stdout)
     assert cost[0]["num_llm_tokens"] == 16
+
+
+def test_the_class_of_contributing_is_short():
+    code = dict(_BLOCK.findall(CONTRIBUTING.read_text(encoding="utf-8")))
+    assert len(code["dct_tokenizer/families/square.py"].splitlines()) <= 32
 
 
 def test_stats_are_gathered_and_used(picture, tmp_path):
