@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +117,8 @@ def line(verdict: Verdict) -> str:
 def _devices(ranks: int | None) -> tuple[bool, int]:
     """(on the CPU?, ranks)."""
     if ranks is not None:
+        # before torch looks: the checks in this process must see what the runs will
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return True, ranks
     import torch
 
