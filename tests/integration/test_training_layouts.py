@@ -49,6 +49,21 @@ def test_faster_ways_change_nothing(train, pixel):
     assert run.values("mfu") == [None] * 4  # no known peak
 
 
+def test_faster_ways_divide_over_tensor_parallel_ranks(train, pixel):
+    """Vocabulary, gradient norm and products are then each a part of the whole."""
+    run = train(
+        "fast_tensor_parallel",
+        "tokenizer=pixel",
+        "trainer.stop_at_step=4",
+        "trainer.save_every=-1",
+        "trainer.tensor_parallel_size=2",
+        *(f"speed.{name}=true" for name in ("fused_layers", "answer_loss", "fused_optimizer")),
+        ranks=2,
+    )
+    assert run.values("loss") == pytest.approx(pixel.values("loss"), rel=1e-4)
+    assert run.values("grad_norm") == pytest.approx(pixel.values("grad_norm"), rel=1e-3)
+
+
 def test_a_run_that_stops_early_keeps_its_schedule(reference, pixel):
     assert pixel.values("lr") == reference.values("lr")[:4]
 

@@ -153,7 +153,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         if self.training:
             self.data_wait += time.perf_counter() - started
             self.meter.add(batch)
-            batch = with_places(batch, answers=self.answer_loss)
+            # context-parallel ranks hold parts of the sequence, where these places are others
+            if ps.get_context_parallel_world_size() == 1:
+                batch = with_places(batch, answers=self.answer_loss)
         return to_stage(batch)
 
     @property
