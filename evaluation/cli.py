@@ -46,10 +46,15 @@ def answers(
     if data is not None:
         model = with_data_path(model, str(data))
     options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
-    share = write_answers(model, options, output)
+    try:
+        done = write_answers(model, options, output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     typer.echo(
-        f"{output}: {share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
+        f"{output}: {done.share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
     )
+    if done.rejected.by_reason:
+        typer.echo(str(done.rejected), err=True)
 
 
 @app.command()
@@ -62,16 +67,24 @@ def export(
     check: Annotated[
         int, typer.Option(min=0, help="Reload and compare so many validation samples.")
     ] = 0,
+    lora: Annotated[
+        str, typer.Option(help="merge, or adapter for a PEFT folder of the adapters alone.")
+    ] = "merge",
 ) -> None:
     """Write a Hugging Face folder that transformers loads without this project."""
-    from evaluation.export.checkpoint import DTYPES, export_checkpoint
+    from evaluation.export.checkpoint import DTYPES, export_adapters, export_checkpoint
 
     if dtype is not None and dtype not in DTYPES:
         raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
+    if lora not in ("merge", "adapter"):
+        raise typer.BadParameter(f"lora is {lora!r}, expected merge or adapter")
     try:
-        exported = export_checkpoint(
-            checkpoint, output, dtype=None if dtype is None else DTYPES[dtype], check=check
-        )
+        chosen = None if dtype is None else DTYPES[dtype]
+        if lora == "adapter":
+            num_bytes = export_adapters(checkpoint, output, dtype=chosen)
+            typer.echo(f"{output}: adapters, {num_bytes / 1e6:,.1f} MB")
+            return
+        exported = export_checkpoint(checkpoint, output, dtype=chosen, check=check)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     kind = "plain Qwen2-VL" if exported.is_plain else "with its tokenizer's code"

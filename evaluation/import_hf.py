@@ -17,6 +17,11 @@ from training.compat import activate
 activate()
 
 from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.dist_checkpointing.dict_utils import nested_values  # noqa: E402
+from megatron.core.dist_checkpointing.mapping import (  # noqa: E402
+    ShardedTensor,
+    apply_factories,
+)
 
 from dct_tokenizer import preset_config  # noqa: E402
 from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
@@ -61,7 +66,7 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
     weights = unfinished / checkpoint / "weights"
     weights.mkdir(parents=True)
     try:
-        dist_checkpointing.save(module.sharded_state_dict(prefix=_PREFIX), str(weights))
+        dist_checkpointing.save(_writable_state(module), str(weights))
         meta = {"step": 0, "tokenizer": run.tokenizer, "imported_from": str(folder)}
         (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
         (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
@@ -92,6 +97,28 @@ def _pixel_bounds(folder: Path) -> tuple[int, int]:
     path = folder / "preprocessor_config.json"
     settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return settings.get("min_pixels", QWEN_MIN_PIXELS), settings.get("max_pixels", QWEN_MAX_PIXELS)
+
+
+def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:
+    """What is saved, each piece in memory of its own; the module cannot be used afterwards.
+
+    The halves of gated projections are views, which Megatron's writer copies, all of them before
+    it writes the first: a third of the model. Here the whole goes as soon as its halves are there.
+    """
+    state = module.sharded_state_dict(prefix=_PREFIX)
+    apply_factories(state)
+    wholes = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
+    views: dict[int, list[ShardedTensor]] = {}
+    for piece in nested_values(state):
+        if isinstance(piece, ShardedTensor):
+            storage = piece.data.untyped_storage()
+            if storage.nbytes() != piece.data.nbytes:
+                views.setdefault(storage.data_ptr(), []).append(piece)
+    for place, pieces in views.items():
+        for piece in pieces:
+            piece.data = piece.data.clone()
+        wholes[place].data = wholes[place].data.new_empty(0)
+    return state
 
 
 def _empty_module(run: RunConfig) -> TokenizerQwen2VL:

@@ -9,14 +9,16 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from evaluation.export.adapter import export_adapter
 from evaluation.export.card import write_card
 from evaluation.export.check import max_abs_logit_diff
 from evaluation.export.folder import write_json
-from evaluation.export.model import ExportOptions, export_module
+from evaluation.export.model import ExportOptions, check_place, export_module
 from evaluation.export.plain import why_not_plain
 from evaluation.export.tensors import ExportError
 from evaluation.held_out import read_split
 from evaluation.loading import find_checkpoint, load_checkpoint
+from training.config.tuning import trained_parts
 
 #: file in an exported folder
 EXPORT_NAME = "dct_vl_export.json"
@@ -44,6 +46,35 @@ class Exported:
     is_plain: bool
     #: against the trainer's model, after a reload in transformers; None where it was not asked for
     max_abs_logit_diff: float | None
+
+
+def export_adapters(path: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> int:
+    """Write a LoRA run's adapters, and what it trained in full beside them, as a PEFT folder.
+
+    Args:
+        path: a run's folder or one of its checkpoints.
+        out: a new or empty folder.
+        dtype: of the tensors; the checkpoint's own by default.
+
+    Returns:
+        Bytes of the tensors.
+
+    Raises:
+        ValueError: no checkpoint there; or see `export_adapter`.
+    """
+    _, checkpoint = find_checkpoint(path)
+    stored = checkpoint_dtype(checkpoint)
+    out = check_place(out)
+    model = load_checkpoint(path, dtype=stored, merge=False)
+    out.mkdir(parents=True, exist_ok=True)
+    return export_adapter(
+        model.module,
+        model.visual,
+        model.run.model.path,
+        out,
+        trained=trained_parts(model.run.model),
+        dtype=dtype or stored,
+    )
 
 
 def export_checkpoint(

@@ -26,6 +26,7 @@ from evaluation.export.plain import folded_patch_embed, why_not_plain
 from evaluation.export.tensors import ExportError, megatron_groups, stock_shapes
 from evaluation.export.writer import MAX_SHARD_BYTES, write_tensors
 from training.model.hf_names import PATCH_EMBED
+from training.model.lora import merge_lora
 from training.model.mcore import TokenizerQwen2VL
 
 
@@ -35,6 +36,14 @@ class ExportOptions:
 
     dtype: torch.dtype
     max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+def check_place(out: str | Path) -> Path:
+    """The folder to write, which must be new or empty; raises ExportError where it is not."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not an empty folder: name a new one")
+    return out
 
 
 def export_module(
@@ -51,7 +60,7 @@ def export_module(
     another name beside its place and renamed when it is whole.
 
     Args:
-        module: a whole model on any device.
+        module: a whole model on any device; adapters are merged into it.
         visual: its tokenizer, with the pixel bounds to write.
         base: the Hugging Face folder that the run started from.
         out: a new or empty folder.
@@ -64,14 +73,13 @@ def export_module(
         ExportError: `out` holds something, or the module does not fit the base folder's
             config.json.
     """
-    base, out = Path(base), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists and is not an empty folder: name a new one")
+    base, out = Path(base), check_place(out)
     unfinished = out.parent / f".{out.name}-unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         copy_text_files(base, unfinished)
+        merge_lora(module)
         stock = stock_shapes(base)
         groups = list(megatron_groups(module, stock, options.dtype))
         reason = why_not_plain(visual)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from trainers_side import loaded, prompt_logits, question, texts
 
+from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
 from evaluation.export.model import ExportOptions, export_module
 
@@ -160,3 +161,45 @@ def test_a_folder_with_code_is_not_taken_for_a_stock_model(exported):
 
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoConfig.from_pretrained(exported["dct28_420"], trust_remote_code=False)
+
+
+def test_a_clip_is_placed_as_the_trainer_places_it(exported, build_module, tiny_model):
+    """In this process, where both sides can be called: pictures and clips in one text."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+    from training.data.batch import pad_batch
+    from training.data.chat import ChatTokenizer
+    from training.data.pictures import encode_pictures
+    from training.data.plan_chat import place_media
+    from training.data.samples import EncodedChat
+
+    rng = np.random.default_rng(3)
+    still = rng.integers(0, 256, (1, 90, 120, 3), dtype=np.uint8)
+    clip = rng.integers(0, 256, (6, 60, 80, 3), dtype=np.uint8)
+    turns = (Turn(role="user", text="<video>Before or after?<image>"),)
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model))
+    visual = build_tokenizer("dct14_t4", **BOUNDS)
+    plans = [visual.plan(60, 80, 6), visual.plan(90, 120)]
+    pictures = encode_pictures(visual, [clip, still], plans)
+    prompt = chat.prompt(turns, 1, 1)
+    ids, is_answer, positions = place_media(prompt, chat.pad_ids, pictures.plans)
+    sample = EncodedChat(
+        __key__="",
+        __restore_key__=(),
+        input_ids=ids,
+        is_answer=is_answer,
+        position_ids=positions,
+        pictures=pictures,
+    )
+    batch = pad_batch([sample], visual=visual, pad_to=None, pad_multiple=1)
+    names = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
+    folder = exported["dct14_t4"]
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    text = processor.apply_chat_template(chat.messages(turns, 1, 1), add_generation_prompt=True)
+    inputs = processor(text=text, images=still[0], videos=[list(clip)], return_tensors="pt")
+    with torch.no_grad():
+        wanted = moved(build_module("dct14_t4"))(**{name: batch[name] for name in names})
+        found = model.eval()(**inputs).logits
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() < 1e-4

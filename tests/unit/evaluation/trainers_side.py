@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from data_prep.schema import Turn
 from dct_tokenizer import VisualTokenizer
-from evaluation.greedy import Question, _encode, answer
+from evaluation.greedy import Question, answer, encode_question
 from evaluation.loading import LoadedModel
 from training.data.batch import pad_batch
 from training.data.chat import ChatTokenizer
@@ -38,7 +38,7 @@ def question(text: str, files: Sequence[Path] = ()) -> Question:
 @torch.no_grad()
 def prompt_logits(model: LoadedModel, asked: Question) -> torch.Tensor:
     """(S, vocabulary) over the whole prompt."""
-    sample = _encode(model, asked)
+    sample = encode_question(model, asked)
     batch = pad_batch([sample], visual=model.visual, pad_to=None, pad_multiple=1)
     names = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
     return model.module(**{name: batch[name] for name in names})[0]
