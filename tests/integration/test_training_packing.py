@@ -53,7 +53,7 @@ def test_a_resumed_run_repeats_the_packs(train, packed):
 
 
 def test_tensor_parallel_ranks_change_nothing(train, packed):
-    layout = ("trainer.tensor_parallel_size=2",)
+    layout = ("trainer.tensor_parallel_size=2", "trainer.sequence_parallel=true")
     run = train("packed_tp", *PACKED, *layout, "trainer.save_every=-1", ranks=2)
     assert_same(run, packed, rel=1e-5)
 

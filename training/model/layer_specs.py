@@ -5,6 +5,7 @@ Both give the same checkpoint names, so that a checkpoint written with one loads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -14,7 +15,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
@@ -23,6 +24,7 @@ from megatron.core.transformer.transformer_layer import (
 from training.compat import have_transformer_engine
 from training.model.attention import SegmentedAttention
 from training.model.fused.layer import FusedTransformerLayer
+from training.model.torch_norm import TorchNorm, block_with_torch_norm
 
 #: te: Transformer Engine's layers; local: Megatron's own; hybrid: Megatron's own around Transformer
 #: Engine's attention
@@ -55,8 +57,10 @@ def resolve_layer_spec(wanted: str) -> LayerSpecName:
     return "te" if wanted == "te" else "hybrid"
 
 
-def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> ModuleSpec:
-    """The transformer layer of the ViT (full attention) or of the language model (causal).
+def layer_spec(
+    name: LayerSpecName, *, is_vision: bool, fused: bool = False
+) -> ModuleSpec | Callable[..., TransformerBlockSubmodules]:
+    """The transformer layers of the ViT (full attention) or of the language model (causal).
 
     `fused` takes this project's fused layer in the local and hybrid specs; Transformer Engine has
     its own.
@@ -69,7 +73,7 @@ def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> 
         from training.model.te_attention import SegmentedTEAttention
 
         spec.submodules.self_attention.submodules.core_attention = SegmentedTEAttention
-    return spec
+    return spec if is_vision else block_with_torch_norm(spec)
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
@@ -88,7 +92,7 @@ def _local_spec(mask_type: AttnMaskType, fused: bool) -> ModuleSpec:
     return ModuleSpec(
         module=FusedTransformerLayer if fused else TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=WrappedTorchNorm,
+            input_layernorm=TorchNorm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": mask_type},
@@ -101,7 +105,7 @@ def _local_spec(mask_type: AttnMaskType, fused: bool) -> ModuleSpec:
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=WrappedTorchNorm,
+            pre_mlp_layernorm=TorchNorm,
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(

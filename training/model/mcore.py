@@ -5,10 +5,14 @@ Shape legend: B micro batch, S sequence, N cells, M LLM visual tokens, H languag
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
-from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    get_cuda_rng_tracker,
+    scatter_to_sequence_parallel_region,
+)
 from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLConfig
 
 from training.model.fused.answer_loss import AnswerLossGPTModel
@@ -187,6 +191,9 @@ class TokenizerQwen2VLConfig(Qwen2VLConfig):
 
     def configure_model(self, tokenizer: object, vp_stage: int | None = None) -> TokenizerQwen2VL:
         """Build this rank's stage exactly as NeMo does, then give it the tokenizer's forward."""
+        if self.sequence_parallel and not torch.cuda.is_available():
+            # the embedding's dropout would fork a CUDA generator, and there is none
+            get_cuda_rng_tracker().fork = contextlib.nullcontext
         model = super().configure_model(tokenizer, vp_stage)
         # NeMo names its model class inside the method that also hands the parallel layout down to
         # the three sub-configurations; the subclass adds methods only, so adopting it is safe.
