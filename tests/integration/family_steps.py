@@ -3,10 +3,10 @@
 usage: python -m torch.distributed.run --nproc-per-node=2 family_steps.py MODEL_FOLDER OUT.json
 
 The same two micro batches a step in every layout, from the same folder: one process (both ranks
-do the same), two tensor-parallel ranks, two pipeline stages. All of it in one start, on NeMo's
-model, Megatron's schedules and its optimizer. OUT.json holds
-{case: {layout: {"losses": [...], "norms": [...], "wrong": [...]}}}, the last the tensors that
-changed although they are frozen, or did not although they are trained.
+do the same), two tensor-parallel ranks without and with sequence parallelism, two pipeline
+stages. All of it in one start, on NeMo's model, Megatron's schedules and its optimizer; OUT.json
+holds {case: {layout: {"losses": [...], "norms": [...], "wrong": [...]}}}, the last the tensors
+that changed although they are frozen, or did not although they are trained.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ from sample_chats import ROWS, crude  # noqa: E402
 
 SEQ_LENGTH = 128
 NUM_STEPS = 3
-#: name → (tensor-, pipeline-parallel size)
-LAYOUTS = {"one": (1, 1), "tp2": (2, 1), "pp2": (1, 2)}
+#: name → (tensor-, pipeline-parallel size, sequence parallelism)
+LAYOUTS = {
+    "one": (1, 1, False),
+    "tp2": (2, 1, False),
+    "tp2_sp": (2, 1, True),
+    "pp2": (1, 2, False),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,7 @@ def run_step(data: Any, model: Any) -> Any:
     return forward_step(model, batch), partial(summed_loss, batch)
 
 
-def train(folder: Path, case: Case, tp: int, pp: int) -> dict[str, list[float]]:
+def train(folder: Path, case: Case, tp: int, pp: int, sp: bool) -> dict[str, list[float]]:
     """Losses and gradient norms of `NUM_STEPS` steps on this rank's part of the model."""
     settings = ModelConfig(path=str(folder), **case.model)
     options = ModelOptions(
@@ -130,6 +135,7 @@ def train(folder: Path, case: Case, tp: int, pp: int) -> dict[str, list[float]]:
         tokenizer=case.tokenizer,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
+        sequence_parallel=sp,
     )
     config = model_config(folder, options)
     config.finalize_model_grads_func = finalize_model_grads
@@ -178,14 +184,14 @@ def main(folder: Path, output: Path) -> None:
     """Train all cases in all layouts and write what the last rank saw."""
     torch.distributed.init_process_group("gloo")
     found: dict[str, dict[str, Any]] = {name: {} for name in CASES}
-    for layout, (tp, pp) in LAYOUTS.items():
+    for layout, (tp, pp, sp) in LAYOUTS.items():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp
         )
         model_parallel_cuda_manual_seed(1)
         for name, case in CASES.items():
             seen: list[Any] = [None, None]
-            torch.distributed.all_gather_object(seen, train(folder, case, tp, pp))
+            torch.distributed.all_gather_object(seen, train(folder, case, tp, pp, sp))
             found[name][layout] = {**seen[-1], "wrong": seen[0]["wrong"] + seen[1]["wrong"]}
         parallel_state.destroy_model_parallel()
     if torch.distributed.get_rank() == 0:

@@ -49,7 +49,7 @@ def test_all_cases_ran(found):
     assert tuple(found) == CASES
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+@pytest.mark.parametrize("layout", ["tp2", "tp2_sp", "pp2"])
 @pytest.mark.parametrize("case", CASES)
 def test_layouts_change_nothing(found, case, layout):
     one, divided = found[case]["one"], found[case][layout]
@@ -62,7 +62,7 @@ def test_layouts_change_nothing(found, case, layout):
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_trained_changes_and_nothing_else_does(found, case):
     """Frozen tensors keep every bit; every trained one moves."""
-    assert list(found[case]) == ["one", "tp2", "pp2"]
+    assert list(found[case]) == ["one", "tp2", "tp2_sp", "pp2"]
     assert not any(run["wrong"] for run in found[case].values())
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
-from training.compat import have_transformer_engine
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
@@ -126,13 +125,6 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
     check_packing(run)
     if trainer.sequence_parallel and tp == 1:
         raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
-    local = {"local": True, "te": False}.get(run.model.layer_spec)
-    if trainer.sequence_parallel and (not have_transformer_engine() if local is None else local):
-        raise ConfigError(
-            "trainer.sequence_parallel needs the layers of Transformer Engine "
-            "(model.layer_spec=te): torch's norms do not sum their gradients over tensor-parallel "
-            "ranks; set trainer.sequence_parallel=false"
-        )
     return Layout(
         world_size=world_size,
         data_parallel_size=dp,

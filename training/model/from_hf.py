@@ -12,7 +12,12 @@ from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
 from transformers import AutoConfig
 
-from training.model.layer_specs import LayerSpecName, layer_spec, projector_submodules
+from training.model.layer_specs import (
+    LayerSpecName,
+    language_spec,
+    layer_spec,
+    projector_submodules,
+)
 from training.model.mcore import TokenizerQwen2VLConfig
 from training.model.vision import TokenizerVisionConfig
 
@@ -113,9 +118,7 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         share_embeddings_and_output_weights=hf.tie_word_embeddings,
         seq_length=options.seq_length,
         cross_entropy_loss_fusion=False,
-        transformer_layer_spec=layer_spec(
-            options.layer_spec, is_vision=False, fused=options.fused_layers
-        ),
+        transformer_layer_spec=language_spec(options.layer_spec, fused=options.fused_layers),
         **layers,
     )
     vision_config = TokenizerVisionConfig(

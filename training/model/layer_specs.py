@@ -57,10 +57,16 @@ def resolve_layer_spec(wanted: str) -> LayerSpecName:
     return "te" if wanted == "te" else "hybrid"
 
 
-def layer_spec(
-    name: LayerSpecName, *, is_vision: bool, fused: bool = False
+def language_spec(
+    name: LayerSpecName, *, fused: bool = False
 ) -> ModuleSpec | Callable[..., TransformerBlockSubmodules]:
-    """The transformer layers of the ViT (full attention) or of the language model (causal).
+    """What NeMo's language configuration takes: the layers and the norm behind them."""
+    layer = layer_spec(name, is_vision=False, fused=fused)
+    return layer if name == "te" else block_with_torch_norm(layer)
+
+
+def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> ModuleSpec:
+    """The transformer layer of the ViT (full attention) or of the language model (causal).
 
     `fused` takes this project's fused layer in the local and hybrid specs; Transformer Engine has
     its own.
@@ -73,7 +79,7 @@ def layer_spec(
         from training.model.te_attention import SegmentedTEAttention
 
         spec.submodules.self_attention.submodules.core_attention = SegmentedTEAttention
-    return spec if is_vision else block_with_torch_norm(spec)
+    return spec
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:

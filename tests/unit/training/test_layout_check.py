@@ -62,14 +62,14 @@ def test_every_run_reads_the_same_streams(settings, layout, variant):
 
 
 def test_what_cannot_work_is_refused_without_a_start(settings):
-    """Context parallelism, four stages of two layers, sequence parallelism of local layers."""
-    known = {layout.name: layout for layout in LAYOUTS}
+    """Context parallelism, and three pipeline stages of a model of two layers."""
+    cp2 = next(layout for layout in LAYOUTS if layout.name == "cp2")
+    pp4 = next(layout for layout in LAYOUTS if layout.name == "pp4")
     seen: list[Outcome] = []
-    cases = [Case(variant="padded", layout=known[name]) for name in ("cp2", "pp4", "tp2_sp")]
+    cases = [Case(variant="padded", layout=layout) for layout in (cp2, pp4)]
     assert run_cases(cases, settings, seen.append) == seen
     assert "CP_SIZE=2" in seen[0].refusal
     assert "PP_SIZE=4 does not divide the model's 2 layers" in seen[1].refusal
-    assert "needs the layers of Transformer Engine" in seen[2].refusal
     assert not list(settings.work_dir.iterdir())
 
 
