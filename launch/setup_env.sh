@@ -11,6 +11,9 @@
 # DCT_VL_PROFILE=gpu installs this project's packages into the active Python of a container whose
 # torch and Transformer Engine stay as they are (the Dockerfile does that).
 # DCT_VL_BASE_PYTHON names the Python 3.10-3.12 that .venv is made from (default: python3).
+# DCT_VL_TORCH_INDEX is where torch is looked for first on a machine without an NVIDIA GPU, so that
+# several GB of CUDA libraries stay away (default: PyTorch's index of CPU builds). Empty, or where it
+# cannot be reached: the package registry, as for everything else.
 
 dct_vl_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -50,29 +53,85 @@ sys.exit(any(u.find_spec(m) is None for m in ("nemo", "megatron", "torch", "tran
     2>/dev/null
 }
 
+dct_vl_is_filled() { [ "$(cat "$1/.dct-vl" 2>/dev/null)" = "$2" ]; }
+
+# An environment that is there already: can it be used, or filled?
+dct_vl_check_venv() {
+  local venv=$1 version again
+  again="remove it (rm -rf $venv) and start again"
+  version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
+    || { dct_vl_fail "$venv is broken: its Python cannot be run, perhaps because the one it was made" \
+      "from is gone: $again"; return 1; }
+  case $version in
+    3.10 | 3.11 | 3.12) ;;
+    *) dct_vl_fail "$venv holds Python $version; NeMo 2.7.3 needs 3.10, 3.11 or 3.12: $again, with" \
+      "DCT_VL_BASE_PYTHON set to such a Python"; return 1 ;;
+  esac
+}
+
 dct_vl_make_venv() {
-  local venv=$dct_vl_root/.venv base=${DCT_VL_BASE_PYTHON:-python3} fingerprint started
+  local venv=$dct_vl_root/.venv base=${DCT_VL_BASE_PYTHON:-python3} fingerprint
   fingerprint=$(dct_vl_fingerprint)
-  if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.dct-vl" 2>/dev/null)" = "$fingerprint" ]; then
-    return 0
+  if [ -e "$venv/bin/python" ] || [ -L "$venv/bin/python" ]; then
+    dct_vl_check_venv "$venv" || return 1
+    if dct_vl_is_filled "$venv" "$fingerprint"; then return 0; fi
   fi
   command -v "$base" >/dev/null \
     || { dct_vl_fail "$base not found: install Python 3.11 or set DCT_VL_BASE_PYTHON"; return 1; }
   dct_vl_check_python "$base" || return 1
   dct_vl_check_disk 5 || return 1
-  started=$SECONDS
+  mkdir -p "$venv"
+  # one process at a time; the lock ends with the process, and with the pip that it started
+  (
+    if command -v flock >/dev/null && ! flock --nonblock 9; then
+      dct_vl_say "another process is making $venv: waiting for it"
+      flock 9
+    fi
+    if ! dct_vl_is_filled "$venv" "$fingerprint"; then
+      dct_vl_fill_venv "$venv" "$base" "$fingerprint"
+    fi
+  ) 9>"$venv/.lock"
+}
+
+dct_vl_fill_venv() {
+  local venv=$1 base=$2 fingerprint=$3 started=$SECONDS
   if [ ! -x "$venv/bin/python" ]; then
     dct_vl_say "making $venv with $("$base" --version 2>&1)"
     "$base" -m venv "$venv" \
       || { dct_vl_fail "python -m venv failed: install the venv module (python3-venv)"; return 1; }
   fi
-  dct_vl_say "installing the pinned packages (2 GB; one to three minutes, once)"
+  "$venv/bin/python" -m pip --version >/dev/null 2>&1 \
+    || { dct_vl_fail "$venv is broken: it has no pip, perhaps because its making was interrupted:" \
+      "remove it (rm -rf $venv) and start again"; return 1; }
+  dct_vl_prefer_cpu_torch "$venv/bin/python"
+  dct_vl_say "installing the pinned packages (2 GB, more with a CUDA build of torch; some minutes, once)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$dct_vl_root/constraints/cpu.txt" \
     --editable "${dct_vl_root}[dev]" 2>"$venv/pip.log" \
     || { tail -5 "$venv/pip.log" >&2; dct_vl_fail "pip failed; the whole log is $venv/pip.log"; return 1; }
   echo "$fingerprint" >"$venv/.dct-vl"
   dct_vl_say "environment ready in $((SECONDS - started)) s"
+}
+
+dct_vl_sees_gpu() {
+  [ -e /proc/driver/nvidia/version ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+}
+
+# Torch alone, before the rest, whose requirement of torch is then met. No failure ends anything.
+dct_vl_prefer_cpu_torch() {
+  local python=$1 index=${DCT_VL_TORCH_INDEX-https://download.pytorch.org/whl/cpu} pin
+  pin=$(sed -n 's/^torch==\([^; ]*\).*/\1/p' "$dct_vl_root/constraints/cpu.txt")
+  if [ -z "$index" ] || dct_vl_sees_gpu || "$python" - "$pin" 2>/dev/null <<'EOF'
+import sys
+from importlib.metadata import version
+sys.exit(version("torch").split("+")[0] != sys.argv[1])
+EOF
+  then
+    return 0
+  fi
+  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --retries 0 --timeout 10 \
+    --index-url "$index" "torch==$pin" >/dev/null 2>&1 \
+    || dct_vl_say "no torch $pin at $index: taking the package registry's, which may bring CUDA along"
 }
 
 dct_vl_install_gpu() {

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def made(checkout: Path) -> Path:
     return python
 
 
+def pip_that(does: str) -> str:
+    """A Python that knows no torch and notes what its pip is asked to install, instead of that."""
+    return (
+        'if [ "$1" = - ]; then exit 1; fi\n'
+        f'if [ "$1" != -m ]; then exec {sys.executable} "$@"; fi\n'
+        'if [ "$3" = --version ]; then exit 0; fi\n'
+        f'echo "$@" >>"$0.asked"; {does}'
+    )
+
+
+def torch_pin() -> str:
+    lines = (ROOT / "constraints" / "cpu.txt").read_text().splitlines()
+    return next(line.removeprefix("torch==") for line in lines if line.startswith("torch=="))
+
+
+def install(
+    checkout: Path, tools: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script of a checkout whose Python only pretends to install."""
+    base = {"DCT_VL_BASE_PYTHON": sys.executable, **environ}
+    return bash(f"source {checkout}/launch/setup_env.sh", tools, **base)
+
+
 def test_a_second_time_is_quick_and_silent(checkout):
     python = made(checkout)
     source = f"source {checkout}/launch/setup_env.sh"
@@ -81,20 +105,92 @@ def test_a_second_time_is_quick_and_silent(checkout):
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints/cpu.txt"])
-def test_changed_pins_are_installed_again(checkout, changed):
-    """Pip is asked for the new pins; here it is a Python without pip."""
+def test_changed_pins_are_installed_again(checkout, tools, changed):
+    """Pip is asked for torch alone, whose failure is no matter, then for the new pins."""
+    write_tool(tools / "nvidia-smi", "exit 9")
     python = made(checkout)
-    write_tool(python, 'echo "$@" >"$0.asked"; exit 1')
+    write_tool(python, pip_that("exit 1"))
     with open(checkout / changed, "a") as file:
         file.write("# changed\n")
-    done = bash(f"source {checkout}/launch/setup_env.sh", DCT_VL_BASE_PYTHON=sys.executable)
+    done = install(checkout, tools, DCT_VL_TORCH_INDEX="https://cpu.example")
     assert done.returncode != 0
     assert "installing the pinned packages" in done.stderr
     assert f"pip failed; the whole log is {checkout}/.venv/pip.log" in done.stderr
-    asked = Path(f"{python}.asked").read_text()
-    assert asked.startswith("-m pip install")
-    assert f"--constraint {checkout}/constraints/cpu.txt" in asked
-    assert f"--editable {checkout}[dev]" in asked
+    *before, everything = Path(f"{python}.asked").read_text().splitlines()
+    if not Path("/proc/driver/nvidia/version").exists():
+        (torch,) = before
+        assert torch.startswith("-m pip install --quiet")
+        assert "--no-deps" in torch
+        assert torch.endswith(f"--index-url https://cpu.example torch=={torch_pin()}")
+        assert f"no torch {torch_pin()} at https://cpu.example: taking the package" in done.stderr
+    assert everything.startswith("-m pip install")
+    assert f"--constraint {checkout}/constraints/cpu.txt" in everything
+    assert f"--editable {checkout}[dev]" in everything
+
+
+@pytest.mark.parametrize(
+    ("environ", "gpu"), [({"DCT_VL_TORCH_INDEX": ""}, False), ({}, True)], ids=["empty", "gpu"]
+)
+def test_torch_comes_with_the_rest_where_the_index_is_empty_or_a_gpu_is_seen(
+    checkout, tools, environ, gpu
+):
+    python = made(checkout)
+    write_tool(python, pip_that("exit 0"))
+    write_tool(tools / "nvidia-smi", f"exit {0 if gpu else 1}")
+    (checkout / ".venv" / ".dct-vl").unlink()
+    done = install(checkout, tools, **environ)
+    assert done.returncode == 0, done.stderr
+    (asked,) = Path(f"{python}.asked").read_text().splitlines()
+    assert "--editable" in asked
+
+
+def test_two_first_calls_install_once(checkout):
+    """The second waits for the first, and finds all done."""
+    python = made(checkout)
+    write_tool(python, pip_that("sleep 1; exit 0"))
+    (checkout / ".venv" / ".dct-vl").unlink()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: install(checkout, DCT_VL_TORCH_INDEX=""), range(2)))
+    assert [done.returncode for done in both] == [0, 0], both
+    assert len(Path(f"{python}.asked").read_text().splitlines()) == 1
+    said = sorted(done.stderr for done in both)
+    assert "another process is making" in said[0]
+    assert "environment ready" not in said[0]
+    assert "environment ready" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [
+        (
+            "exit 127",
+            "is broken: its Python cannot be run, perhaps because the one",
+        ),
+        ("echo 3.9", "holds Python 3.9; NeMo 2.7.3 needs 3.10, 3.11 or 3.12: remove it (rm -rf "),
+        (None, "is broken: its Python cannot be run"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_named(checkout, python, message):
+    """Even when it was filled: its Python may have gone since."""
+    path = made(checkout)
+    if python is None:
+        path.unlink()
+        path.symlink_to(checkout / "gone")
+    else:
+        write_tool(path, python)
+    done = install(checkout)
+    assert done.returncode == 1
+    assert f"error: {checkout}/.venv {message}" in done.stderr
+    assert f"rm -rf {checkout}/.venv" in done.stderr
+
+
+def test_an_environment_without_pip_is_named(checkout):
+    path = made(checkout)
+    write_tool(path, f'[ "$1" = -m ] && exit 1; exec {sys.executable} "$@"')
+    (checkout / ".venv" / ".dct-vl").unlink()
+    done = install(checkout)
+    assert done.returncode == 1
+    assert ".venv is broken: it has no pip" in done.stderr
 
 
 def test_a_given_python_is_used_as_it_is(checkout):
