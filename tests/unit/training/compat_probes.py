@@ -64,12 +64,15 @@ def checkpoint_device() -> None:
 
 def lora_layers() -> None:
     """A target layer of Megatron's, as in the local layer spec."""
+    from nemo.collections.llm.peft.lora import LoRA
+
     start_megatron()
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear
     from megatron.core.transformer.transformer_config import TransformerConfig
-    from nemo.collections.llm.peft.lora import LoRA
 
-    config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+    config = TransformerConfig(
+        num_layers=1, hidden_size=4, num_attention_heads=1, use_cpu_initialization=True
+    )
     layer = ColumnParallelLinear(
         4, 4, config=config, init_method=torch.nn.init.zeros_, bias=False, gather_output=False
     )
