@@ -11,10 +11,13 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from evaluation.greedy import Question, answer
+from evaluation.greedy import Question, answer_encoded, encode_question
 from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
+from evaluation.rejected import RejectedSamples
+from training.data.chat import IMAGE_MARK, ChatError
 from training.data.images import decode_rgb
+from training.data.samples import EncodedChat
 
 #: grey of the blank pictures; Qwen2-VL's normalisation maps it close to 0
 BLANK_LEVEL = 118
@@ -33,44 +36,72 @@ class AnswerOptions:
     max_new_tokens: int = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """How it went."""
+
+    num_questions: int
+    num_correct: int
+    #: samples that could not be asked about
+    rejected: RejectedSamples
+
+    @property
+    def share(self) -> float:
+        """Exact answers, 0..1."""
+        return self.num_correct / self.num_questions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A question that the model can be given, and what its line says beside the answer."""
+
+    encoded: EncodedChat
+    line: dict[str, Any]
+
+
 def questions_of(sample: HeldOut, *, blank: bool) -> Iterator[tuple[int, Question, str]]:
-    """(turn, question, truth) for every assistant turn; earlier turns keep their true answers."""
+    """(turn, question, truth) for every assistant turn; earlier turns keep their true answers.
+
+    A question has the pictures whose marks it holds; all of them where there are no marks.
+    """
     frames = tuple(decode_rgb(data) for data in sample.images)
     if blank:
         frames = tuple(np.full_like(f, BLANK_LEVEL) for f in frames)
-    for position, turn in enumerate(sample.record.turns):
+    turns = sample.record.turns
+    marked = any(IMAGE_MARK in turn.text for turn in turns)
+    for position, turn in enumerate(turns):
         if turn.role == "assistant":
+            marks = sum(earlier.text.count(IMAGE_MARK) for earlier in turns[:position])
+            shown = marks if marked else len(frames)
             question = Question(
                 key=sample.key,
-                turns=sample.record.turns[:position],
-                images=sample.images,
-                frames=frames,
+                turns=turns[:position],
+                images=sample.images[:shown],
+                frames=frames[:shown],
             )
             yield position, question, turn.text
 
 
-def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> float:
-    """Write one JSON line a question to `output` and return the share of exact answers.
+def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> Answered:
+    """Write one JSON line a question to `output`, e.g. val.jsonl.
 
-    A line holds key, turn, question, truth, answer, correct, source and num_visual_tokens.
+    A line holds key, turn, question, truth, answer, correct, source and num_visual_tokens. Samples
+    that cannot be asked about go to val.rejected.jsonl beside it.
+
+    Raises:
+        ValueError: the split has no sample, or none that can be asked about.
     """
     total = correct = 0
     output.parent.mkdir(parents=True, exist_ok=True)
+    rejected = RejectedSamples(output.with_suffix(".rejected.jsonl"))
     with open(output, "wb") as file, tqdm(desc=output.stem, unit="answer") as bar:
-        for batch in _batches(model, options):
-            answers = answer(
-                model, [question for _, question, _, _ in batch], options.max_new_tokens
-            )
-            for (turn, question, truth, source), given in zip(batch, answers, strict=True):
-                is_correct = given.text == truth.strip()
-                line: dict[str, Any] = {
-                    "key": question.key,
-                    "turn": turn,
-                    "question": question.turns[-1].text,
-                    "truth": truth,
+        for batch in _batches(model, options, rejected):
+            answers = answer_encoded(model, [one.encoded for one in batch], options.max_new_tokens)
+            for one, given in zip(batch, answers, strict=True):
+                is_correct = given.text == one.line["truth"].strip()
+                line = one.line | {
                     "answer": given.text,
                     "correct": is_correct,
-                    "source": source,
                     "num_visual_tokens": given.num_visual_tokens,
                 }
                 file.write(orjson.dumps(line) + b"\n")
@@ -78,18 +109,48 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> f
                 correct += is_correct
             bar.update(len(batch))
             bar.set_postfix(exact=f"{correct / total:.3f}")
-    return correct / total
+    if not total:
+        raise ValueError(f"the {options.split} split has no question: {rejected}")
+    return Answered(num_questions=total, num_correct=correct, rejected=rejected)
 
 
 def _batches(
-    model: LoadedModel, options: AnswerOptions
-) -> Iterator[list[tuple[int, Question, str, str]]]:
-    batch: list[tuple[int, Question, str, str]] = []
-    for sample in read_split(model.run.data.path, options.split, options.limit):
-        for turn, question, truth in questions_of(sample, blank=options.blank):
-            batch.append((turn, question, truth, sample.record.source))
-            if len(batch) == options.batch_size:
-                yield batch
-                batch = []
+    model: LoadedModel, options: AnswerOptions, rejected: RejectedSamples
+) -> Iterator[list[_Asked]]:
+    batch: list[_Asked] = []
+    path = model.run.data.path
+    for sample in read_split(path, options.split, options.limit, on_fault=rejected.add):
+        try:
+            asked = _ask(model, sample, blank=options.blank)
+        except ValueError as error:
+            rejected.add(sample.key, error)
+            continue
+        batch += asked
+        while len(batch) >= options.batch_size:
+            yield batch[: options.batch_size]
+            del batch[: options.batch_size]
     if batch:
         yield batch
+
+
+def _ask(model: LoadedModel, sample: HeldOut, *, blank: bool) -> list[_Asked]:
+    """Every question of a sample, or a ValueError where training would reject the sample."""
+    turns = sample.record.turns
+    if sample.videos:
+        raise ChatError("video", f"{len(sample.videos)} videos; questions are asked about pictures")
+    model.chat.messages(turns, len(sample.images))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ChatError("no_answer", "the conversation has no assistant turn")
+    return [
+        _Asked(
+            encoded=encode_question(model, question),
+            line={
+                "key": sample.key,
+                "turn": turn,
+                "question": question.turns[-1].text,
+                "truth": truth,
+                "source": sample.record.source,
+            },
+        )
+        for turn, question, truth in questions_of(sample, blank=blank)
+    ]

@@ -41,7 +41,6 @@ class Answer:
     num_visual_tokens: int
 
 
-@torch.inference_mode()
 def answer(
     model: LoadedModel, questions: Sequence[Question], max_new_tokens: int = 16
 ) -> list[Answer]:
@@ -51,8 +50,18 @@ def answer(
         model: a loaded model.
         questions: any number that fits the memory.
         max_new_tokens: an answer is cut there if the end mark has not come.
+
+    Raises:
+        ValueError: a question that `encode_question` refuses.
     """
-    samples = [_encode(model, question) for question in questions]
+    return answer_encoded(model, [encode_question(model, q) for q in questions], max_new_tokens)
+
+
+@torch.inference_mode()
+def answer_encoded(
+    model: LoadedModel, samples: Sequence[EncodedChat], max_new_tokens: int = 16
+) -> list[Answer]:
+    """As `answer`, of questions that `encode_question` has prepared."""
     pictures = [sample.pictures for sample in samples]
     fields = visual_fields(pictures, model.visual)
     device = model.device
@@ -95,7 +104,13 @@ def answer(
     ]
 
 
-def _encode(model: LoadedModel, question: Question) -> EncodedChat:
+def encode_question(model: LoadedModel, question: Question) -> EncodedChat:
+    """Token ids, positions and cells of a question.
+
+    Raises:
+        ValueError: marks and pictures differ in number, the text holds a control token, or a
+            picture cannot be read or planned.
+    """
     plans = [model.visual.plan(*header_size(data)) for data in question.images]
     pictures = encode_pictures(model.visual, question.frames, plans)
     chat = model.chat.prompt(question.turns, len(question.images))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,13 +120,102 @@ def test_every_assistant_turn_is_a_question_with_true_answers_before_it(shards):
 
 
 def test_exact_answers_are_counted(model, tmp_path):
-    share = write_answers(
+    done = write_answers(
         model, AnswerOptions(limit=3, batch_size=5, max_new_tokens=2), tmp_path / "a" / "b.jsonl"
     )
     lines = (tmp_path / "a" / "b.jsonl").read_text().splitlines()
     assert len(lines) > 5, "more than one batch"
     correct = sum('"correct":true' in line for line in lines)
-    assert share == correct / len(lines)
+    assert (done.num_questions, done.num_correct) == (len(lines), correct)
+    assert done.share == correct / len(lines)
+    assert not done.rejected.by_reason
+    assert not (tmp_path / "a" / "b.rejected.jsonl").exists()
+
+
+@pytest.fixture(scope="module")
+def odd_shards(tmp_path_factory) -> Path:
+    """A prepared folder with one sound sample, one with marks in two turns, and broken ones."""
+    folder = tmp_path_factory.mktemp("odd")
+    picture = io.BytesIO()
+    Image.effect_noise((84, 56), 60).convert("RGB").save(picture, "JPEG")
+    whole = picture.getvalue()
+    small = io.BytesIO()
+    Image.new("RGB", (56, 56), "red").save(small, "JPEG")
+
+    def talk(*texts: str) -> bytes:
+        roles = ("human", "gpt") * len(texts)
+        turns = [{"from": r, "value": t} for r, t in zip(roles, texts, strict=False)]
+        return json.dumps({"conversations": turns}).encode()
+
+    samples = {
+        "a-sound": {"json": talk("<image>What?", "A b"), "jpg": whole},
+        "b-later": {
+            "json": talk("<image>One?", "Yes", "<image>And this?", "No"),
+            "0.jpg": whole,
+            "1.jpg": small.getvalue(),
+        },
+        "c-cut": {"json": talk("<image>What?", "A"), "jpg": whole[: len(whole) // 2]},
+        "d-header": {"json": talk("<image>What?", "A"), "jpg": b"no picture"},
+        "e-marks": {"json": talk("<image>What?", "A", "<image>", "B"), "jpg": whole},
+        "f-schema": {"json": b"{}", "jpg": whole},
+        "g-silent": {"json": talk("<image>What?"), "jpg": whole},
+        "h-narrow": {"json": talk("<image>What?", "A"), "jpg": _strip()},
+    }
+    for_training = {"sound": samples["a-sound"]}
+    for_test = {"cut": samples["c-cut"], "silent": samples["g-silent"]}
+    for number, held in enumerate((for_training, samples, for_test)):
+        with tarfile.open(folder / f"s-{number:06d}.tar", "w") as tar:
+            for key, parts in held.items():
+                for part, data in parts.items():
+                    member = tarfile.TarInfo(f"{key}.{part}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    # plainly, without the look into every picture that `python -m data_prep prepare` takes
+    command = [sys.executable, "-c", "from megatron.energon.cli.main import main; main()"]
+    command += ["prepare", str(folder), "--non-interactive", "--split-ratio", "1,1,1"]
+    command += ["--sample-type", "CrudeWebdataset", "--num-workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def _strip() -> bytes:
+    """One pixel high and longer than the model takes."""
+    data = io.BytesIO()
+    Image.new("RGB", (300, 1)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_samples_that_cannot_be_asked_about_are_listed(model, odd_shards, tmp_path):
+    """Where training leaves a sample out, its reason is the same; the others are answered."""
+    from evaluation.loading import with_data_path
+
+    odd = with_data_path(model, str(odd_shards))
+    done = write_answers(odd, AnswerOptions(max_new_tokens=1), tmp_path / "val.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["turn"]) for line in lines] == [
+        *(("a-sound", 1), ("b-later", 1), ("b-later", 3))
+    ]
+    first, second = (line["num_visual_tokens"] for line in lines[1:])
+    assert (first, second) == (6, 6 + 4), "a question has the pictures of its turns"
+    listed = (tmp_path / "val.rejected.jsonl").read_text().splitlines()
+    assert {(e := json.loads(line))["key"]: e["reason"] for line in listed} == {
+        "c-cut": "undecodable",
+        "d-header": "undecodable",
+        "e-marks": "image_count",
+        "f-schema": "schema",
+        "g-silent": "no_answer",
+        "h-narrow": "unplannable",
+    }
+    assert str(done.rejected).startswith("6 samples rejected (undecodable 2, ")
+
+
+def test_nothing_to_ask_is_an_error(model, odd_shards, tmp_path):
+    from evaluation.loading import with_data_path
+
+    odd = with_data_path(model, str(odd_shards))
+    with pytest.raises(ValueError, match="the test split has no question: 2 samples rejected"):
+        write_answers(odd, AnswerOptions(split="test"), tmp_path / "test.jsonl")
 
 
 def test_a_split_is_read_once_in_its_order(shards):
