@@ -5,6 +5,7 @@ Copies of the script in a folder of its own are used wherever it could start to 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -144,19 +145,25 @@ def test_torch_comes_with_the_rest_where_the_index_is_empty_or_a_gpu_is_seen(
     assert "--editable" in asked
 
 
-def test_two_first_calls_install_once(checkout):
-    """The second waits for the first, and finds all done."""
+def test_a_second_first_call_waits_and_installs_nothing(checkout):
+    """Another process holds the lock, and is done while this one waits."""
     python = made(checkout)
-    write_tool(python, pip_that("sleep 1; exit 0"))
-    (checkout / ".venv" / ".dct-vl").unlink()
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: install(checkout, DCT_VL_TORCH_INDEX=""), range(2)))
-    assert [done.returncode for done in both] == [0, 0], both
-    assert len(Path(f"{python}.asked").read_text().splitlines()) == 1
-    said = sorted(done.stderr for done in both)
-    assert "another process is making" in said[0]
-    assert "environment ready" not in said[0]
-    assert "environment ready" in said[1]
+    write_tool(python, pip_that("exit 0"))
+    mark = checkout / ".venv" / ".dct-vl"
+    filled = mark.read_text()
+    mark.unlink()
+    with open(checkout / ".venv" / ".lock", "w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = checkout / "said"
+        command = f"source {checkout}/launch/setup_env.sh 2>{said}"
+        call = pool.submit(bash, command, DCT_VL_BASE_PYTHON=sys.executable)
+        while not (said.exists() and "another process is making" in said.read_text()):
+            assert not call.done(), said.read_text()
+            time.sleep(0.05)
+        mark.write_text(filled)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert call.result().returncode == 0
+    assert not Path(f"{python}.asked").exists()
 
 
 @pytest.mark.parametrize(
