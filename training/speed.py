@@ -60,7 +60,7 @@ class SpeedUp(pl.Callback):
         pending = PendingScale()
         if use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients):
             pending.attach(inner)
-            for chunk in trainer.strategy.megatron_parallel:
+            for chunk in trainer.strategy.megatron_parallel:  # type: ignore[attr-defined]
                 innermost_ddp(chunk).scale_gradients = pending.scale_gradients
 
 

@@ -123,6 +123,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         self.meter = StepMeter()
         #: scores the words of validation batches; `training.callbacks` resets it
         self.words = WordMeter()
+        self._loss_of_step: LossOfStep | None = None
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this rank's stage and fill it, before NeMo wraps it and makes the optimizer."""
@@ -161,9 +162,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
     @property
     def training_loss_reduction(self) -> LossOfStep:
         """NeMo's hook."""
-        if not self._training_loss_reduction:
-            self._training_loss_reduction = LossOfStep()
-        return self._training_loss_reduction
+        if self._loss_of_step is None:
+            self._loss_of_step = LossOfStep()
+        return self._loss_of_step
 
     def forward(self, **batch: Any) -> Any:  # type: ignore[override]
         """See `TokenizerQwen2VL.forward`."""
