@@ -46,10 +46,15 @@ def answers(
     if data is not None:
         model = with_data_path(model, str(data))
     options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
-    share = write_answers(model, options, output)
+    try:
+        done = write_answers(model, options, output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     typer.echo(
-        f"{output}: {share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
+        f"{output}: {done.share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
     )
+    if done.rejected.by_reason:
+        typer.echo(str(done.rejected), err=True)
 
 
 @app.command()
