@@ -53,8 +53,9 @@ class Collection:
     #: Weight of entries without a picture, beside the kinds' own.
     text_weight: int = 6
     formats: Mapping[PictureFormat, int] = field(default_factory=lambda: FORMATS)
-    #: All pictures square and of one size, so that a comparison of speeds compares like with like.
-    square: bool = False
+    #: All pictures square and of one size, and before their question: nothing differs from sample
+    #: to sample but what is drawn.
+    uniform: bool = False
 
 
 COLLECTIONS: dict[Detail, Collection] = {
@@ -87,7 +88,7 @@ COLLECTIONS: dict[Detail, Collection] = {
         quality=96,
         text_weight=0,
         formats={"jpeg": 1},
-        square=True,
+        uniform=True,
     ),
 }
 
@@ -158,7 +159,7 @@ def _picture_entry(
     planted: Planted | None,
 ) -> Entry:
     kind = collection.kinds[name]
-    size = (image_size, image_size) if collection.square else picture_size(rng, image_size)
+    size = (image_size, image_size) if collection.uniform else picture_size(rng, image_size)
     drawing = kind.draw(rng, size)
     chosen: PictureFormat = _choice(rng, collection.formats)
     if planted is not None:
@@ -172,10 +173,11 @@ def _picture_entry(
         path: _file_bytes(picture, picture_format, collection.quality, planted)
         for path, picture in zip(paths, drawing.pictures, strict=True)
     }
+    at_end = not collection.uniform and rng.random() < 0.3
     record = {
         "id": f"{name}-{index:06d}",
         "image": paths[0] if len(paths) == 1 else paths,
-        "conversations": _conversation(turns, len(paths), at_end=rng.random() < 0.3),
+        "conversations": _conversation(turns, len(paths), at_end=at_end),
     }
     return Entry(
         kind=name,
