@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -35,6 +38,7 @@ class LoadedModel:
 
     run: RunConfig
     step: int
+    #: this process's part, where the model is divided over several
     module: TokenizerQwen2VL
     visual: VisualTokenizer
     chat: ChatTokenizer
@@ -43,6 +47,20 @@ class LoadedModel:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.module.parameters()).device
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's end mark and those of the model's folder."""
+        found = [self.chat.tokenizer.eos_token_id]
+        file = Path(self.chat.tokenizer.name_or_path) / "generation_config.json"
+        if file.is_file():
+            listed = json.loads(file.read_text()).get("eos_token_id", [])
+            found += listed if isinstance(listed, list) else [listed]
+        return frozenset(found)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special ones."""
+        return self.chat.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
 def find_checkpoint(path: str | Path) -> tuple[Path, Path]:

@@ -22,6 +22,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from training.model.kv_cache import LayerCache
+
 
 @functools.cache
 def have_varlen_attention() -> bool:
@@ -71,6 +73,8 @@ class SegmentedAttention(MegatronModule):
         #: upper bound of a segment's length for the flash kernel's grid; whoever passes boundaries
         #: sets it beforehand, so that no step waits for the device
         self.max_segment_length: int | None = None
+        #: keys and values of earlier tokens, while answers are generated
+        self.cache: LayerCache | None = None
 
     def forward(
         self,
@@ -99,6 +103,10 @@ class SegmentedAttention(MegatronModule):
         """
         if packed_seq_params is not None or attention_bias is not None:
             raise ValueError("SegmentedAttention takes segment boundaries as attention_mask only")
+        if self.cache is not None:
+            attended = self.cache.attend(query, key, value, self.softmax_scale)
+            if attended is not None:
+                return attended
         if attention_mask is None:
             context = self._sdpa(query, key, value, mask=None)
         elif (

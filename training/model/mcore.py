@@ -68,12 +68,13 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             visual_places: (M,) int64, where in (B, S), row after row, the visual tokens are;
                 without them the device is asked, which waits for it.
             answer_positions: (answers,) int64, likewise for the tokens with loss: logits are made
-                for these only, and all other losses are 0. None computes every loss.
+                for these only, and all other losses are 0. None computes every loss. Without
+                labels, the tokens whose logits are wanted.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
         Returns:
             Last stage with labels: per-token loss (B, S) and the loss mask; without: logits
-            (B, S, vocabulary). Other stages: hidden states (S, B, H).
+            (B, S, vocabulary), or (answers, 1, vocabulary). Other stages: hidden states (S, B, H).
 
         Raises:
             ValueError: the number of visual tokens in `input_ids` is not the number planned.

@@ -12,6 +12,8 @@ from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 
+from training.model.kv_cache import LayerCache
+
 
 class SegmentedTEAttention(TEDotProductAttention):
     """TEDotProductAttention whose `attention_mask` holds segment boundaries (N+1,) int32.
@@ -24,6 +26,9 @@ class SegmentedTEAttention(TEDotProductAttention):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.max_segment_length: int | None = None
+        self.given_scale: float | None = kwargs.get("softmax_scale")
+        #: keys and values of earlier tokens, while answers are generated
+        self.cache: LayerCache | None = None
 
     def forward(
         self,
@@ -36,6 +41,10 @@ class SegmentedTEAttention(TEDotProductAttention):
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
         """Attend within segments: (S, B, H, D) and (S, B, G, D) ×2 → (S, B, H*D)."""
+        if self.cache is not None:
+            attended = self.cache.attend(query, key, value, self.given_scale)
+            if attended is not None:
+                return attended
         if attention_mask is None:
             return super().forward(
                 query, key, value, None, attn_mask_type, attention_bias, packed_seq_params

@@ -1,4 +1,4 @@
-"""A language model that computes logits only for the tokens that carry loss.
+"""A language model that computes logits only for the tokens that they are wanted of.
 
 Shape legend: B rows, S sequence, H width, N tokens with loss.
 """
@@ -17,8 +17,9 @@ from training.model.fused.linear_cross_entropy import linear_cross_entropy
 class AnswerLossGPTModel(GPTModel):
     """GPTModel whose losses are computed at `answer_positions`, and 0 elsewhere.
 
-    The other losses would be multiplied by a loss mask of 0. Without positions, without labels, or
-    where the output layer is wrapped by an adapter, everything is GPTModel's.
+    The other losses would be multiplied by a loss mask of 0. Without labels the logits of these
+    positions are given, (N, 1, V). Without positions, or where the output layer is wrapped by an
+    adapter, everything is GPTModel's.
     """
 
     #: (N,) int64, places in (B, S) row after row, on the device; set for one forward pass
@@ -26,9 +27,15 @@ class AnswerLossGPTModel(GPTModel):
 
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         labels, positions = kwargs.get("labels"), self.answer_positions
-        if labels is None or positions is None or not self.post_process or self.mtp_process:
+        if positions is None or not self.post_process or self.mtp_process:
             return super()._postprocess(hidden_states, *args, **kwargs)
         layer = self.output_layer
+        if labels is None:
+            if layer.sequence_parallel:
+                raise ValueError("logits of chosen tokens cannot be had in sequence parallelism")
+            length, rows, _ = hidden_states.shape
+            chosen = hidden_states[positions % length, positions // length]
+            return super()._postprocess(chosen[None], *args, **kwargs)
         weight = layer.weight
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
