@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from evaluation.generate.cli import generate
 from evaluation.score_cli import score, tasks_app
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
 )
 
 
+app.command()(generate)
 app.command()(score)
 app.add_typer(tasks_app, name="tasks")
 
@@ -113,8 +115,10 @@ def import_(
 
 @app.command()
 def words(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.")],
-    output: Annotated[Path, typer.Option(help="JSONL to write, one line a sample.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Folders of runs, or checkpoints.")],
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL to write; words.jsonl in each run's folder else.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Prepared shards; the run's own by default.")
     ] = None,
@@ -123,17 +127,21 @@ def words(
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 64,
 ) -> None:
     """Share of answer words predicted right, given the true text before them (teacher forcing)."""
-    from evaluation.loading import load_checkpoint, with_data_path
-    from evaluation.words import write_words
+    from evaluation.loading import find_checkpoint, load_checkpoint, with_data_path
+    from evaluation.words import WORDS_NAME, write_words
 
-    try:
-        model = load_checkpoint(checkpoint)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if data is not None:
-        model = with_data_path(model, str(data))
-    share = write_words(model, output, split=split, limit=limit, batch_size=batch_size)
-    typer.echo(f"{output}: {share:.4f} of the words right, step {model.step}, {split}")
+    if output is not None and len(checkpoints) > 1:
+        raise typer.BadParameter("--output names one file; leave it out for several runs")
+    for checkpoint in checkpoints:
+        try:
+            target = output or find_checkpoint(checkpoint)[0] / WORDS_NAME
+            model = load_checkpoint(checkpoint)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if data is not None:
+            model = with_data_path(model, str(data))
+        share = write_words(model, target, split=split, limit=limit, batch_size=batch_size)
+        typer.echo(f"{target}: {share:.4f} of the words right, step {model.step}, {split}")
 
 
 @app.command()

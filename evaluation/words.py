@@ -25,6 +25,7 @@ from training.data.samples import EncodedChat
 from training.data.words import score_words, token_roles
 from training.model.scoring import scored_forward
 
+WORDS_NAME = "words.jsonl"
 #: arguments of the model's forward, as far as `pad_batch` fills them
 _FIELDS = (
     "input_ids",
@@ -54,7 +55,8 @@ def write_words(
     samples = read_split(model.run.data.path, split, limit)
     total = right = 0
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "wb") as file, tqdm(desc=output.stem, unit="sample") as bar:
+    partial = output.with_name(output.name + ".partial")
+    with open(partial, "wb") as file, tqdm(desc=output.stem, unit="sample") as bar:
         while batch := list(islice(samples, batch_size)):
             for line in _score(model, batch, roles):
                 file.write(orjson.dumps(line) + b"\n")
@@ -65,6 +67,7 @@ def write_words(
                 bar.set_postfix(right=f"{right / total:.4f}")
     if not total:
         raise ValueError(f"the answers of the {split} split of {model.run.data.path} have no word")
+    partial.replace(output)
     return right / total
 
 

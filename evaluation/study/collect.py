@@ -5,6 +5,7 @@ Shape legend: K samples of the split.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import orjson
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import ModelShape, plan_cost
+from dct_tokenizer.registry import list_presets, preset_config
+from evaluation.words import WORDS_NAME
 from training.model.from_hf import read_hf_config
 from training.report import read_validation, steady_throughput
 from training.run_files import read_config, read_steps
-
-WORDS_NAME = "words.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,12 @@ def collect_study(folder: Path, picture: tuple[int, int]) -> list[StudyRun]:
             f"no run below {folder} holds {WORDS_NAME}: score them first with `python -m "
             f"evaluation words RUN --output RUN/{WORDS_NAME}`"
         )
+    check_comparable(runs)
+    return runs
+
+
+def check_comparable(runs: Sequence[StudyRun]) -> None:
+    """Raises ValueError where runs differ in more than tokenizer and seed."""
     first = runs[0]
     for run in runs[1:]:
         for name, value in run.conditions.items():
@@ -81,7 +88,6 @@ def collect_study(folder: Path, picture: tuple[int, int]) -> list[StudyRun]:
                 )
         if run.keys != first.keys:
             raise ValueError(f"{first.name} and {run.name} were scored on different samples")
-    return runs
 
 
 def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
@@ -95,7 +101,7 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
     steps = read_steps(folder)
     return StudyRun(
         name=folder.name,
-        tokenizer=tokenizer.name,
+        tokenizer=label(config.tokenizer),
         seed=config.seed,
         num_steps=steps[-1]["step"],
         curve=tuple(
@@ -121,6 +127,17 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
             "optim.lr": config.optim.lr,
         },
     )
+
+
+def label(preset: Mapping[str, object]) -> str:
+    """Name of a preset, with the keys that a run changed: `dct28_420 whiten=False`."""
+    name = str(preset["name"])
+    if name not in list_presets():
+        return name
+    stock = preset_config(name)
+    changed = {k: v for k, v in preset.items() if stock.get(k, v) != v}
+    shown = (f"{k}={Path(v).name if isinstance(v, str) else v}" for k, v in changed.items())
+    return " ".join((name, *shown))
 
 
 def _shape(folder: str) -> ModelShape:

@@ -87,6 +87,7 @@ SMALL = TinyShape(
     vision_embed_dim=384,
     vision_num_heads=6,
     vision_mlp_ratio=4,
+    rope_theta=5.0,
     init_std=0.03,
 )
 

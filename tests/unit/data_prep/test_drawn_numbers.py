@@ -1,0 +1,83 @@
+"""Pages of numbers: the answer stands on the page, at the height that the source names."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from data_prep.drawn.dataset import write_drawn_dataset
+from data_prep.drawn.entries import COLLECTIONS
+from data_prep.drawn.numbers import DIGIT_HEIGHTS, INK_LEVELS, TILE, TILES, numbers_drawer
+
+SIZE = (224, 224)
+
+
+def tiles(picture):
+    """Colour name → the 56 × 56 field of that colour."""
+    pixels = np.asarray(picture)
+    found = {}
+    for top in range(0, pixels.shape[0], TILE):
+        for left in range(0, pixels.shape[1], TILE):
+            field = pixels[top : top + TILE, left : left + TILE]
+            for name, color in TILES.items():
+                if (field == color).all(axis=2).mean() > 0.3:
+                    found[name] = field
+    return found
+
+
+def ink(field, name):
+    """bool (56, 56): where the field is fully inked, dark or light."""
+    strong = np.abs(field.astype(int) - TILES[name]).max(axis=2)
+    nearest = min(abs(level - c) for levels in INK_LEVELS for level in levels for c in TILES[name])
+    return strong >= max(nearest, 30)
+
+
+@pytest.mark.parametrize("height", DIGIT_HEIGHTS)
+def test_every_word_of_the_answer_has_its_tile(height):
+    for seed in range(12):
+        drawing = numbers_drawer(height)(Random(seed), SIZE)
+        (turn,) = drawing.turns
+        names = [word.partition(":")[0] for word in turn.answer.split()]
+        assert names == [name for name in TILES if name in names]
+        assert set(tiles(drawing.pictures[0])) == set(names)
+        assert all(len(word.partition(":")[2]) == 2 for word in turn.answer.split())
+
+
+@pytest.mark.parametrize("height", DIGIT_HEIGHTS)
+def test_digits_are_as_high_as_their_source_says(height):
+    heights = []
+    for seed in range(12):
+        drawing = numbers_drawer(height)(Random(seed), SIZE)
+        for name, field in tiles(drawing.pictures[0]).items():
+            rows = np.flatnonzero(ink(field, name).any(axis=1))
+            heights.append(rows[-1] - rows[0] + 1)
+    assert abs(np.median(heights) - height) <= max(1, height // 10)
+
+
+def test_other_numbers_are_other_pictures():
+    pages = [numbers_drawer(14)(Random(seed), SIZE) for seed in range(30)]
+    assert len({page.turns[0].answer for page in pages}) > 25
+    counts = {len(page.turns[0].answer.split()) for page in pages}
+    assert counts == {1, 2, 4, 8}
+
+
+def test_the_collection_is_uniform_and_independent_of_the_workers(tmp_path):
+    for workers in (1, 2):
+        write_drawn_dataset(
+            tmp_path / str(workers),
+            num_entries=30,
+            image_size=112,
+            detail="numbers",
+            plant_defects=False,
+            num_workers=workers,
+        )
+    names = sorted(p.name for p in (tmp_path / "1").iterdir())
+    assert {n.removesuffix(".tar") for n in names if n.endswith(".tar")} <= set(
+        COLLECTIONS["numbers"].kinds
+    )
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    text = (tmp_path / "1" / "cambrian737k.json").read_text()
+    assert text.count('"value": "<image>\\nRead the numbers by color."') == 30
