@@ -20,6 +20,7 @@ usage: python -m training [fit] KEY=VALUE …   train (see training/config/schem
        python -m training -m tokenizer=pixel,dct14,dct28_420 …   one run after the other
        python -m training launch KEY=VALUE …  check everything, then start all processes
        python -m training doctor [KEY=VALUE …]  check versions, devices, data, model and disk
+       python -m training estimate [KEY=VALUE …]  expected memory a GPU and time a step; see --help
        python -m training ledger RUN_DIR      which samples a run consumed, and how often
        python -m training layout-check        the same losses in every parallel layout that fits
        python -m training random-model OUT    write a Qwen2-VL folder with random weights
@@ -138,6 +139,16 @@ def _random_model(words: list[str]) -> None:
     app(args=words, prog_name="python -m training random-model")
 
 
+def _estimate(words: list[str]) -> None:
+    import typer
+
+    from training.estimate.cli import estimate_command
+
+    app = typer.Typer(add_completion=False)
+    app.command()(estimate_command)
+    app(args=words, prog_name="python -m training estimate")
+
+
 def _layout_check(words: list[str]) -> None:
     import typer
 
@@ -152,6 +163,7 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "fit": _fit,
     "launch": _launch,
     "doctor": _doctor,
+    "estimate": _estimate,
     "ledger": _ledger,
     "layout-check": _layout_check,
     "random-model": _random_model,

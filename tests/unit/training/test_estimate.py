@@ -1,0 +1,205 @@
+"""The estimator against published sizes, measured peaks, and laws that memory follows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from dct_tokenizer import build_tokenizer
+from training.config.checks import check_layout
+from training.config.overrides import ConfigError
+from training.estimate import Estimate, Workload, estimate, model_sizes
+from training.estimate.cli import compose_estimated, estimate_command
+from training.estimate.estimate import make_plan
+from training.estimate.memory import GIB, MicroBatch, Plan, stage_memory, stage_parameters
+
+POINTS = json.loads((Path(__file__).parent / "measured_peaks.json").read_text())
+PLAN = Plan(sizes=model_sizes("2b"), front_end_parameters=1280 * 1176)
+BATCH = MicroBatch(rows=4, row_tokens=512, num_cells=4096, num_answers=512)
+WORK = Workload(
+    num_gpus=1,
+    picture=(448, 448),
+    pictures_per_sample=1,
+    text_tokens=128,
+    answer_tokens=64,
+    peak_flops=989e12,
+    mfu=0.4,
+)
+
+
+def peak(plan: Plan, batch: MicroBatch = BATCH) -> float:
+    return max(stage_memory(plan, batch, stage).peak for stage in range(plan.pp))
+
+
+def estimated(*overrides: str, **work: Any) -> Estimate:
+    run = compose_estimated(["model=qwen2vl_2b", "data.max_pixels=200704", *overrides])
+    return estimate(run, model_sizes("2b"), replace(WORK, **work))
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point["what"])
+def test_measured_peaks(point):
+    shared = "trainer.micro_batch_size=4 trainer.global_batch_size=16 data.seq_length=1024"
+    run = compose_estimated(["model=qwen2vl_2b", *shared.split(), *point["overrides"]])
+    layout = check_layout(run, point["gpus"])
+    visual = build_tokenizer(run.tokenizer)
+    plan = make_plan(
+        run,
+        model_sizes(point["shape"]),
+        visual,
+        layout.data_parallel_size,
+        layout.num_micro_batches,
+    )
+    batch = MicroBatch(**{name: point[name] for name in MicroBatch.__dataclass_fields__})
+    assert peak(plan, batch) / GIB == pytest.approx(point["peak_gib"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # of the hub's safetensors
+    [("2b", 2_208_985_600), ("Qwen2-VL-7B-Instruct", 8_291_375_616)],
+)
+def test_parameters_are_the_published_ones(name, parameters):
+    plan = replace(PLAN, sizes=model_sizes(name))
+    last_norm = plan.sizes.shape.llm_width
+    held, trained = stage_parameters(plan, 0)
+    assert held + last_norm == parameters
+    assert trained == held
+
+
+def test_sizes_of_a_folder_are_its_config(tmp_path):
+    from training.random_model.shapes import config_2b
+
+    config_2b().save_pretrained(tmp_path)
+    found = model_sizes(str(tmp_path))
+    assert replace(found, name="2b") == model_sizes("2b")
+
+
+def test_models_without_sizes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"training supports Qwen2-VL, not Qwen2\.5-VL"):
+        model_sizes("/models/Qwen2.5-VL-3B-Instruct")
+    with pytest.raises(ConfigError, match="no sizes for the model '/none'"):
+        model_sizes("/none")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match="describes 'llama'"):
+        model_sizes(str(tmp_path))
+
+
+def test_parallel_sizes_divide_what_they_should():
+    alone, dp, tp = (stage_memory(replace(PLAN, **k), BATCH, 0) for k in ({}, {"dp": 8}, {"tp": 2}))
+    assert dp.optimizer == pytest.approx(alone.optimizer / 8)
+    assert (dp.weights, dp.gradients) == (alone.weights, alone.gradients)
+    assert tp.weights == pytest.approx(alone.weights / 2, rel=2e-3)  # the front end is whole
+    assert alone.llm_activations / 2 < tp.llm_activations < alone.llm_activations
+    with_sp = stage_memory(replace(PLAN, tp=2, sequence_parallel=True), BATCH, 0)
+    assert with_sp.llm_activations == pytest.approx(alone.llm_activations / 2)
+    plain = stage_memory(replace(PLAN, dp=8, distributed_optimizer=False), BATCH, 0)
+    assert plain.optimizer == alone.optimizer
+
+
+def test_stages_share_the_parameters_and_hold_more_passes_the_earlier_they_are():
+    plan = replace(PLAN, pp=2, num_micro_batches=8)
+    whole, _ = stage_parameters(PLAN, 0)
+    both = sum(stage_parameters(plan, stage)[0] for stage in (0, 1))
+    assert both == whole + PLAN.sizes.words  # the tied output layer is a copy
+    untied = replace(plan, sizes=model_sizes("7b"))
+    once = stage_parameters(replace(untied, pp=1), 0)[0]
+    assert sum(stage_parameters(untied, stage)[0] for stage in (0, 1)) == once
+    first, last = (stage_memory(plan, BATCH, stage) for stage in (0, 1))
+    assert first.llm_activations == pytest.approx(2 * last.llm_activations)
+    assert last.vit_activations == 0
+
+
+def test_switches_do_what_they_are_for():
+    for name, value in (
+        ("fused_layers", False),
+        ("answer_loss", False),
+        ("fused_optimizer", False),
+        ("half_precision", False),
+    ):
+        batch = replace(BATCH, num_cells=0, row_tokens=64) if name == "fused_optimizer" else BATCH
+        assert peak(replace(PLAN, **{name: value}), batch) > peak(PLAN, batch), name
+    recomputed = stage_memory(replace(PLAN, recompute=True), BATCH, 0)
+    kept = stage_memory(PLAN, BATCH, 0)
+    assert recomputed.vit_activations < 0.1 * kept.vit_activations
+
+
+def test_what_is_frozen_needs_little():
+    trained = stage_memory(PLAN, BATCH, 0)
+    frozen = stage_memory(replace(PLAN, trained=frozenset({"projector", "language"})), BATCH, 0)
+    assert frozen.weights == trained.weights
+    assert frozen.gradients < trained.gradients
+    assert frozen.vit_activations < 0.05 * trained.vit_activations
+    assert frozen.llm_activations == trained.llm_activations
+    lora = estimated("model.tuning=lora").typical_stages[0]
+    assert lora.gradients < 0.1 * trained.gradients
+
+
+def test_time_follows_flops_and_layout():
+    one = estimated("trainer.global_batch_size=64", "trainer.micro_batch_size=1")
+    eight = estimated("trainer.global_batch_size=64", num_gpus=8)
+    assert one.step_seconds == pytest.approx(8 * eight.step_seconds)
+    # 6 · N · T + attention of 384 tokens and 1,024 patches: see test_flops
+    pixel = estimated("tokenizer=pixel", "trainer.global_batch_size=16")
+    assert pixel.tokens_per_picture == 256
+    assert pixel.step_flops == pytest.approx(16 * 7.6e12, rel=0.02)
+    slower = estimated("tokenizer=pixel", "trainer.global_batch_size=16", "speed.recompute=true")
+    assert slower.step_seconds == pytest.approx(pixel.step_seconds * 4 / 3)
+    piped = estimated(
+        "trainer.pipeline_parallel_size=2",
+        "trainer.micro_batch_size=8",
+        "trainer.global_batch_size=64",
+        num_gpus=2,
+    )
+    assert piped.step_seconds == pytest.approx(one.step_seconds / 2 * (1 + 1 / 8))
+
+
+def test_packs_hold_many_samples_and_never_too_many_patches():
+    packed = estimated("data.packing=true", "data.seq_length=4096")
+    assert packed.typical.row_tokens == 4096
+    assert packed.samples_per_step == pytest.approx(4 * 0.97 * 4096 / 192)
+    capped = estimated(
+        "data.packing=true", "data.seq_length=4096", "data.max_patches_per_pack=1024"
+    )
+    assert capped.typical.num_cells == capped.fullest.num_cells == 1024
+    with pytest.raises(ConfigError, match=r"longer than data\.seq_length=128"):
+        estimated("data.seq_length=128")
+
+
+def invoke(*arguments: str) -> Any:
+    app = Typer()
+    app.command()(estimate_command)
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+
+
+def test_the_command_prints_a_table_and_what_would_fit():
+    arguments = ["model=qwen2vl_7b", "trainer.micro_batch_size=4", "trainer.global_batch_size=64"]
+    done = invoke(*arguments, "data.packing=true", "--gpus", "8", "--device", "H100")
+    assert done.exit_code == 0, done.output
+    for words in ("8 × H100: TP 1 · PP 1 · DP 8", "DOES NOT FIT", "Would fit:", "TP_SIZE=2"):
+        assert words in done.output
+    as_json = json.loads(invoke(*arguments, "--gpus", "8", "--json").output)
+    assert as_json["fits"] is True
+    assert as_json["typical_peak_gib"] <= as_json["fullest_peak_gib"]
+    assert as_json["samples_per_day"] == pytest.approx(86400 * as_json["samples_per_second"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--picture", "big"], "expected HEIGHTxWIDTH"),
+        (["--mfu", "40"], "a share between 0 and 1"),
+        (["--device", "Abacus"], "is not known"),
+        (["--gpus", "3"], "GBS=4 is not divisible"),
+        (["--text", "0"], "expected at least 1"),
+    ],
+)
+def test_wrong_arguments_say_what_was_expected(arguments, message):
+    done = invoke("model=qwen2vl_2b", *arguments)
+    assert isinstance(done.exception, ConfigError)
+    assert message in str(done.exception)

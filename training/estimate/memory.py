@@ -1,0 +1,233 @@
+"""Peak memory of a GPU, by what it holds. Counts what torch's allocator counts; the CUDA context,
+NCCL's buffers and fragmentation come on top.
+
+Bytes a parameter on a tensor- and pipeline-parallel rank (bf16):
+
+    weight                 2
+    gradient               4         float32 sums over micro batches; of trained weights only
+    optimizer state       12 / dp    float32 master weight and AdamW's two moments, divided over the
+                                     dp data-parallel ranks by Megatron's distributed optimizer
+    optimizer's passes     4 / dp    only while it steps, and only with speed.fused_optimizer=false:
+                                     torch's AdamW in several passes makes a copy of a moment
+
+Bytes a layer keeps of a row for its backward pass (bf16; E width, Q and K widths of all query and
+key heads, F width of the MLP; t is the tensor-parallel size):
+
+    what norms take and give, 4 times            8 E     (/ t with sequence parallelism)
+    query, key, value, context                   (4 Q + 4 K) / t
+      its second layout, in the language model   2 Q / t
+    MLP, fused layers: fc1's output, fc2's input 4 F / t; gated 6 F / t
+    MLP, other layers: the sigmoid as well       2 F / t more
+    other layers of the language model: the product before its division, the rotation
+                                                 (2 Q + 2 K) / t more
+
+Flash attention keeps no scores. With recomputation a layer keeps its input (2 E) and one layer at
+a time has all of it. Towers that no gradient passes through keep nothing. A pipeline stage holds
+the activations of as many micro batches as there are stages from it to the last (1F1B). The loss
+takes, where it peaks, either 6 bytes a logit of every token (Megatron's cross-entropy: bf16 and
+float32) or, with speed.answer_loss, bf16 logits of the tokens that carry loss, kept up to 2 GiB,
+and the gradient of one chunk; and the gradient of the output layer.
+
+The counts follow the modules' own code; tests/unit/training/measured_peaks.json holds what they
+were checked against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.estimate.model_sizes import ModelSizes
+from training.model.fused.linear_cross_entropy import CHUNK, KEEP_BYTES
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What a forward pass takes in, padding included."""
+
+    rows: int
+    row_tokens: int
+    num_cells: int
+    #: tokens that carry loss
+    num_answers: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Places of all rows."""
+        return self.rows * self.row_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the model lies on the GPUs and what of it is trained."""
+
+    sizes: ModelSizes
+    front_end_parameters: int
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = True
+    num_micro_batches: int = 1
+    half_precision: bool = True
+    fused_layers: bool = True
+    answer_loss: bool = True
+    fused_optimizer: bool = True
+    recompute: bool = False
+    trained: frozenset[str] = frozenset(("front_end", "vision", "projector", "language"))
+    #: parameters of the adapters of a ViT layer and of a layer of the language model
+    adapters: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMemory:
+    """Bytes on each GPU of a pipeline stage."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    vit_activations: float
+    llm_activations: float
+    #: logits, loss and the largest buffers of a backward pass
+    loss_and_buffers: float
+    #: what the optimizer takes while it steps, when the activations are gone
+    optimizer_passes: float
+
+    @property
+    def peak(self) -> float:
+        """The larger of the backward pass and the optimizer's step."""
+        fixed = self.weights + self.gradients + self.optimizer
+        passing = self.vit_activations + self.llm_activations + self.loss_and_buffers
+        return fixed + max(passing, self.optimizer_passes)
+
+
+def stage_memory(plan: Plan, batch: MicroBatch, stage: int) -> StageMemory:
+    """Memory of the GPUs of pipeline stage `stage` (0 holds the ViT)."""
+    element = 2 if plan.half_precision else 4
+    held, trained = stage_parameters(plan, stage)
+    shards = plan.dp if plan.distributed_optimizer else 1
+    in_flight = min(plan.num_micro_batches, plan.pp - stage)
+    vit, llm, buffers = _activations(plan, batch, stage)
+    return StageMemory(
+        weights=element * held,
+        gradients=4 * trained,
+        # float32 parameters are their own master weights
+        optimizer=(12 if plan.half_precision else 8) * trained / shards,
+        vit_activations=vit * in_flight,
+        llm_activations=llm * in_flight,
+        loss_and_buffers=buffers,
+        optimizer_passes=0 if plan.fused_optimizer else 4 * trained / shards,
+    )
+
+
+def stage_parameters(plan: Plan, stage: int) -> tuple[float, float]:
+    """Parameters on one rank of a stage, and those of them that are trained."""
+    sizes, tp = plan.sizes, plan.tp
+    layers = sizes.shape.llm_layers / plan.pp
+    last = stage == plan.pp - 1
+    # a tied output layer on another stage than the embedding is a copy
+    tables = (stage == 0) + (last and not (sizes.tied and plan.pp == 1))
+    parts = {"language": (layers * sizes.llm_layer + tables * sizes.words) / tp}
+    added = layers * plan.adapters[1] / tp
+    if stage == 0:
+        parts["vision"] = sizes.shape.vit_layers * sizes.vit_layer / tp
+        parts["projector"] = sizes.projector / tp
+        parts["front_end"] = plan.front_end_parameters
+        added += sizes.shape.vit_layers * plan.adapters[0] / tp
+    trained = sum(count for part, count in parts.items() if part in plan.trained)
+    return sum(parts.values()) + added, trained + added
+
+
+def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, float, float]:
+    """Bytes of one micro batch: in the ViT, in the language model, and while the loss or a layer
+    is at work.
+    """
+    sizes, shape, tp = plan.sizes, plan.sizes.shape, plan.tp
+    scale = 1 if plan.half_precision else 2
+    vit_row = layer_bytes(
+        width=shape.vit_width,
+        queries=shape.vit_width,
+        keys=shape.vit_width,
+        mlp=shape.vit_mlp,
+        gated=False,
+        fused=plan.fused_layers,
+        tp=tp,
+    )
+    llm_row = layer_bytes(
+        width=shape.llm_width,
+        queries=sizes.query_width,
+        keys=sizes.key_width,
+        mlp=shape.llm_mlp,
+        gated=True,
+        fused=plan.fused_layers,
+        tp=tp,
+        sequence_parallel=plan.sequence_parallel,
+    )
+    spread = tp if plan.sequence_parallel else 1
+    kept_vit = 2 * shape.vit_width if plan.recompute else vit_row
+    kept_llm = 2 * shape.llm_width / spread if plan.recompute else llm_row
+
+    has_vit_adapters, has_llm_adapters = (count > 0 for count in plan.adapters)
+    through_vit = bool({"front_end", "vision"} & plan.trained) or has_vit_adapters
+    through_llm = through_vit or has_llm_adapters or bool({"projector", "language"} & plan.trained)
+    vit = llm = buffers = 0.0
+    if stage == 0:
+        # the front end's float32 input, the merger's rows: a few widths beside the layers
+        vit_ends = 12 * shape.vit_width
+        vit = batch.num_cells * (vit_ends + through_vit * shape.vit_layers * kept_vit)
+        buffers = batch.num_cells * vit_row
+    if through_llm:
+        ends = 6 * shape.llm_width / spread
+        llm = batch.num_tokens * (ends + shape.llm_layers / plan.pp * kept_llm)
+        buffers = max(buffers, batch.num_tokens * llm_row)
+    if stage == plan.pp - 1:
+        buffers = max(buffers, _loss_bytes(plan, batch) / scale)
+    return vit * scale, llm * scale, buffers * scale
+
+
+def layer_bytes(
+    *,
+    width: int,
+    queries: int,
+    keys: int,
+    mlp: int,
+    gated: bool,
+    fused: bool,
+    tp: int = 1,
+    sequence_parallel: bool = False,
+) -> float:
+    """bf16 bytes that a transformer layer keeps of one row; see the module's table.
+
+    Args:
+        width: of the layer.
+        queries: width of all query heads.
+        keys: width of all key heads.
+        mlp: inner width, of one half where it is gated.
+        gated: gate and up in one matrix.
+        fused: elementwise parts of `training.model.fused`; otherwise Megatron's or Transformer
+            Engine's.
+        tp: tensor-parallel size.
+        sequence_parallel: norms see a part of the sequence.
+    """
+    norms: float = 8 * width / (tp if sequence_parallel else 1)
+    attention = 6 * queries + 4 * keys if gated else 4 * queries + 4 * keys
+    inner = (6 if gated else 4) * mlp
+    if not fused:
+        inner += 2 * mlp
+        attention += 2 * queries + 2 * keys if gated else 0
+    return norms + (attention + inner) / tp
+
+
+def _loss_bytes(plan: Plan, batch: MicroBatch) -> float:
+    element = 2 if plan.half_precision else 4
+    words = plan.sizes.vocab_size / plan.tp
+    trains = "language" in plan.trained
+    weight_gradient: float = trains * element * words * plan.sizes.shape.llm_width
+    if not plan.answer_loss:
+        return (element + 4) * batch.num_tokens * words + weight_gradient
+    all_logits = element * batch.num_answers * words
+    chunk = element * min(batch.num_answers, CHUNK) * words
+    if batch.num_answers > CHUNK:
+        weight_gradient *= 3  # sums of chunks are float32
+    return (all_logits if all_logits <= KEEP_BYTES else chunk) + chunk + weight_gradient

@@ -1,0 +1,152 @@
+"""Sizes of a Qwen2-VL model, from its folder or by name, and its parameters by part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from dct_tokenizer.cost import MODELS, ModelShape
+from dct_tokenizer.geometry import MERGE
+from training.config.overrides import ConfigError
+from training.config.schema import LoraConfig
+
+#: name → vocabulary, and whether embedding and output layer share their weights; config.json of
+#: https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct, as in `dct_tokenizer.cost`
+_WORDS = {"2b": (151936, True), "7b": (152064, False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """Everything that memory and FLOPs follow from."""
+
+    name: str
+    shape: ModelShape
+    vocab_size: int
+    #: embedding and output layer are one matrix
+    tied: bool
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads of the language model."""
+        return self.shape.heads * self.shape.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Width of all key heads of the language model."""
+        return self.shape.kv_heads * self.shape.head_dim
+
+    def vit_linears(self) -> dict[str, tuple[int, int]]:
+        """Name → (inputs, outputs) of the matrices of a ViT layer."""
+        width, mlp = self.shape.vit_width, self.shape.vit_mlp
+        return {
+            "linear_qkv": (width, 3 * width),
+            "linear_proj": (width, width),
+            "linear_fc1": (width, mlp),
+            "linear_fc2": (mlp, width),
+        }
+
+    def llm_linears(self) -> dict[str, tuple[int, int]]:
+        """Name → (inputs, outputs) of the matrices of a layer of the language model."""
+        width, mlp = self.shape.llm_width, self.shape.llm_mlp
+        return {
+            "linear_qkv": (width, self.query_width + 2 * self.key_width),
+            "linear_proj": (self.query_width, width),
+            "linear_fc1": (width, 2 * mlp),
+            "linear_fc2": (mlp, width),
+        }
+
+    @property
+    def vit_layer(self) -> int:
+        """Parameters of a ViT layer: four matrices with biases, two layer norms."""
+        linears = self.vit_linears().values()
+        return sum(i * o + o for i, o in linears) + 4 * self.shape.vit_width
+
+    @property
+    def llm_layer(self) -> int:
+        """Parameters of a layer of the language model: four matrices, the bias of the first, two
+        RMS norms.
+        """
+        matrices = sum(i * o for i, o in self.llm_linears().values())
+        return matrices + self.query_width + 2 * self.key_width + 2 * self.shape.llm_width
+
+    @property
+    def projector(self) -> int:
+        """Parameters of the merger: a layer norm, two matrices with biases."""
+        merged, width = MERGE * MERGE * self.shape.vit_width, self.shape.llm_width
+        return 2 * self.shape.vit_width + merged * merged + merged + merged * width + width
+
+    @property
+    def words(self) -> int:
+        """Parameters of the embedding, and of the output layer likewise."""
+        return self.vocab_size * self.shape.llm_width
+
+    def adapters(self, lora: LoraConfig) -> tuple[int, int]:
+        """Parameters of the adapters of a ViT layer and of a layer of the language model."""
+
+        def count(tower: str, linears: dict[str, tuple[int, int]]) -> int:
+            return sum(
+                lora.rank * (i + o)
+                for name, (i, o) in linears.items()
+                if any(fnmatch(f"{tower}.decoder.layers.0.{name}", p) for p in lora.target_modules)
+            )
+
+        return count("vision_model", self.vit_linears()), count(
+            "language_model", self.llm_linears()
+        )
+
+
+def model_sizes(where: str) -> ModelSizes:
+    """Sizes by the name of a shape (2b, 7b), by a Hugging Face folder, or, where that folder is not
+    there, by the hub's name at its end (Qwen2-VL-2B-Instruct).
+
+    Raises:
+        ConfigError: nothing of that name, or a model that training does not support.
+    """
+    path = Path(where)
+    config = path / "config.json"
+    if config.is_file():
+        return _of_folder(config)
+    name = path.name.lower()
+    for known, (vocab_size, tied) in _WORDS.items():
+        if name == known or name.startswith(f"qwen2-vl-{known}"):
+            return ModelSizes(name=known, shape=MODELS[known], vocab_size=vocab_size, tied=tied)
+    if name.startswith("qwen2.5-vl"):
+        raise ConfigError(
+            f"{where}: training supports Qwen2-VL, not Qwen2.5-VL, whose vision model has windowed "
+            "attention and a gated MLP: use a Qwen2-VL folder, 2b or 7b"
+        )
+    raise ConfigError(
+        f"no sizes for the model {where!r}: it is no folder with a config.json; expected one, or "
+        f"one of the shapes {', '.join(_WORDS)}"
+    )
+
+
+def _of_folder(path: Path) -> ModelSizes:
+    from transformers import Qwen2VLConfig
+
+    raw = json.loads(path.read_text())
+    if raw.get("model_type") != "qwen2_vl":
+        raise ConfigError(
+            f"{path} describes {raw.get('model_type')!r}; training supports 'qwen2_vl' only"
+        )
+    hf = Qwen2VLConfig.from_dict(raw)
+    vision = hf.vision_config
+    shape = ModelShape(
+        vit_layers=vision.depth,
+        vit_width=vision.embed_dim,
+        vit_mlp=int(vision.embed_dim * vision.mlp_ratio),
+        llm_layers=hf.num_hidden_layers,
+        llm_width=hf.hidden_size,
+        llm_mlp=hf.intermediate_size,
+        heads=hf.num_attention_heads,
+        kv_heads=hf.num_key_value_heads,
+        head_dim=hf.hidden_size // hf.num_attention_heads,
+    )
+    return ModelSizes(
+        name=path.parent.name,
+        shape=shape,
+        vocab_size=hf.vocab_size,
+        tied=hf.tie_word_embeddings,
+    )
