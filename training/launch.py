@@ -49,7 +49,7 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
     dry_run = "--dry-run" in arguments
     overrides = [a for a in arguments if a != "--dry-run"]
     run = compose_config(overrides)
-    machines = read_machines(environ)
+    machines = read_machines(environ, dry_run=dry_run)
     print(describe(run, machines))
     layout = check_run(run, machines.world_size)
     print(f"  data parallel         {layout.data_parallel_size}")
@@ -70,12 +70,18 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
     os.execvpe(command[0], command, environ)
 
 
-def read_machines(environ: dict[str, str]) -> Machines:
+def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines:
     """Processes and nodes from the environment.
+
+    Args:
+        environ: see `launch`.
+        dry_run: nothing will be started. With several nodes this machine is then perhaps none of
+            them, so that its GPUs are not asked for.
 
     Raises:
         ConfigError: a value that is not a number, more processes than devices, or no device.
     """
+    num_nodes = _number("NNODES", environ.get("NNODES") or "1")
     devices = environ.get("DEVICES", "auto").strip().lower() or "auto"
     on_cpu = devices == "cpu"
     available = 0 if on_cpu else _count_gpus()
@@ -85,7 +91,7 @@ def read_machines(environ: dict[str, str]) -> Machines:
         count = 1
     else:
         count = _number("DEVICES", devices)
-        if count > available:
+        if count > available and not (dry_run and num_nodes > 1):
             raise ConfigError(
                 f"DEVICES={count}, but this machine has {available} CUDA devices: lower it, or "
                 "set DEVICES=cpu"
@@ -97,7 +103,7 @@ def read_machines(environ: dict[str, str]) -> Machines:
             "GPU of its own"
         )
     return Machines(
-        num_nodes=_number("NNODES", environ.get("NNODES") or "1"),
+        num_nodes=num_nodes,
         node_rank=_number("NODE_RANK", environ.get("NODE_RANK") or "0", least=0),
         processes_per_node=processes,
         on_cpu=on_cpu,
