@@ -1,4 +1,4 @@
-"""Load a training checkpoint of any parallel layout into one process."""
+"""Load a training checkpoint of any parallel layout into one process, or into another layout."""
 
 from __future__ import annotations
 
@@ -98,12 +98,14 @@ def start_single_process() -> None:
 def load_checkpoint(
     path: str | Path, *, merge: bool = True, dtype: torch.dtype | None = None
 ) -> LoadedModel:
-    """Build the model of a run and fill it from its checkpoint, re-sharded to one process.
+    """Build the model of a run and fill it from its checkpoint, re-sharded to Megatron's groups.
+
+    Without such groups they are made for one process, which then holds the whole model.
 
     Args:
         path: a run's folder or a checkpoint.
         merge: add LoRA's adapters to the weights, so that the module is that of a run without
-            LoRA; otherwise they stay beside them.
+            LoRA; otherwise, and over tensor-parallel ranks, they stay beside them.
         dtype: of the parameters; bf16 on CUDA and fp32 on the CPU by default.
 
     Raises:
@@ -119,6 +121,8 @@ def load_checkpoint(
         dtype=dtype,
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
     )
     config = model_config(run.model.path, options)
     module = config.configure_model(None)
@@ -131,7 +135,7 @@ def load_checkpoint(
     module.load_state_dict(
         {name.removeprefix(_PREFIX): v for name, v in loaded.items() if name.startswith(_PREFIX)}
     )
-    if merge:
+    if merge and options.tensor_model_parallel_size == 1:
         merge_lora(module)
     return LoadedModel(
         run=run,

@@ -10,16 +10,19 @@ import orjson
 from data_prep.schema import SchemaError
 from training.data.chat import ChatError
 from training.data.images import ImageError
+from training.data.video import VideoError
 
 
-def reason_of(error: ValueError) -> str:
+def reason_of(error: Exception) -> str:
     """The word under which training counts a sample with this error."""
     if isinstance(error, SchemaError):
         return "schema"
     if isinstance(error, ChatError):
         return error.reason
-    if isinstance(error, ImageError):
+    if isinstance(error, ImageError | VideoError):
         return "undecodable"
+    if isinstance(error, OSError):
+        return "unreadable"
     return "unplannable"
 
 

@@ -1,0 +1,1 @@
+"""Answers to questions, by a checkpoint or a Hugging Face folder."""

@@ -1,0 +1,136 @@
+"""Answers of a training checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.decode import DecodeOptions, cut_at, decode
+from evaluation.generate.engine import AnswerSettings, Reply
+from evaluation.generate.requests import Request
+from evaluation.loading import LoadedModel, load_checkpoint
+from training.config.video import video_rules
+from training.data.clips import make_clip, shorten_clips
+from training.data.images import header_size
+from training.data.media import decode_media, in_order
+from training.data.pictures import encode_pictures
+from training.data.plan_chat import place_media
+from training.data.samples import EncodedChat, PlannedChat
+from training.data.video import read_header
+from training.data.video_rules import VideoRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRequest:
+    """A prompt, and what its answer needs to know of it."""
+
+    prompt: EncodedChat
+    max_new_tokens: int
+    damage: tuple[str, ...]
+
+
+class CheckpointEngine:
+    """A checkpoint of any layout, in this process or divided over those of its team.
+
+    Args:
+        path: a run's folder or a checkpoint.
+        settings: of the answers.
+    """
+
+    def __init__(self, path: Path, settings: AnswerSettings) -> None:
+        self._settings = settings
+        self._path = path
+        self.use(load_checkpoint(path))
+
+    def use(self, model: LoadedModel) -> None:
+        """Answer with this model, under the bounds of the settings."""
+        settings, visual = self._settings, model.visual
+        bounded = visual.within(
+            visual.min_pixels if settings.min_pixels is None else settings.min_pixels,
+            visual.max_pixels if settings.max_pixels is None else settings.max_pixels,
+        )
+        self.model = replace(model, visual=bounded)
+        self.min_pixels, self.max_pixels = bounded.min_pixels, bounded.max_pixels
+
+    def identity(self) -> dict[str, Any]:
+        """See `Engine`."""
+        run = self.model.run
+        return {"run": run.experiment_name, "step": self.model.step, "tokenizer": run.tokenizer}
+
+    def encode(self, request: Request) -> EncodedRequest:
+        """Prompt and cells; of videos as much as training would take."""
+        return encode_request(self.model, request)
+
+    def answer(self, encoded: Sequence[EncodedRequest]) -> list[Reply]:
+        """See `Engine`."""
+        settings = self._settings
+        options = DecodeOptions(sampling=settings.sampling, stop=settings.stop)
+        limits = [one.max_new_tokens for one in encoded]
+        found = decode(self.model, [one.prompt for one in encoded], limits, options)
+        return [
+            Reply(
+                text=cut_at(self.model.text(given.tokens), settings.stop)[0].strip(),
+                num_tokens=len(given.tokens),
+                is_finished=given.is_finished,
+                num_visual_tokens=int((one.prompt.input_ids < 0).sum()),
+                damage=one.damage,
+            )
+            for given, one in zip(found, encoded, strict=True)
+        ]
+
+
+def encode_request(model: LoadedModel, request: Request) -> EncodedRequest:
+    """A request as the model takes it.
+
+    Raises:
+        ValueError, OSError: marks and media differ in number, the text holds a control token, or a
+            picture or video cannot be read or planned.
+    """
+    visual = model.visual
+    images, videos = request.read()
+    chat = model.chat.prompt(request.turns, len(images), len(videos))
+    pictures = [visual.plan(*header_size(data)) for data in images]
+    clips = tuple(make_clip(read_header(data), _rules(model)) for data in videos)
+    if clips:
+        room = model.run.data.seq_length - len(chat.input_ids) + len(chat.media)
+        clips = shorten_clips(
+            clips,
+            visual,
+            max_tokens=room - sum(plan.num_llm_tokens for plan in pictures),
+            min_frames=_rules(model).min_frames,
+        )
+    plans = in_order(chat.media, pictures, [clip.plan(visual) for clip in clips])
+    ids, is_answer, positions = place_media(chat, model.chat.pad_ids, plans)
+    planned = PlannedChat(
+        __key__=request.key,
+        __restore_key__=(),
+        chat=chat,
+        input_ids=ids,
+        is_answer=is_answer,
+        position_ids=positions,
+        plans=plans,
+        images=images,
+        videos=videos,
+        clips=clips,
+    )
+    media = decode_media(planned, visual)
+    cells = encode_pictures(visual, media.frames, media.plans)
+    if visual.content_dependent or media.damage:
+        ids, is_answer, positions = place_media(chat, model.chat.pad_ids, cells.plans)
+    prompt = EncodedChat(
+        __key__=request.key,
+        __restore_key__=(),
+        input_ids=ids,
+        is_answer=is_answer,
+        position_ids=positions,
+        pictures=cells,
+    )
+    return EncodedRequest(
+        prompt=prompt, max_new_tokens=request.max_new_tokens, damage=tuple(media.damage)
+    )
+
+
+def _rules(model: LoadedModel) -> VideoRules:
+    return video_rules(model.run.data)

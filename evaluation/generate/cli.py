@@ -1,0 +1,166 @@
+"""The verb `generate` of `python -m evaluation`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from evaluation.generate.engine import AnswerSettings, Engine
+    from evaluation.generate.requests import Requests
+    from evaluation.generate.teams import Layout
+
+
+def generate(
+    model: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, a checkpoint in it, or a Hugging Face folder."),
+    ],
+    output: Annotated[Path, typer.Option(help="JSONL to write or to go on with.")],
+    input: Annotated[
+        Path | None, typer.Option(help="JSONL of questions; or --task with --data.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="A benchmark; `tasks list` has them.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The benchmark's folder or file.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the benchmark.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer where no line says so.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among tokens of this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, with each question's key.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text before which an answer ends; may be repeated.")
+    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Copies of the model that share the questions.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Divide each matrix over so many ranks.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Divide the layers over so many ranks.")] = 1,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run the code that a Hugging Face folder brings.")
+    ] = False,
+) -> None:
+    """Answer questions about pictures and videos; a second start goes on where one was stopped.
+
+    Several workers, --tp and --pp start processes by themselves, unless torchrun did already.
+    Questions that cannot be asked are listed with reasons in a .rejected.jsonl beside the output,
+    and asked again once their lines are deleted there.
+    """
+    if (input is None) == (task is None) or (task is None) != (data is None):
+        raise typer.BadParameter("expected either --input, or --task with --data")
+    from evaluation.generate.teams import layout_of
+
+    try:
+        layout = layout_of(tp, pp, workers)
+        if layout.num_processes > 1 and "WORLD_SIZE" not in os.environ:
+            raise typer.Exit(_start_processes(layout.num_processes))
+        from evaluation.generate.engine import AnswerSettings
+        from evaluation.sampling import Sampling
+
+        settings = AnswerSettings(
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            stop=tuple(stop or ()),
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+        requests = _requests(input, task, data, split, limit, max_new_tokens)
+        _answer(
+            model,
+            requests,
+            settings,
+            layout,
+            output,
+            batch_size,
+            trust_remote_code=trust_remote_code,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _start_processes(number: int) -> int:
+    """This very command in so many processes; returns the exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}"]
+    # a free port of torchrun's choice, so that several commands share a machine
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "evaluation"]
+    environ = {"OMP_NUM_THREADS": "1", **os.environ}
+    return subprocess.run([*command, *sys.argv[1:]], env=environ).returncode
+
+
+def _requests(
+    file: Path | None,
+    task: str | None,
+    data: Path | None,
+    split: str | None,
+    limit: int | None,
+    max_new_tokens: int | None,
+) -> Requests:
+    from evaluation.generate.requests import FileRequests, TaskRequests
+
+    if file is not None:
+        return FileRequests(file, max_new_tokens=max_new_tokens or 128, limit=limit)
+    assert task is not None
+    assert data is not None
+    from evaluation.tasks.registry import find_task
+
+    found = find_task(task)
+    return TaskRequests(found, data, split=split, max_new_tokens=max_new_tokens, limit=limit)
+
+
+def _answer(
+    model: Path,
+    requests: Requests,
+    settings: AnswerSettings,
+    layout: Layout,
+    output: Path,
+    batch_size: int,
+    *,
+    trust_remote_code: bool,
+) -> None:
+    from evaluation.generate.journal import Journal
+    from evaluation.generate.run import generate as run
+    from evaluation.generate.teams import start_team
+
+    team = start_team(layout)
+    engine = _engine(model, settings, layout, trust_remote_code)
+    journal = Journal(output)
+    done = run(engine, requests, journal, team, settings, batch_size=batch_size)
+    if done is None:
+        return
+    bounds = f"pixels {engine.min_pixels}-{engine.max_pixels}"
+    typer.echo(f"{output}: {done.num_answered} answers in {done.seconds:.0f} s, {bounds}")
+    if done.num_rejected:
+        typer.echo(f"{done.num_rejected} rejected: {journal.rejected}", err=True)
+
+
+def _engine(
+    model: Path, settings: AnswerSettings, layout: Layout, trust_remote_code: bool
+) -> Engine:
+    if not (model / "config.json").is_file():
+        from evaluation.generate.checkpoint_engine import CheckpointEngine
+
+        return CheckpointEngine(model, settings)
+    if layout.tensor * layout.pipeline > 1:
+        raise ValueError(
+            f"{model} is a Hugging Face folder, which one process holds whole: leave --tp and --pp "
+            "out, or import it first (python -m evaluation import)"
+        )
+    import torch
+
+    from evaluation.generate.hf_engine import HfEngine, brings_code
+
+    if brings_code(model) and not trust_remote_code:
+        raise ValueError(f"{model} brings code of its own: add --trust-remote-code to run it")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    return HfEngine(model, settings, device=device, trust_remote_code=trust_remote_code)

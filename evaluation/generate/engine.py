@@ -1,0 +1,56 @@
+"""What answers: an engine encodes requests and continues batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from evaluation.generate.requests import Request
+from evaluation.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How answers are made, whatever makes them."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    #: an answer ends before the first of these texts
+    stop: tuple[str, ...] = ()
+    #: bounds of a picture's area; None for the model's own
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer."""
+
+    text: str
+    num_tokens: int
+    #: False where it was cut off at its limit
+    is_finished: bool
+    num_visual_tokens: int
+    #: what is wrong with videos of which only a part was seen
+    damage: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """A model in this process, or this process's part of one."""
+
+    #: bounds of a picture's area that hold
+    min_pixels: int
+    max_pixels: int
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two engines give the same answers, fit for JSON."""
+
+    def encode(self, request: Request) -> Any:
+        """What `answer` takes; may run in another thread.
+
+        Raises:
+            ValueError, OSError: the request cannot be answered.
+        """
+
+    def answer(self, encoded: Sequence[Any]) -> list[Reply]:
+        """Answer a batch; where a model is divided, all its ranks call this together."""

@@ -1,0 +1,185 @@
+"""Answers of a Hugging Face folder, through plain transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+
+from dct_tokenizer import build_tokenizer
+from evaluation.decode import cut_at
+from evaluation.generate.engine import AnswerSettings, Reply
+from evaluation.generate.requests import Request
+from evaluation.sampling import Sampling, TokenChooser
+from training.data.chat import ChatTokenizer
+from training.data.clips import make_clip
+from training.data.images import decode_rgb
+from training.data.video import read_frames, read_header
+from training.data.video_rules import VideoRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfPrompt:
+    """A request as the processor takes it."""
+
+    key: str
+    text: str
+    images: tuple[Image.Image, ...]
+    #: uint8 (T, H, W, 3)
+    videos: tuple[np.ndarray, ...]
+    max_new_tokens: int
+    damage: tuple[str, ...]
+
+
+class HfEngine:
+    """A folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
+
+    Args:
+        folder: of a Qwen2-VL or one that shares its chat template, as this project exports.
+        settings: of the answers.
+        device: where the model goes.
+        trust_remote_code: run the code that the folder brings.
+
+    Raises:
+        ValueError: the folder brings code and is not trusted, or its template is another one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: AnswerSettings,
+        *,
+        device: torch.device,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        bounds = {
+            name: value
+            for name in ("min_pixels", "max_pixels")
+            if (value := getattr(settings, name)) is not None
+        }
+        self.processor = AutoProcessor.from_pretrained(
+            folder, use_fast=False, trust_remote_code=trust_remote_code, **bounds
+        )
+        self.processor.tokenizer.padding_side = "left"
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.model = (
+            AutoModelForImageTextToText.from_pretrained(
+                folder, torch_dtype=dtype, trust_remote_code=trust_remote_code
+            )
+            .to(device)
+            .eval()
+        )
+        if self.processor.tokenizer.chat_template is None:
+            self.processor.tokenizer.chat_template = self.processor.chat_template
+        self.chat = ChatTokenizer(self.processor.tokenizer)
+        pictures = self.processor.image_processor
+        self.min_pixels, self.max_pixels = pictures.min_pixels, pictures.max_pixels
+
+    def identity(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return {"folder": str(self._folder.resolve())}
+
+    def encode(self, request: Request) -> HfPrompt:
+        """Rendered text and decoded media; of videos what Qwen2-VL's rules take."""
+        images, videos = request.read()
+        messages = self.chat.messages(request.turns, len(images), len(videos))
+        frames, damage = [], []
+        for data in videos:
+            clip = make_clip(read_header(data), VideoRules())
+            plan = clip.plan(build_tokenizer("pixel"))
+            read = read_frames(data, clip.num_frames, plan.height, plan.width)
+            # an odd number of frames is no whole number of the model's pairs
+            frames.append(read.frames[: len(read.frames) // 2 * 2 or 1])
+            damage += [read.damage] if read.damage else []
+        return HfPrompt(
+            key=request.key,
+            text=self.processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            ),
+            images=tuple(Image.fromarray(decode_rgb(data)[0]) for data in images),
+            videos=tuple(frames),
+            max_new_tokens=request.max_new_tokens,
+            damage=tuple(damage),
+        )
+
+    @torch.inference_mode()
+    def answer(self, encoded: Sequence[HfPrompt]) -> list[Reply]:
+        """See `Engine`."""
+        settings, tokenizer = self._settings, self.processor.tokenizer
+        images = [image for one in encoded for image in one.images]
+        videos = [list(clip) for one in encoded for clip in one.videos]
+        inputs = self.processor(
+            text=[one.text for one in encoded],
+            images=images or None,
+            videos=videos or None,
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        options: dict[str, Any] = {}
+        if settings.stop:
+            options |= {"stop_strings": list(settings.stop), "tokenizer": tokenizer}
+        if settings.sampling.temperature:
+            chosen = _OwnChoice(settings.sampling, [one.key for one in encoded])
+            options["logits_processor"] = LogitsProcessorList([chosen])
+        ids = inputs["input_ids"]
+        found = self.model.generate(
+            **inputs,
+            **options,
+            # the settings of a folder's generation_config.json would change what greedy means
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            max_new_tokens=max(one.max_new_tokens for one in encoded),
+        )[:, ids.shape[1] :].tolist()
+        seen = torch.isin(ids, torch.tensor(self.chat.pad_ids, device=ids.device)).sum(dim=1)
+        rows = zip(encoded, found, seen.tolist(), strict=True)
+        return [self._reply(one, tokens, count) for one, tokens, count in rows]
+
+    def _reply(self, prompt: HfPrompt, tokens: list[int], num_visual: int) -> Reply:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        kept = tokens[: prompt.max_new_tokens]
+        is_finished = any(token in ends for token in kept)
+        if is_finished:
+            kept = kept[: next(place for place, token in enumerate(kept) if token in ends)]
+        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        text, is_cut = cut_at(text, self._settings.stop)
+        return Reply(
+            text=text.strip(),
+            num_tokens=len(kept),
+            is_finished=is_finished or is_cut,
+            num_visual_tokens=num_visual,
+            damage=prompt.damage,
+        )
+
+
+class _OwnChoice(LogitsProcessor):
+    """Leaves one token a row to choose from, the one that `TokenChooser` draws."""
+
+    def __init__(self, sampling: Sampling, keys: Sequence[str]) -> None:
+        self._choose = TokenChooser(sampling, keys)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Scores (B, V) of 0 at the drawn tokens."""
+        chosen = self._choose(scores.float())
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+def brings_code(folder: Path) -> bool:
+    """Whether a Hugging Face folder asks for its own code to be run."""
+    return b"auto_map" in (folder / "config.json").read_bytes()
