@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and the newest one of a run.
+"""Checkpoints that are whole or absent, and which of a run's are kept.
 
 A checkpoint is a NeMo distributed checkpoint in RUN/checkpoints/step-00000100. It is written under
 another name and renamed when all ranks are done, so that a killed run leaves nothing half-made.
@@ -10,14 +10,21 @@ import json
 import os
 import re
 import shutil
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-#: file inside a checkpoint that says what made it
-META_NAME = "dct_vl.json"
+from training.checkpoint_files import META_NAME, find_fault, list_files, read_meta
+from training.errors import StopRequested
+from training.run_files import VALIDATION_NAME, read_json_lines
+from training.stop_signals import StopSignals
+
+__all__ = ["META_NAME", "CheckpointWriter", "list_checkpoints", "newest_checkpoint", "read_meta"]
+
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -31,9 +38,7 @@ def checkpoint_step(path: Path) -> int:
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    folder = Path(run_dir) / "checkpoints"
-    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(p for p in found if (p / META_NAME).is_file())
+    return [path for path in _folders(run_dir) if (path / META_NAME).is_file()]
 
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -42,23 +47,77 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read_meta(checkpoint: str | Path) -> dict[str, Any]:
-    """What `META_NAME` of a checkpoint holds."""
-    path = Path(checkpoint) / META_NAME
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} is not a checkpoint of this project: no {META_NAME} in it")
-    return json.loads(path.read_text())
+def _folders(run_dir: str | Path) -> list[Path]:
+    folder = Path(run_dir) / "checkpoints"
+    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soundest:
+    """The newest checkpoint of a run whose files are as they were written."""
+
+    path: Path | None
+    #: newer ones, newest first, with what is wrong with them
+    damaged: tuple[tuple[Path, str], ...]
+
+
+def newest_sound(run_dir: str | Path) -> Soundest:
+    """Look from the newest checkpoint backwards for one without a fault."""
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(_folders(run_dir)):
+        fault = find_fault(path)
+        if fault is None:
+            return Soundest(path=path, damaged=tuple(damaged))
+        damaged.append((path, fault))
+    return Soundest(path=None, damaged=tuple(damaged))
+
+
+def best_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
+    """The complete checkpoints of lowest validation loss, best first.
+
+    A checkpoint's loss is that of the validation at its step; one without does not count.
+    """
+    entries = read_json_lines(Path(run_dir) / VALIDATION_NAME)
+    losses = {e["step"]: e["loss"] for e in entries if e.get("loss") is not None}
+    scored = [p for p in list_checkpoints(run_dir) if checkpoint_step(p) in losses]
+    return sorted(scored, key=lambda path: (losses[checkpoint_step(path)], path))[:count]
+
+
+def drop_checkpoints(run_dir: str | Path, *, keep_last: int, keep_best: int) -> None:
+    """Remove all but the newest and the best complete checkpoints."""
+    found = list_checkpoints(run_dir)
+    kept = {*found[-keep_last:], *best_checkpoints(run_dir, keep_best)}
+    for path in found:
+        if path not in kept:
+            # without its meta file it no longer counts as a checkpoint, even if killed here
+            (path / META_NAME).unlink()
+            shutil.rmtree(path)
+
+
+def set_aside_after(run_dir: str | Path, step: int) -> None:
+    """Rename checkpoints of later steps than a run goes on from: they are damaged, and would be
+    taken for its newest ones.
+    """
+    for path in _folders(run_dir):
+        if checkpoint_step(path) > step:
+            aside = path.with_name(f"{path.name}-damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            print(f"warning: {path} is now {aside.name}; remove it when looked at", file=sys.stderr)
 
 
 class CheckpointWriter(pl.Callback):
-    """Saves every `every` steps and at the last one, and keeps the newest `keep`.
+    """Saves every `every` steps, at the last one and where a signal stops the run.
 
     Args:
         run_dir: the run's folder.
         every: steps; 0 saves at the last step only, -1 never.
         last_step: the step at which this process stops.
-        keep: checkpoints that are kept.
+        keep: newest checkpoints that are kept.
         meta: written into each checkpoint.
+        stop: signals that end the run.
+        keep_best: checkpoints of lowest validation loss that are kept besides.
     """
 
     def __init__(
@@ -69,23 +128,53 @@ class CheckpointWriter(pl.Callback):
         last_step: int,
         keep: int,
         meta: dict[str, Any],
+        stop: StopSignals,
+        keep_best: int = 0,
     ) -> None:
         self.folder = Path(run_dir) / "checkpoints"
         self.every = every
         self.last_step = last_step
         self.keep = keep
+        self.keep_best = keep_best
         self.meta = meta
+        self.stop = stop
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Set damaged checkpoints aside; every rank has read those that it goes on from.
+
+        Raises:
+            StopRequested: a signal came while everything was made ready.
+        """
+        # Lightning has taken the signals for itself since
+        self.stop.install()
+        trainer._signal_connector.received_sigterm = False
+        self.stop.connect()
+        if trainer.is_global_zero:
+            set_aside_after(self.folder.parent, trainer.global_step)
+        if self.stop.agreed():
+            raise StopRequested(trainer.global_step, saved=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save inside `fit()`: afterwards NeMo changes the names of the parameters."""
+        """Save inside `fit()`: afterwards NeMo changes the names of the parameters.
+
+        Raises:
+            StopRequested: a signal came, and what the steps so far have made is saved.
+        """
         step = trainer.global_step
-        if self.every < 0:
-            return
-        if step == self.last_step or (self.every and step % self.every == 0):
+        stops = self.stop.agreed() and step < self.last_step
+        due = step == self.last_step or (self.every > 0 and step % self.every == 0)
+        if self.every >= 0 and (due or stops):
             self.save(trainer, step)
+        if stops:
+            raise StopRequested(step, saved=self.every >= 0)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The newest checkpoint has its validation loss now."""
+        if trainer.is_global_zero and self.keep_best:
+            self._drop()
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
-        """Write the checkpoint of `step`, publish it, drop the oldest."""
+        """Write the checkpoint of `step`, publish it, drop others."""
         final = self.folder / f"step-{step:08d}"
         unfinished = self.folder / f"{final.name}-unfinished"
         if trainer.is_global_zero:
@@ -95,10 +184,11 @@ class CheckpointWriter(pl.Callback):
         trainer.save_checkpoint(unfinished)
         dist.barrier()
         if trainer.is_global_zero:
-            (unfinished / META_NAME).write_text(json.dumps({"step": step, **self.meta}, indent=2))
+            meta = {"step": step, **self.meta, "files": list_files(unfinished)}
+            (unfinished / META_NAME).write_text(json.dumps(meta, indent=2))
             os.replace(unfinished, final)
-            for old in list_checkpoints(self.folder.parent)[: -self.keep]:
-                # without its meta file it no longer counts as a checkpoint, even if killed here
-                (old / META_NAME).unlink()
-                shutil.rmtree(old)
+            self._drop()
         dist.barrier()
+
+    def _drop(self) -> None:
+        drop_checkpoints(self.folder.parent, keep_last=self.keep, keep_best=self.keep_best)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from training.config.compose import register_schema, to_run_config
 from training.config.groups import CONFIG_DIR
 from training.config.overrides import ConfigError, check_overrides
+from training.errors import RunError
 
 _USAGE = """\
 usage: python -m training [fit] KEY=VALUE …   train (see training/config/schema.py for the keys)
@@ -70,6 +71,9 @@ def _hydra_entry(config: DictConfig) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run_alone(overrides: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
 from training.callbacks import StepLog  # noqa: E402
+from training.checkpoint_files import find_fault, read_meta  # noqa: E402
 from training.checkpoints import (  # noqa: E402
     CheckpointWriter,
     checkpoint_step,
-    newest_checkpoint,
-    read_meta,
+    list_checkpoints,
+    newest_sound,
 )
 from training.config.checks import Layout, check_run  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
@@ -39,36 +41,53 @@ from training.config.tuning import (  # noqa: E402
 )
 from training.config.video import video_rules  # noqa: E402
 from training.data.chat import ChatTokenizer  # noqa: E402
+from training.data.loader_state import check_streams  # noqa: E402
 from training.data.module import ChatDataModule  # noqa: E402
 from training.data.pack_encoder import ChatPackEncoder  # noqa: E402
 from training.data.rejects import RejectLog  # noqa: E402
 from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
+from training.errors import RunError, StopRequested  # noqa: E402
+from training.guard_rails import GuardRails  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.module import TokenizerQwen2VLModel  # noqa: E402
 from training.model.part_optimizer import PartOptimizer  # noqa: E402
+from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from training.parameter_report import ParameterReport  # noqa: E402
+from training.rank_watch import RankWatch  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.schedule import RunLongCosine  # noqa: E402
 from training.speed import SpeedUp, resolve_speed  # noqa: E402
+from training.stop_signals import StopSignals  # noqa: E402
 from training.tiny_model import with_model_folder  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
     """Train, or go on training, and return the run's folder.
 
-    Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK).
+    Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK). It returns
+    as well where a signal has stopped the run, whose newest checkpoint is then of the last step.
 
     Raises:
         ConfigError: the configuration cannot work; said before models or data are touched.
+        RunError: memory ran out, or a step was bad and the policy is to stop.
     """
+    stop = StopSignals()
+    stop.install()
+    try:
+        return _fit(run, stop)
+    finally:
+        stop.restore()
+
+
+def _fit(run: RunConfig, stop: StopSignals) -> Path:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     layout = check_run(run, world_size)
     run = with_model_folder(run)
     folder = run_dir(run)
-    resume = find_resume(run, folder)
+    resume = find_resume(run, folder, layout.data_parallel_size)
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
@@ -80,29 +99,52 @@ def fit(run: RunConfig) -> Path:
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)
     data = build_data(run, visual)
-    trainer = build_trainer(run, folder, layout)
+    memory = MemoryWatch(run, layout.data_parallel_size)
+    trainer = build_trainer(run, folder, layout, stop, memory)
     try:
         trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+    except StopRequested as stopped:
+        if is_first:
+            kept = "saved; the same command goes on from there" if stopped.saved else "not saved"
+            print(f"stopped by a signal after step {stopped.step}, {kept}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(memory.explain(trainer, model, error)) from error
     finally:
         if is_first:
             write_run_summary(folder)
     return folder
 
 
-def find_resume(run: RunConfig, folder: Path) -> Path | None:
-    """The checkpoint to go on from.
+def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
+    """The checkpoint to go on from: of this run's, the newest one without a fault.
 
     Raises:
         ConfigError: the run's folder already holds another run, or the checkpoint was made with
-            settings that decide its sample stream, or lies at or beyond the last step.
+            settings that decide its sample stream, or lies at or beyond the last step, or is
+            damaged and there is none before it.
     """
-    newest = newest_checkpoint(folder)
+    held = list_checkpoints(folder)
     wanted = run.trainer.resume
+    newest = held[-1] if held else None
+    if wanted == "auto" and held:
+        sound = newest_sound(folder)
+        newest = sound.path
+        faults = [f"{path.name} is damaged: {fault}" for path, fault in sound.damaged]
+        if newest is None:
+            raise ConfigError(
+                f"no checkpoint of {folder} can be gone on from ({'; '.join(faults)}): use another "
+                "experiment_name, or remove the folder"
+            )
+        if faults and os.environ.get("RANK", "0") == "0":
+            again = f"going on from {newest.name}"
+            print(f"warning: {'; '.join(faults)}; {again}", file=sys.stderr)
     path = {"never": None, "auto": newest}.get(wanted, Path(wanted))
     if path is None or path.resolve().parent.parent != folder.resolve():
-        if newest is not None:
+        if held:
             raise ConfigError(
-                f"{folder} already holds a run, at step {read_meta(newest)['step']}: use another "
+                f"{folder} already holds a run, at step {checkpoint_step(held[-1])}: use another "
                 "experiment_name, remove the folder, or go on from it with trainer.resume=auto"
             )
     elif path != newest:
@@ -111,10 +153,9 @@ def find_resume(run: RunConfig, folder: Path) -> Path | None:
         )
     if path is None:
         return None
-    try:
-        meta = read_meta(path)
-    except ValueError as error:
-        raise ConfigError(f"trainer.resume: {error}") from error
+    if wanted != "auto" and (fault := find_fault(path)):
+        raise ConfigError(f"trainer.resume={path}: {fault}")
+    meta = read_meta(path)
     for name, value in stream_settings(run).items():
         if meta.get(name) != value:
             raise ConfigError(
@@ -128,6 +169,13 @@ def find_resume(run: RunConfig, folder: Path) -> Path | None:
                 f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
                 "back, or use another experiment_name"
             )
+    if "data_parallel_size" in meta:
+        check_streams(
+            ranks_before=meta["data_parallel_size"],
+            workers_before=meta["data.num_workers"],
+            num_ranks=data_parallel_size,
+            num_workers=run.data.num_workers,
+        )
     if meta["step"] >= last_step(run):
         raise ConfigError(
             f"{path} is at step {meta['step']} already and this run ends at {last_step(run)}: "
@@ -144,7 +192,6 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "data.min_pixels": run.data.min_pixels,
         "data.max_pixels": run.data.max_pixels,
         "data.video": asdict(video_rules(run.data)),
-        "data.num_workers": run.data.num_workers,
         "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
         "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
         "data.packing": packing_settings(run),
@@ -313,7 +360,9 @@ def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
     )
 
 
-def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
+def build_trainer(
+    run: RunConfig, folder: Path, layout: Layout, stop: StopSignals, memory: MemoryWatch
+) -> nl.Trainer:
     """NeMo's Trainer with MegatronStrategy and this project's callbacks."""
     on_cuda = uses_cuda(run)
     dtype = model_dtype(run)
@@ -342,7 +391,10 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         **stream_settings(run),
         "tuning": tuning_settings(run),
         "world_size": layout.world_size,
+        "data_parallel_size": layout.data_parallel_size,
+        "data.num_workers": run.data.num_workers,
     }
+    speed_up = SpeedUp(resolve_speed(run.speed))
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     return nl.Trainer(
         accelerator="gpu" if on_cuda else "cpu",
@@ -353,14 +405,30 @@ def build_trainer(run: RunConfig, folder: Path, layout: Layout) -> nl.Trainer:
         plugins=nl.MegatronMixedPrecision(precision=precision),
         callbacks=[
             ParameterReport(folder, tuning=run.model.tuning),
-            SpeedUp(resolve_speed(run.speed)),
+            speed_up,
+            RankWatch(
+                folder,
+                rank=int(os.environ.get("RANK", "0")),
+                world_size=layout.world_size,
+                after_s=trainer.stall_warning_s,
+            ),
+            memory,
             StepLog(folder, last_step=last_step(run), log_every=trainer.log_every),
+            # a step that ends the run is logged, and not saved
+            GuardRails(
+                folder,
+                policy=trainer.on_bad_loss,
+                spike_factor=trainer.spike_factor,
+                speed_up=speed_up,
+            ),
             CheckpointWriter(
                 folder,
                 every=trainer.save_every,
                 last_step=last_step(run),
                 keep=trainer.keep_last,
+                keep_best=trainer.keep_best,
                 meta=meta,
+                stop=stop,
             ),
         ],
         logger=build_loggers(run, folder),

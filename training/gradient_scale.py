@@ -20,6 +20,10 @@ class PendingScale:
         self.tokens: torch.Tensor | float = 1.0
         self.clip = 1.0
 
+    def forget(self) -> None:
+        """AdamW leaves this step out."""
+        self.tokens, self.clip = 1.0, 1.0
+
     def scale_gradients(self, factor: torch.Tensor | float) -> None:
         """In the place of `DistributedDataParallel.scale_gradients`."""
         self.tokens = self.tokens * factor
@@ -60,7 +64,7 @@ class PendingScale:
         def after(adam: Any, *_: Any) -> None:
             del adam.grad_scale, adam.found_inf
             if adam is adams[-1]:
-                self.tokens, self.clip = 1.0, 1.0
+                self.forget()
 
         for adam in adams:
             adam.register_step_pre_hook(before)

@@ -15,6 +15,7 @@ from training.config.checks import check_run
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
+from training.supervise import supervise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Machines:
 
 
 def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> None:
-    """Print the settings, check them, run the doctor and become torchrun.
+    """Print the settings, check them, run the doctor and then torchrun.
 
     Args:
         arguments: overrides of `python -m training fit`; `--dry-run` prints the command only.
@@ -67,7 +68,7 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
         environ["CUDA_VISIBLE_DEVICES"] = ""
         environ.setdefault("OMP_NUM_THREADS", "1")
     sys.stdout.flush()
-    os.execvpe(command[0], command, environ)
+    sys.exit(supervise(command, environ))
 
 
 def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines:

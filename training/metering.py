@@ -13,6 +13,22 @@ from megatron.core import parallel_state as ps
 from training.data.words import score_words
 
 
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What one micro batch is made of."""
+
+    sample_keys: tuple[str, ...]
+    num_rows: int
+    #: tokens of a row, padding included
+    row_length: int
+    num_text_tokens: int
+    num_visual_tokens: int
+    num_padding_tokens: int
+    #: ViT patches
+    num_cells: int
+    longest_segment: int
+
+
 @dataclass
 class StepMeter:
     """Sums over the micro batches of a step on this rank."""
@@ -27,6 +43,7 @@ class StepMeter:
     num_cell_pairs: int = 0
     num_token_pairs: int = 0
     sample_keys: list[str] = field(default_factory=list)
+    micro_batches: list[MicroBatch] = field(default_factory=list, compare=False)
 
     def add(self, batch: dict[str, Any]) -> None:
         """Count one micro batch (fields of `training.data.batch.pad_batch`, on the CPU)."""
@@ -41,10 +58,24 @@ class StepMeter:
         self.num_cell_pairs += int((segments**2).sum())
         self.num_token_pairs += sum(length**2 for length in batch["sample_lengths"])
         self.sample_keys += batch["sample_keys"]
+        rows, length = batch["loss_mask"].shape
+        self.micro_batches.append(
+            MicroBatch(
+                sample_keys=tuple(batch["sample_keys"]),
+                num_rows=rows,
+                row_length=length,
+                num_text_tokens=text,
+                num_visual_tokens=visual,
+                num_padding_tokens=padding,
+                num_cells=len(batch["cells"]),
+                longest_segment=int(segments.max()),
+            )
+        )
 
     def totals(self, group: dist.ProcessGroup, device: torch.device) -> dict[str, int]:
         """Sums over the data-parallel ranks of `group`; every rank must call it."""
-        names = [n for n in self.__dataclass_fields__ if n != "sample_keys"]
+        lists = ("sample_keys", "micro_batches")
+        names = [n for n in self.__dataclass_fields__ if n not in lists]
         values = torch.tensor([getattr(self, n) for n in names], device=device)
         dist.all_reduce(values, group=group)
         return dict(zip(names, values.tolist(), strict=True))

@@ -46,6 +46,8 @@ class SpeedUp(pl.Callback):
 
     def __init__(self, speed: Speed) -> None:
         self.speed = speed
+        #: factors that gradients wait for, where AdamW's kernel applies them
+        self.pending: PendingScale | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """After the optimizer was made, and filled where the run goes on from a checkpoint."""
@@ -59,6 +61,7 @@ class SpeedUp(pl.Callback):
             use_one_kernel(adam)
         pending = PendingScale()
         if use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients):
+            self.pending = pending
             pending.attach(inner)
             for chunk in trainer.strategy.megatron_parallel:  # type: ignore[attr-defined]
                 innermost_ddp(chunk).scale_gradients = pending.scale_gradients

@@ -123,6 +123,7 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
             f"{dp} data-parallel ranks = {unit}: set GBS={' or '.join(options)}"
         )
     check_packing(run)
+    check_guards(run)
     if trainer.sequence_parallel and tp == 1:
         raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
     return Layout(
@@ -130,6 +131,30 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
         data_parallel_size=dp,
         num_micro_batches=trainer.global_batch_size // unit,
     )
+
+
+def check_guards(run: RunConfig) -> None:
+    """What is kept, and what is done about bad steps; see `check_run`."""
+    trainer = run.trainer
+    if trainer.on_bad_loss not in ("stop", "skip", "ignore"):
+        raise ConfigError(
+            f"trainer.on_bad_loss={trainer.on_bad_loss!r}; expected stop, skip or ignore"
+        )
+    if trainer.spike_factor and trainer.spike_factor <= 1:
+        raise ConfigError(
+            f"trainer.spike_factor={trainer.spike_factor:g} calls ordinary losses spikes; expected "
+            "more than 1 (3, say), or 0 for none"
+        )
+    if trainer.keep_best < 0:
+        raise ConfigError(f"trainer.keep_best is {trainer.keep_best}; expected 0 or more")
+    if trainer.keep_best and (
+        trainer.save_every < 1 or not trainer.val_every or trainer.val_every % trainer.save_every
+    ):
+        raise ConfigError(
+            f"trainer.keep_best={trainer.keep_best} needs a checkpoint at every validation: "
+            f"trainer.val_every={trainer.val_every} must be a multiple of "
+            f"trainer.save_every={trainer.save_every}"
+        )
 
 
 def check_packing(run: RunConfig) -> None:

@@ -132,11 +132,20 @@ class TrainerConfig:
     val_batches: int = 10
     #: steps between checkpoints; 0 saves at the end only, -1 never
     save_every: int = 500
-    #: checkpoints that are kept
+    #: newest checkpoints that are kept
     keep_last: int = 2
+    #: checkpoints of lowest validation loss that are kept besides; needs one at every validation
+    keep_best: int = 0
     #: auto (from the newest checkpoint of the run, if any) | never | a checkpoint's folder
     resume: str = "auto"
     log_every: int = 1
+    #: where a step's loss or gradients are not finite, or its loss is a spike: stop (the run ends
+    #: before the update) | skip (the update is left out) | ignore
+    on_bad_loss: str = "stop"
+    #: a loss above this many times the median of the last 100 is a spike; 0 looks for none
+    spike_factor: float = 0.0
+    #: seconds without progress after which the ranks that the others wait for are named; 0 never
+    stall_warning_s: float = 300.0
     #: stop after this step, although the schedule runs to max_steps; null runs to the end
     stop_at_step: int | None = None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,10 +22,22 @@ from megatron.energon import (
 from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
 from nemo.utils import logging
 
-from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
+from training.data.loader_state import check_streams, redistribute, restore
 from training.data.task_encoder import ChatTaskEncoder
 from training.data.worker_watch import WorkerBoard, watch
+from training.stop_signals import ignore_in_worker
+
+
+def _init_worker(energons: Callable[[int], None], worker_id: int) -> None:
+    """First thing in a loader process."""
+    energons(worker_id)
+    ignore_in_worker()
+
+
+def _end_loader_processes() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class RepeatedLoader:
@@ -139,6 +154,9 @@ class ChatDataModule(EnergonMultiModalDataModule):
             dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
             # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
             loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
+            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+            # multiprocessing's own way, a SIGTERM and a wait for ever, no longer ends them
+            atexit.register(_end_loader_processes)
             self.train_dataloader_object = EndlessLoader(loader, board, self.worker_timeout_s)
         return self.train_dataloader_object
 
@@ -187,23 +205,21 @@ class ChatDataModule(EnergonMultiModalDataModule):
         """Put the loader where the checkpoint left it.
 
         Raises:
-            ConfigError: another number of loader processes or of data-parallel ranks than the
-                checkpoint's; the loader's position has no meaning then.
+            ConfigError: another number of streams than the checkpoint's; see
+                `training.data.loader_state`.
         """
         payload = pickle.loads(state_dict["pickled"].numpy().tobytes())
-        if payload["num_workers"] != self.num_workers:
-            raise ConfigError(
-                f"the checkpoint's loader had data.num_workers={payload['num_workers']}, this run "
-                f"has {self.num_workers}: set it back to resume at the same sample"
-            )
-        before = len(payload["dataloader_state"])
-        ranks = parallel_state.get_data_parallel_world_size()
-        if before != ranks:
-            raise ConfigError(
-                f"the checkpoint's loader had data-parallel size {before}, this run has {ranks} "
-                "(processes / (TP_SIZE × PP_SIZE)): set it back to resume at the same sample"
-            )
-        self.train_dataloader().loader.restore_state_global(payload["dataloader_state"])
+        states = payload["dataloader_state"]
+        num_ranks = parallel_state.get_data_parallel_world_size()
+        check_streams(
+            ranks_before=len(states),
+            workers_before=payload["num_workers"],
+            num_ranks=num_ranks,
+            num_workers=self.num_workers,
+        )
+        if len(states) != num_ranks:
+            states = redistribute(states, num_ranks=num_ranks, num_workers=self.num_workers)
+        restore(self.train_dataloader().loader, states)
         consumed = payload["consumed_samples"]
         self.data_sampler.init_consumed_samples = consumed
         self.data_sampler.prev_consumed_samples = consumed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,30 @@ def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
 class LossOfStep(MaskedTokenLossReductionWithLossMask):
     """NeMo's mean over the answer tokens of a step, without asking the device for each micro
     batch's number of them.
+
+    Attributes:
+        latest: what `reduce` returned last, still on the device; None on other pipeline stages.
+        sums: (M, 2), of the same step: sum and number of answer tokens of each of this rank's micro
+            batches.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Mean loss over all micro batches and data-parallel ranks; 0 on other pipeline stages."""
         sums = [x["loss_sum_and_ub_size"] for x in losses_reduced_per_micro_batch]
         if not sums:
             return torch.tensor(0.0, device=torch.cuda.current_device())
-        total = torch.vstack(sums).sum(dim=0)
+        self.sums = torch.vstack(sums)
+        total = self.sums.sum(dim=0)
         torch.distributed.all_reduce(
             total, group=ps.get_data_parallel_group(with_context_parallel=True)
         )
-        return total[0] / total[1]
+        self.latest = total[0] / total[1]
+        return self.latest
 
 
 class TokenizerQwen2VLModel(Qwen2VLModel):
@@ -124,6 +136,8 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         #: scores the words of validation batches; `training.callbacks` resets it
         self.words = WordMeter()
         self._loss_of_step: LossOfStep | None = None
+        #: told what a step does next; `training.rank_watch` sets it
+        self.note_phase: Callable[[str], None] = lambda phase: None
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this rank's stage and fill it, before NeMo wraps it and makes the optimizer."""
@@ -147,11 +161,14 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
         """Next micro batch, counted, on this stage's device."""
+        if self.training:
+            self.note_phase("reads data")
         started = time.perf_counter()
         batch = next(dataloader_iter)
         if isinstance(batch, tuple):  # Lightning's (batch, batch_idx, dataloader_idx)
             batch = batch[0]
         if self.training:
+            self.note_phase("computes")
             self.data_wait += time.perf_counter() - started
             self.meter.add(batch)
             # context-parallel ranks hold parts of the sequence, where these places are others

@@ -1,0 +1,65 @@
+"""Is a checkpoint as it was written? Its meta file lists every file with its size."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+#: file inside a checkpoint that says what made it
+META_NAME = "dct_vl.json"
+#: files up to this many bytes are checked by content too; reading tensors would take minutes
+_SMALL = 4 << 20
+
+
+def read_meta(checkpoint: str | Path) -> dict[str, Any]:
+    """What `META_NAME` of a checkpoint holds.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    path = Path(checkpoint) / META_NAME
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} is not a checkpoint of this project: no {META_NAME} in it")
+    try:
+        meta = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or "step" not in meta:
+        raise ValueError(f"{path} does not say its step")
+    return meta
+
+
+def list_files(checkpoint: Path) -> dict[str, list[int | None]]:
+    """Relative path → [bytes, CRC-32 or None] of every file but the meta file."""
+    found: dict[str, list[int | None]] = {}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        name = path.relative_to(checkpoint).as_posix()
+        if name != META_NAME:
+            size = path.stat().st_size
+            found[name] = [size, zlib.crc32(path.read_bytes()) if size <= _SMALL else None]
+    return found
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is.
+
+    Checkpoints from before files were listed are taken as they are.
+    """
+    try:
+        meta = read_meta(checkpoint)
+    except ValueError as error:
+        return str(error)
+    files: Mapping[str, list[int | None]] = meta.get("files", {})
+    for name, (size, checksum) in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        found = path.stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes, {size} were written"
+        if checksum is not None and zlib.crc32(path.read_bytes()) != checksum:
+            return f"{name} has other contents than were written"
+    return None
