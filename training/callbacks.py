@@ -18,6 +18,7 @@ from training.data.rejects import count_rejects
 from training.data.words import token_roles
 from training.flops import StepFlops, StepWork, device_peak_flops, step_flops
 from training.metering import StepMeter, WordMeter
+from training.rates import curves, progress, token_rates
 from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
 
 
@@ -84,15 +85,18 @@ class StepLog(pl.Callback):
             **totals,
             "seconds": seconds,
             "samples_per_second": totals["num_samples"] / seconds,
+            **token_rates(totals, seconds),
             "data_wait_share": data_wait / seconds,
             **self._compute_rates(totals, seconds * trainer.world_size),
             "peak_memory_gib": _peak_memory_gib(),
             "time": time.time(),
         }
         append_json_line(self.run_dir / STEPS_NAME, entry)
+        for logger in trainer.loggers:
+            logger.log_metrics(curves(entry), step=step)
         assert self._bar is not None
         self._bar.update(step - self._bar.n)
-        shown = {"loss": f"{entry['loss']:.3f}", "img/s": f"{entry['samples_per_second']:.0f}"}
+        shown = progress(entry)
         rejected = count_rejects(self.run_dir / "rejects") if step % 50 == 0 else None
         if rejected:
             shown["rejected"] = str(sum(rejected.values()))
@@ -136,6 +140,10 @@ class StepLog(pl.Callback):
                 "num_words": num_words,
             }
             append_json_line(self.run_dir / VALIDATION_NAME, entry)
+            if entry["word_accuracy"] is not None:
+                for logger in trainer.loggers:
+                    accuracy = {"val_word_accuracy": entry["word_accuracy"]}
+                    logger.log_metrics(accuracy, step=trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Close the progress line."""

@@ -12,12 +12,14 @@ from markupsafe import Markup
 
 from training.config.tuning import trained_parts
 from training.report.charts import Area, Line, area_chart, line_chart
-from training.report.page import duration, figure, write_page
+from training.report.page import duration, figure, percent, write_page
 from training.report.run_facts import RunFacts, gather, span
 from training.report.series import (
     TOKEN_KINDS,
+    Steps,
     column,
     first_and_last_loss,
+    median,
     steady_steps,
     steady_throughput,
     token_rates,
@@ -125,12 +127,29 @@ def _headline(facts: RunFacts) -> list[dict[str, str]]:
             "note": f"{figure(rates['text'])} text and {figure(rates['visual'])} visual; "
             f"{figure(rates['padding'])} of padding are not counted",
         },
+        *_device_cards(steady),
         {
             "value": f"{figure(peak)} GiB",
             "label": "peak memory",
             "note": "of the first process: the device's allocator, or all of it on a CPU",
         },
     ]
+
+
+def _device_cards(steady: Steps) -> list[dict[str, str]]:
+    """How busy the device was, and how long it waited, as far as the steps say."""
+    tflops, mfu, wait = (median(steady, name) for name in ("tflops", "mfu", "data_wait_share"))
+    cards = []
+    if mfu is not None:
+        note = f"of the device's peak; {figure(tflops)} TFLOP/s of useful work a device"
+        cards.append({"value": percent(mfu), "label": "MFU", "note": note})
+    elif tflops is not None:
+        note = "a process; the device's peak is not known, so there is no MFU"
+        cards.append({"value": figure(tflops), "label": "TFLOP/s of useful work", "note": note})
+    if wait is not None:
+        note = "median share of a step in which the first process waited for its loader"
+        cards.append({"value": percent(wait), "label": "wait for data", "note": note})
+    return cards
 
 
 def _charts(facts: RunFacts) -> list[dict[str, str | Markup]]:
@@ -151,15 +170,22 @@ def _charts(facts: RunFacts) -> list[dict[str, str | Markup]]:
             ),
         }
     ]
+    busy = (
+        ("mfu", "MFU: useful work as a share of the device's peak", "%", True, 100)
+        if median(steps, "mfu") is not None
+        else ("tflops", "Useful work of a process", "TFLOP/s", True, 1)
+    )
     plain = [
-        ("grad_norm", "Gradient norm before clipping", "gradient norm", True),
-        ("lr", "Learning rate", "learning rate", False),
-        ("samples_per_second", "Samples a second", "samples/s", True),
-        ("seconds", "Step time", "seconds", True),
-        ("peak_memory_gib", "Peak memory so far", "GiB", False),
+        ("grad_norm", "Gradient norm before clipping", "gradient norm", True, 1),
+        ("lr", "Learning rate", "learning rate", False, 1),
+        ("samples_per_second", "Samples a second", "samples/s", True, 1),
+        ("seconds", "Step time", "seconds", True, 1),
+        busy,
+        ("data_wait_share", "Share of a step that waits for data", "%", True, 100),
+        ("peak_memory_gib", "Peak memory so far", "GiB", False, 1),
     ]
-    for name, caption, y_label, varies in plain:
-        y = column(steps, name)
+    for name, caption, y_label, varies, unit in plain:
+        y = unit * column(steps, name)
         if np.isfinite(y).any():
             svg = line_chart(
                 name.replace("_", "-"),

@@ -38,6 +38,13 @@ def steady_throughput(steps: Steps) -> float:
     return float(np.median(column(steady_steps(steps), "samples_per_second")))
 
 
+def median(steps: Steps, name: str) -> float | None:
+    """Median of one field where it is known; None where it never is."""
+    values = column(steps, name)
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else None
+
+
 def token_rates(steps: Steps) -> dict[str, np.ndarray]:
     """Tokens per second of each kind of `TOKEN_KINDS`, each float64 (num_steps,)."""
     seconds = column(steps, "seconds")

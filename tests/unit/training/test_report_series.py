@@ -12,6 +12,7 @@ from training.report.series import (
     column,
     first_and_last_loss,
     frame_top,
+    median,
     smooth,
     steady_steps,
     steady_throughput,
@@ -27,6 +28,11 @@ def steps_with(**fields: list[float | None]) -> list[dict[str, float | None]]:
 def test_null_and_absent_fields_are_nan() -> None:
     got = column([{"loss": 1.0}, {"loss": None}, {}], "loss")
     np.testing.assert_array_equal(got, [1.0, np.nan, np.nan])
+
+
+def test_the_median_of_a_field_is_of_what_is_known() -> None:
+    assert median([{"mfu": None}, {"mfu": 0.4}, {}, {"mfu": 0.2}, {"mfu": 0.3}], "mfu") == 0.3
+    assert median([{"mfu": None}, {}], "mfu") is None
 
 
 def test_throughput_is_the_median_without_ten_warm_up_steps() -> None:

@@ -141,6 +141,27 @@ def test_a_finished_run_shows_its_figures(tmp_path: Path) -> None:
     } == set(charts(tree))
 
 
+def test_how_busy_the_device_was_is_shown_as_far_as_it_is_known(tmp_path: Path) -> None:
+    busy = {"tflops": 450.0, "mfu": 0.455, "data_wait_share": 0.021}
+    tree = check_self_contained(page_of(tmp_path, "gpu", busy))
+    assert re.search(r"45\.5\s% MFU of the device's peak; 450 TFLOP/s", text_of(tree))
+    assert re.search(r"2\.1\s% wait for data", text_of(tree))
+    wait = "Share of a step that waits for data over steps"
+    mfu = "MFU: useful work as a share of the device's peak over steps"
+    assert {wait, mfu} <= set(charts(tree))
+
+    tree = check_self_contained(page_of(tmp_path, "cpu", {**busy, "mfu": None}))
+    assert "450 TFLOP/s of useful work" in text_of(tree)
+    assert {wait, "Useful work of a process over steps"} <= set(charts(tree))
+    assert mfu not in charts(tree)
+
+
+def page_of(tmp_path: Path, name: str, fields: dict[str, float | None]) -> str:
+    """The page of a run whose steps have these fields too."""
+    steps = [{**step_line(n), **fields} for n in range(1, 31)]
+    return write_run_summary(make_run(tmp_path, steps, name=name)).read_text()
+
+
 def test_the_loss_chart_draws_training_and_validation(tmp_path: Path) -> None:
     folder = make_run(tmp_path, [step_line(step) for step in range(1, 31)])
     without = text_of(charts(parse(write_run_summary(folder).read_text()))["Loss over steps"])
