@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.metering import StepMeter
+from training.rates import CURVES
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +43,17 @@ def test_faster_ways_change_nothing(train, pixel):
         "trainer.stop_at_step=4",
         "trainer.save_every=-1",
         *(f"speed.{name}=true" for name in switches),
+        "logger.tensorboard=true",
     )
     assert run.values("loss") == pytest.approx(pixel.values("loss"), rel=1e-5)
     assert run.values("grad_norm") == pytest.approx(pixel.values("grad_norm"), rel=1e-4)
     assert all(rate > 0 for rate in run.values("tflops"))
     assert all(0 < share < 1 for share in run.values("data_wait_share"))
     assert run.values("mfu") == [None] * 4  # no known peak
+    logged = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert set(CURVES.values()) - set(logged.Tags()["scalars"]) == {"device/mfu"}
+    visual = [scalar.value for scalar in logged.Scalars("rates/visual_tokens_per_second")]
+    assert visual == pytest.approx(run.values("visual_tokens_per_second"))
 
 
 def test_faster_ways_divide_over_tensor_parallel_ranks(train, pixel):
