@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
 )
@@ -73,7 +74,9 @@ class HfEngine:
         self.processor = AutoProcessor.from_pretrained(
             folder, use_fast=False, trust_remote_code=trust_remote_code, **bounds
         )
-        self.processor.tokenizer.padding_side = "left"
+        # use_fast is about pictures, where the fast processor needs more packages and differs; the
+        # processor hands it on to the text tokenizer, whose slow one cannot decode unused ids
+        self.processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = (
             AutoModelForImageTextToText.from_pretrained(

@@ -1,0 +1,210 @@
+"""Requests, the journal, and batches that several teams share."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from evaluation.generate.engine import AnswerSettings, Reply
+from evaluation.generate.journal import Journal
+from evaluation.generate.requests import FileRequests, TaskRequests
+from evaluation.generate.run import generate
+from evaluation.generate.teams import Layout, Team, layout_of
+from evaluation.score import read_predictions
+from evaluation.tasks.registry import find_task
+
+ALONE = Layout()
+
+
+class EchoEngine:
+    """Answers with the question and the company it was asked in."""
+
+    min_pixels, max_pixels = 4, 16
+
+    def __init__(self, fail_after: int | None = None, gate: threading.Barrier | None = None):
+        self.batches: list[list[str]] = []
+        self.fail_after, self.gate = fail_after, gate
+
+    def identity(self):
+        return {"model": "echo"}
+
+    def encode(self, request):
+        if "broken" in request.turns[-1].text:
+            raise ValueError("it is broken")
+        request.read()
+        return request
+
+    def answer(self, encoded):
+        if self.gate and not self.batches:
+            self.gate.wait(20)
+        self.batches.append([one.key for one in encoded])
+        if self.fail_after is not None and len(self.batches) > self.fail_after:
+            raise KeyboardInterrupt
+        text = "+".join(one.turns[-1].text for one in encoded)
+        return [
+            Reply(text=f"{one.key}: {text}", num_tokens=3, is_finished=True, num_visual_tokens=0)
+            for one in encoded
+        ]
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    lines = [{"key": f"k{n}", "question": f"q{n}"} for n in range(11)]
+    lines[4]["question"] = "broken"
+    lines[7]["image"] = "nowhere.jpg"
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def alone() -> Team:
+    return Team(is_leader=True, is_first=True, store=None, layout=ALONE)
+
+
+def run(engine, questions: Path, output: Path, team: Team | None = None, **settings):
+    asked = FileRequests(questions, max_new_tokens=5)
+    options = AnswerSettings(**settings)
+    return generate(engine, asked, Journal(output), team or alone(), options, batch_size=3)
+
+
+def test_answers_come_in_order_and_rejected_questions_with_reasons(questions, tmp_path):
+    done = run(EchoEngine(), questions, tmp_path / "deep" / "a.jsonl")
+    lines = [json.loads(x) for x in (tmp_path / "deep" / "a.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [f"k{n}" for n in range(11) if n not in (4, 7)]
+    assert lines[0]["answer"] == "k0: q0+q1+q2"
+    rejected = (tmp_path / "deep" / "a.rejected.jsonl").read_text().splitlines()
+    assert [(e["key"], e["reason"]) for e in map(json.loads, rejected)] == [
+        ("k4", "unplannable"),
+        ("k7", "unreadable"),
+    ]
+    assert (done.num_answered, done.num_rejected, done.num_tokens) == (9, 2, 27)
+    read = read_predictions(tmp_path / "deep" / "a.jsonl")
+    assert not read.bad_lines
+    assert read.by_key["k0"].max_pixels == 16
+    assert read.by_key["k0"].num_visual_tokens == 0
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_file(fail_after, questions, tmp_path):
+    run(EchoEngine(), questions, tmp_path / "whole.jsonl")
+    output = tmp_path / "a.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(EchoEngine(fail_after=fail_after), questions, output)
+    if fail_after:
+        # the kill came while the last line was written
+        output.write_bytes(output.read_bytes()[:-7])
+    engine = EchoEngine()
+    run(engine, questions, output)
+    for end in (".jsonl", ".rejected.jsonl"):
+        whole, resumed = (tmp_path / f"{name}{end}" for name in ("whole", "a"))
+        assert resumed.read_bytes() == whole.read_bytes()
+    assert len(engine.batches) == 4 - max(0, fail_after - 1), "whole batches are not asked again"
+    assert not run(EchoEngine(fail_after=0), questions, output).num_tokens, "nothing is left"
+
+
+def test_teams_share_the_batches(questions, tmp_path):
+    """Three leaders in threads over one store: each batch goes to one of them."""
+    run(EchoEngine(), questions, tmp_path / "whole.jsonl")
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=30))
+    layout, gate = Layout(teams=3), threading.Barrier(3)
+    engines = [EchoEngine(gate=gate) for _ in range(3)]
+    output = tmp_path / "a.jsonl"
+
+    def work(number: int) -> None:
+        team = Team(is_leader=True, is_first=number == 0, store=store, layout=layout)
+        run(engines[number], questions, output, team)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    asked = sorted(batch for engine in engines for batch in engine.batches)
+    assert asked == [["k0", "k1", "k2"], ["k3", "k5"], ["k6", "k8"], ["k9", "k10"]]
+    assert all(engine.batches for engine in engines)
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_answers_of_other_settings_are_not_mixed(questions, tmp_path):
+    output = tmp_path / "a.jsonl"
+    run(EchoEngine(), questions, output)
+    with pytest.raises(ValueError, match=r"begun with stop=\[\], now it is \['x'\]"):
+        run(EchoEngine(), questions, output, stop=("x",))
+    questions.write_text(questions.read_text().replace("q3", "another"))
+    with pytest.raises(ValueError, match="begun with questions="):
+        run(EchoEngine(), questions, output)
+    strange = tmp_path / "b.jsonl"
+    strange.write_text('{"key": "k0", "answer": "?"}\n')
+    with pytest.raises(ValueError, match=r"without b\.settings\.json"):
+        run(EchoEngine(), questions, strange)
+
+
+def test_lines_in_all_their_forms(tmp_path):
+    talk = [{"from": "human", "value": "<image>a?"}, {"from": "gpt", "value": "b"}]
+    parts = [
+        {"type": "image", "image": "/x/y.jpg"},
+        {"type": "video", "video": "z.mp4"},
+        {"type": "text", "text": "both?"},
+    ]
+    lines = [
+        {"key": 1, "question": "q", "image": "a.jpg", "max_new_tokens": 3},
+        {"id": "two", "conversations": talk, "images": ["a.jpg"]},
+        {"sample_id": "three", "messages": [{"role": "user", "content": parts}]},
+        {"key": "four", "question": "q", "videos": ["c.mp4"]},
+        {"key": "four", "question": "again"},
+        {"key": "five"},
+        {"question": "no key"},
+        {"key": "six", "messages": [{"role": "user", "content": [{"type": "sound"}]}]},
+        {"key": "seven", "question": "q", "max_new_tokens": 0},
+        {"key": "eight", "conversations": talk[1:]},
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{no json\n[]\n\n")
+    asked = FileRequests(path, max_new_tokens=9)
+    one, two, three, four = asked
+    assert asked.keys == ["1", "two", "three", "four"]
+    assert (one.images, one.max_new_tokens) == ((tmp_path / "a.jpg",), 3)
+    assert [turn.text for turn in two.turns] == ["<image>a?"]
+    assert two.max_new_tokens == 9
+    assert three.turns[0].text == "<image>\n<video>\nboth?"
+    assert (three.images, three.videos) == ((Path("/x/y.jpg"),), (tmp_path / "z.mp4",))
+    assert four.videos == (tmp_path / "c.mp4",)
+    wrong = dict(asked.rejected)
+    assert list(wrong) == ["four", "five", "line 7", "six", "seven", "eight", "line 11", "line 12"]
+    assert "line 5 repeats the key" in str(wrong["four"])
+    assert "max_new_tokens is 0" in str(wrong["seven"])
+    assert FileRequests(path, max_new_tokens=9, limit=2).keys == ["1", "two"]
+    assert FileRequests(path, max_new_tokens=8).digest != asked.digest
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"asks nothing: line 1: .*expected a key"):
+        FileRequests(path, max_new_tokens=9)
+
+
+def test_items_of_a_benchmark_are_requests(tmp_path):
+    (tmp_path / "p.jpg").write_bytes(b"picture")
+    lines = [{"key": f"k{n}", "question": "q?", "answer": "a", "image": "p.jpg"} for n in range(3)]
+    path = tmp_path / "qa.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = TaskRequests(find_task("qa"), path, limit=2)
+    assert asked.keys == ["k0", "k1"]
+    found = list(asked)
+    assert [one.read() for one in found] == [((b"picture",), ())] * 2
+    assert found[0].turns[0].text == "<image>\nq?"
+    assert found[0].max_new_tokens == 32
+    assert next(iter(TaskRequests(find_task("qa"), path, max_new_tokens=4))).max_new_tokens == 4
+
+
+def test_layouts_fit_the_processes_that_there_are():
+    assert layout_of(2, 2, 3, {}) == Layout(tensor=2, pipeline=2, teams=3)
+    assert layout_of(2, 2, 3, {}).num_processes == 12
+    assert layout_of(2, 1, None, {"WORLD_SIZE": "8"}).teams == 4
+    with pytest.raises(ValueError, match="torchrun started 6 processes; --tp 2 --pp 2 needs"):
+        layout_of(2, 2, None, {"WORLD_SIZE": "6"})
+    with pytest.raises(ValueError, match="needs 4 for 2 workers"):
+        layout_of(2, 1, 2, {"WORLD_SIZE": "8"})
