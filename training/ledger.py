@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import orjson
+from braceexpand import braceexpand
+from omegaconf import OmegaConf
 
-from training.run_files import read_json_lines
+from training.data.rejects import read_rejects
+from training.run_files import read_config, read_json_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSummary:
+    """A stretch of as many consumed samples as the training split has to give."""
+
+    number: int
+    num_consumed: int
+    num_once: int
+    num_twice: int
+    num_more: int
+    #: samples of the split that were neither consumed in the stretch nor rejected
+    num_never: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +41,35 @@ class LedgerSummary:
     by_times: dict[int, int]
     #: steps that no line speaks of, although later ones are there
     missing_steps: tuple[int, ...]
+    #: of the training split; None where the shards are not at hand
+    num_samples: int | None = None
+    num_rejected: int = 0
+    #: samples of the split that were neither consumed nor rejected; None where it is unknown
+    num_never: int | None = None
+    epochs: tuple[EpochSummary, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.num_consumed} samples consumed in {self.num_steps} steps"]
         for times, count in sorted(self.by_times.items()):
             lines.append(f"  seen {times} time{'s' if times > 1 else ''}: {count} samples")
+        if self.num_samples is None:
+            lines.append("  never seen: unknown, the shards of the run are not at hand")
+        else:
+            lines.append(f"  never seen: {self.num_never} of the {self.num_samples} to train on")
+        if self.num_rejected:
+            lines.append(f"  rejected, and therefore not to be seen: {self.num_rejected}")
+        if self.epochs:
+            lines.append("epoch  consumed      once     twice      more     never")
+        for epoch in self.epochs:
+            counts = (epoch.num_consumed, epoch.num_once, epoch.num_twice, epoch.num_more)
+            cells = "".join(f"{count:>10}" for count in (*counts, epoch.num_never))
+            lines.append(f"{epoch.number:>5}{cells}")
+        if len(self.epochs) > 1:
+            lines.append(
+                "(an epoch here ends after as many samples as there are; a loader process that is "
+                "through with its part sooner begins it again, and the shuffle buffer mixes the "
+                "end of one with the start of the next, so that some are twice in one of them)"
+            )
         if self.missing_steps:
             shown = ", ".join(map(str, self.missing_steps[:10]))
             lines.append(f"  steps without a record: {shown}")
@@ -62,7 +105,7 @@ def forget_steps_after(run_dir: str | Path, step: int) -> None:
 
 
 def summarize(run_dir: str | Path) -> LedgerSummary:
-    """Counts over a run's ledger.
+    """Counts over a run's ledger, and over its shards where they are where the run found them.
 
     Raises:
         ValueError: the folder has no ledger.
@@ -70,10 +113,68 @@ def summarize(run_dir: str | Path) -> LedgerSummary:
     steps = read_ledger(run_dir)
     if not steps:
         raise ValueError(f"{run_dir} has no ledger: expected the folder of a run")
-    times = Counter(key for keys in steps.values() for key in keys)
-    return LedgerSummary(
+    keys = [key for step in steps.values() for key in step]
+    times = Counter(keys)
+    facts = LedgerSummary(
         num_steps=len(steps),
-        num_consumed=sum(times.values()),
+        num_consumed=len(keys),
         by_times=dict(Counter(times.values())),
         missing_steps=tuple(s for s in range(1, max(steps) + 1) if s not in steps),
     )
+    known = _training_keys(Path(run_dir))
+    if known is None:
+        return facts
+    # a rejected sample of one start may be taken by another, with other bounds
+    rejected = (read_rejects(Path(run_dir) / "rejects") & known) - times.keys()
+    return LedgerSummary(
+        num_steps=facts.num_steps,
+        num_consumed=facts.num_consumed,
+        by_times=facts.by_times,
+        missing_steps=facts.missing_steps,
+        num_samples=len(known),
+        num_rejected=len(rejected),
+        num_never=len(known - times.keys() - rejected),
+        epochs=divide(keys, known - rejected),
+    )
+
+
+def divide(keys: list[str], expected: set[str]) -> tuple[EpochSummary, ...]:
+    """The consumed samples in their order, in epochs of as many as are expected."""
+    rest = iter(keys)
+    epochs: list[EpochSummary] = []
+    while expected and (stretch := list(islice(rest, len(expected)))):
+        times = Counter(stretch)
+        of_times = Counter(times.values())
+        epochs.append(
+            EpochSummary(
+                number=len(epochs) + 1,
+                num_consumed=len(stretch),
+                num_once=of_times[1],
+                num_twice=of_times[2],
+                num_more=len(times) - of_times[1] - of_times[2],
+                num_never=len(expected - times.keys()),
+            )
+        )
+    return tuple(epochs)
+
+
+def _training_keys(run_dir: Path) -> set[str] | None:
+    """Keys of the run's training split from Energon's index; None where it is not at hand."""
+    try:
+        meta = Path(read_config(run_dir).data.path) / ".nv-meta"
+    except ValueError:
+        return None
+    files = [meta / name for name in (".info.json", "split.yaml", "index.sqlite")]
+    if not all(path.is_file() for path in files):
+        return None
+    # tar_file_id is a shard's place in .info.json
+    shards = list(orjson.loads(files[0].read_bytes())["shard_counts"])
+    parts = OmegaConf.to_container(OmegaConf.load(files[1]))
+    assert isinstance(parts, dict)
+    split = {name for pattern in parts["split_parts"]["train"] for name in braceexpand(pattern)}
+    # whole shards, and single samples as SHARD/KEY
+    excluded = {name for pattern in parts.get("exclude") or () for name in braceexpand(pattern)}
+    chosen = {n: name for n, name in enumerate(shards) if name in split - excluded}
+    with closing(sqlite3.connect(f"file:{files[2]}?mode=ro", uri=True)) as index:
+        rows = index.execute("SELECT tar_file_id, sample_key FROM samples")
+        return {key for n, key in rows if n in chosen and f"{chosen[n]}/{key}" not in excluded}

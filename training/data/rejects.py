@@ -73,7 +73,16 @@ def count_notes(folder: str | Path) -> Counter[str]:
     return _count(folder, "note")
 
 
+def read_rejects(folder: str | Path) -> set[str]:
+    """Keys of the rejected samples, over all loader processes and restarts."""
+    return {key for _, key in _read(folder, "reason")}
+
+
 def _count(folder: str | Path, field: str) -> Counter[str]:
+    return Counter(value for value, _ in _read(folder, field))
+
+
+def _read(folder: str | Path, field: str) -> set[tuple[str, str]]:
     seen: set[tuple[str, str]] = set()
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
@@ -83,4 +92,4 @@ def _count(folder: str | Path, field: str) -> Counter[str]:
                 continue  # the last line of a killed process
             if field in entry:
                 seen.add((entry[field], entry["key"]))
-    return Counter(value for value, _ in seen)
+    return seen

@@ -79,11 +79,12 @@ def find(tmp_path):
         more = ["experiment_name=run", "tokenizer=dct14", "trainer.max_steps=100", *overrides]
         return compose_config([*settings, *more])
 
-    make_checkpoint(tmp_path / "run", 50, **stream_settings(compose()))
+    loader = {"data_parallel_size": 1, "data.num_workers": 2}
+    make_checkpoint(tmp_path / "run", 50, **stream_settings(compose()), **loader)
 
-    def call(*overrides: str):
+    def call(*overrides: str, data_parallel_size: int = 1):
         run = compose(*overrides)
-        return find_resume(run, run_dir(run))
+        return find_resume(run, run_dir(run), data_parallel_size)
 
     return call
 
@@ -104,7 +105,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
         ("tokenizer=pixel", "was trained with tokenizer .*dct14.*, this run has .*pixel"),
         ("tokenizer.luma_keep=10", "was trained with tokenizer"),
         ("seed=7", "was trained with seed = 1234, this run has 7: set it back"),
-        ("data.num_workers=3", r"was trained with data\.num_workers = 2, this run has 3"),
+        ("data.num_workers=3", r"= 2 streams, this run has 1 × 3: .*set data\.num_workers=2"),
         ("trainer.global_batch_size=8", r"with trainer\.global_batch_size = 4, this run has 8"),
         ("trainer.max_steps=50", "is at step 50 already and this run ends at 50: raise"),
         ("trainer.stop_at_step=20", "this run ends at 20"),
@@ -117,9 +118,29 @@ def test_checkpoints_that_do_not_fit_are_refused(find, override, message):
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(find):
-    message = r"trainer\.resume: /none is not a checkpoint of this project"
+    message = r"trainer\.resume=/none: /none is not a checkpoint of this project"
     with pytest.raises(ConfigError, match=message):
         find("experiment_name=other", "trainer.resume=/none")
+
+
+def test_ranks_may_change_where_streams_do_not(find):
+    assert find("data.num_workers=1", data_parallel_size=2)
+    with pytest.raises(ConfigError, match=r"= 2 streams, this run has 2 × 2.*num_workers=1"):
+        find(data_parallel_size=2)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(find, tmp_path, capsys):
+    run = tmp_path / "run"
+    sound = run / "checkpoints" / "step-00000050"
+    newer = make_checkpoint(run, 60, files={"common.pt": [3, None]})
+    assert find() == sound
+    warning = capsys.readouterr().err
+    assert "step-00000060 is damaged: common.pt is missing; going on from step-00000050" in warning
+    with pytest.raises(ConfigError, match=r"resume=.*step-00000060: common\.pt is missing"):
+        find(f"trainer.resume={newer}")
+    (sound / META_NAME).write_text('{"step"')
+    with pytest.raises(ConfigError, match=r"no checkpoint of .* can be gone on from .*cannot be re"):
+        find()
 
 
 def test_other_data_and_older_steps_are_refused(find, tmp_path):
@@ -166,6 +187,7 @@ def test_the_ledger_counts_samples_over_ranks_and_restarts(tmp_path):
         "6 samples consumed in 3 steps",
         "  seen 1 time: 4 samples",
         "  seen 2 times: 1 samples",
+        "  never seen: unknown, the shards of the run are not at hand",
         "  steps without a record: 3",
     ]
 
