@@ -28,7 +28,7 @@ takes, where it peaks, either 6 bytes a logit of every token (Megatron's cross-e
 float32) or, with speed.answer_loss, bf16 logits of the tokens that carry loss, kept up to 2 GiB,
 and the gradient of one chunk; and the gradient of the output layer.
 
-The counts follow the modules' own code; tests/unit/training/measured_peaks.json holds what they
+The counts are those of autograd (a test); tests/unit/training/measured_peaks.json holds what peaks
 were checked against.
 """
 
