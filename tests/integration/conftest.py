@@ -122,3 +122,35 @@ def data_parallel(train: Trainer) -> Run:
 def tensor_parallel(train: Trainer) -> Run:
     """The same run on two tensor-parallel ranks."""
     return train("tensor_parallel", "trainer.tensor_parallel_size=2", ranks=2)
+
+
+@pytest.fixture(scope="session")
+def grid(train: Trainer) -> Run:
+    """One step of the stock-like tokenizer on two by two tensor- and pipeline-parallel ranks."""
+    return train(
+        "grid",
+        "tokenizer=dct14",
+        "trainer.tensor_parallel_size=2",
+        "trainer.pipeline_parallel_size=2",
+        "trainer.stop_at_step=1",
+        "trainer.val_every=0",
+        "data.num_workers=1",
+        ranks=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def grid_in_transformers(grid: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, exported by one process."""
+    out = tmp_path_factory.mktemp("exported") / "hf"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "evaluation", "export", str(grid.folder), str(out)),
+            *("--check", "6"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return out

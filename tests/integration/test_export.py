@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_a_step_on_four_ranks_gives_the_same_logits_in_transformers(train, tmp_path):
+def test_a_step_on_four_ranks_gives_the_same_logits_in_transformers(
+    grid, grid_in_transformers, tmp_path
+):
     """Tensor- and pipeline-parallel ranks write the checkpoint; one process exports it."""
-    run = train(
-        "grid",
-        "tokenizer=dct14",
-        "trainer.tensor_parallel_size=2",
-        "trainer.pipeline_parallel_size=2",
-        "trainer.stop_at_step=1",
-        "trainer.val_every=0",
-        "data.num_workers=1",
-        ranks=4,
-    )
-    out = tmp_path / "hf"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "evaluation", "export", str(run.folder), str(out)),
-            *("--check", "6"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
+    run, out = grid, grid_in_transformers
     report = json.loads((out / "dct_vl_export.json").read_text())
     assert report["is_plain"]
     assert report["step"] == 1
