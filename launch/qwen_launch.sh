@@ -4,6 +4,8 @@
 # Further settings follow as key=value (see training/config/schema.py), and --dry-run prints what
 # would be started:
 #   bash launch/qwen_launch.sh trainer.max_steps=2000 optim.lr=2e-5
+# Several machines: launch/slurm.sbatch, or the same command on each of them with torchrun's NNODES,
+# NODE_RANK, MASTER_ADDR and MASTER_PORT set.
 set -euo pipefail
 
 : "${MBS:=1}"                        # samples a forward pass on each data-parallel rank
