@@ -7,7 +7,9 @@ set -euo pipefail
 
 : "${OUTPUT_DIR:=outputs/study}"     # the experiment's YAML names the same folder
 : "${NUM_ENTRIES:=120000}"           # pages to draw
-: "${SEEDS:=1 2 3}"                  # of the three that the question is about
+: "${SEEDS:=1 2 3}"                  # of the tokenizers that the question is about
+: "${REPEATED:=pixel28 dct28_lp dct28_420}"
+: "${ONCE:=pixel pixel_downscale dct21_420 post_dct adaptive}"      # with the first seed
 : "${NUM_GPUS:=1}"                   # runs of stage 2 at once, one a GPU
 : "${NUM_PROCS:=$(nproc)}"           # for drawing and preparing
 : "${PRETRAIN:=}"                    # more overrides of stage 1, like trainer.max_steps=100
@@ -46,17 +48,17 @@ fi
 jobs="$OUTPUT_DIR/jobs.txt"
 : >"$jobs"
 for seed in $SEEDS; do
-  for tokenizer in pixel28 dct28_lp dct28_420; do
+  for tokenizer in $REPEATED; do
     echo "$tokenizer-$seed tokenizer=$tokenizer seed=$seed" >>"$jobs"
   done
-  echo "dct28_420-plain-$seed tokenizer=dct28_420 tokenizer.whiten=false seed=$seed" >>"$jobs"
-  echo "dct28_420-measured-$seed tokenizer=dct28_420" \
-    "tokenizer.statistics=$OUTPUT_DIR/measured.json seed=$seed" >>"$jobs"
 done
 first=${SEEDS%% *}
-for tokenizer in pixel pixel_downscale dct21_420 post_dct post_dct_half adaptive; do
+for tokenizer in $ONCE; do
   echo "$tokenizer-$first tokenizer=$tokenizer seed=$first" >>"$jobs"
 done
+echo "dct28_420-plain-$first tokenizer=dct28_420 tokenizer.whiten=false seed=$first" >>"$jobs"
+echo "dct28_420-measured-$first tokenizer=dct28_420" \
+  "tokenizer.statistics=$OUTPUT_DIR/measured.json seed=$first" >>"$jobs"
 
 step "stage 2: $(wc -l <"$jobs") runs, $NUM_GPUS at once"
 run_one() {
@@ -64,23 +66,33 @@ run_one() {
   read -ra switch <<<"$SWITCH"
   run="$OUTPUT_DIR/runs/${words[0]}"
   log="$OUTPUT_DIR/logs/${words[0]}.log"
-  [ -s "$run/words.jsonl" ] && return
+  [ -e "$run/summary.html" ] && [ -n "$(ls "$run/checkpoints" 2>/dev/null)" ] && return
   if [ "$NUM_GPUS" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=$SLOT; fi
-  {
-    "$PYTHON" -m training fit experiment=dct_tokenizer/study "experiment_name=${words[0]}" \
-      "model.path=$OUTPUT_DIR/pretrained" "data.path=$OUTPUT_DIR/wds" \
-      "log_dir=$OUTPUT_DIR/runs" "${words[@]:1}" ${switch[@]+"${switch[@]}"} &&
-      "$PYTHON" -m evaluation words "$run" --output "$run/words.jsonl.partial" --split test \
-        --batch-size 128 &&
-      mv "$run/words.jsonl.partial" "$run/words.jsonl"
-  } >"$log" 2>&1 || { echo "error: ${words[0]} failed, see $log" >&2; return 1; }
-  echo "${words[0]}: $(tail -n 1 "$log")"
+  "$PYTHON" -m training fit experiment=dct_tokenizer/study "experiment_name=${words[0]}" \
+    "model.path=$OUTPUT_DIR/pretrained" "data.path=$OUTPUT_DIR/wds" \
+    "log_dir=$OUTPUT_DIR/runs" "${words[@]:1}" ${switch[@]+"${switch[@]}"} >"$log" 2>&1 ||
+    { echo "error: ${words[0]} failed, see $log" >&2; return 1; }
+  echo "${words[0]}: $(tail -n 1 "$OUTPUT_DIR/runs/${words[0]}/validation.jsonl")"
 }
-export -f run_one
+score() {
+  read -ra runs <<<"$1"
+  if [ "$NUM_GPUS" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=$SLOT; fi
+  "$PYTHON" -m evaluation words "${runs[@]}" --split test --batch-size 128 \
+    >"$OUTPUT_DIR/logs/words-$SLOT.log" 2>&1 ||
+    { echo "error: see $OUTPUT_DIR/logs/words-$SLOT.log" >&2; return 1; }
+}
+export -f run_one score
 export OUTPUT_DIR PYTHON NUM_GPUS SWITCH
 mkdir -p "$OUTPUT_DIR/logs"
 # shellcheck disable=SC2016  # the inner shell expands it
 xargs -d '\n' -P "$NUM_GPUS" -n 1 --process-slot-var=SLOT bash -c 'run_one "$0"' <"$jobs"
+
+step "words of held-out pages, teacher-forced"
+unscored=$(for run in "$OUTPUT_DIR"/runs/*; do [ -s "$run/words.jsonl" ] || echo "$run"; done)
+per_gpu=$(($(wc -w <<<"$unscored") / NUM_GPUS + 1))
+# shellcheck disable=SC2016,SC2086
+printf '%s\n' $unscored | xargs -r -n "$per_gpu" |
+  xargs -d '\n' -r -P "$NUM_GPUS" -n 1 --process-slot-var=SLOT bash -c 'score "$0"'
 
 step "table and plots"
 "$PYTHON" -m evaluation study "$OUTPUT_DIR/runs" --output "$OUTPUT_DIR/report"
