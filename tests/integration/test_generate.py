@@ -56,14 +56,14 @@ def generate(grid, train, questions):
             done = CliRunner().invoke(app, command)
             assert done.exit_code == 0, done.output
         else:
-            done = subprocess.run(
+            started = subprocess.run(
                 [sys.executable, "-m", "evaluation", *command],
                 capture_output=True,
                 text=True,
                 cwd=ROOT,
                 env=train.environ(),
             )
-            assert done.returncode == 0, done.stderr[-6000:]
+            assert started.returncode == 0, started.stderr[-6000:]
         return [json.loads(line) for line in output.read_text().splitlines()]
 
     return run
