@@ -42,6 +42,8 @@ from training.data.pictures import encode_pictures  # noqa: E402
 from training.data.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from training.data.samples import EncodedChat  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
+from training.out_of_memory import MemoryWatch  # noqa: E402
+from training.stop_signals import StopSignals  # noqa: E402
 
 
 class StepTimes(pl.Callback):
@@ -246,7 +248,7 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     run_folder.mkdir(parents=True, exist_ok=True)
     model = fit.build_model(run, visual, load_weights=False)
     layout = Layout(world_size=1, data_parallel_size=1, num_micro_batches=1)
-    trainer = fit.build_trainer(run, run_folder, layout)
+    trainer = fit.build_trainer(run, run_folder, layout, StopSignals(), MemoryWatch(run, 1))
     trainer.callbacks.append(times)
     trainer.fit(model, data)
     lines = [json.loads(line) for line in (run_folder / "steps.jsonl").read_text().splitlines()]
