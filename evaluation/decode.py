@@ -60,7 +60,7 @@ def decode(
     device = model.device
     fields = pad_batch(prompts, visual=model.visual, pad_to=None, pad_multiple=1)
     lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
-    visual = _visual(model, prompts, fields) if ps.is_pipeline_first_stage() else None
+    visual = visual_embeddings(model, prompts, fields) if ps.is_pipeline_first_stage() else None
     # text goes on after the largest id so far, in all three rows
     position = fields["position_ids"].amax(dim=(0, 2)).to(device)
     choose = TokenChooser(options.sampling, [prompt.__key__ for prompt in prompts])
@@ -90,10 +90,10 @@ def decode(
             places.advance()
 
 
-def _visual(
+def visual_embeddings(
     model: LoadedModel, prompts: Sequence[EncodedChat], fields: dict[str, Any]
 ) -> torch.Tensor | None:
-    """(M, H), or None where no prompt has a picture."""
+    """(M, H) of the prompts of `pad_batch`'s fields, or None where none has a picture."""
     if all(prompt.pictures.cells is None for prompt in prompts):
         return None
     device = model.device

@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.decode import DecodeOptions, cut_at, decode
-from evaluation.generate.engine import AnswerSettings, Reply
+import numpy as np
+import torch
+
+from evaluation.decode import DecodeOptions, cut_at, decode, visual_embeddings
+from evaluation.generate.engine import AnswerSettings, Reply, score_of
 from evaluation.generate.requests import Request
 from evaluation.loading import LoadedModel, load_checkpoint
 from training.config.video import video_rules
+from training.data.batch import pad_batch
 from training.data.clips import make_clip, shorten_clips
 from training.data.images import header_size
 from training.data.media import decode_media, in_order
@@ -40,13 +44,13 @@ class CheckpointEngine:
     """
 
     def __init__(self, path: Path, settings: AnswerSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._path = path
         self.use(load_checkpoint(path))
 
     def use(self, model: LoadedModel) -> None:
         """Answer with this model, under the bounds of the settings."""
-        settings, visual = self._settings, model.visual
+        settings, visual = self.settings, model.visual
         bounded = visual.within(
             visual.min_pixels if settings.min_pixels is None else settings.min_pixels,
             visual.max_pixels if settings.max_pixels is None else settings.max_pixels,
@@ -65,7 +69,7 @@ class CheckpointEngine:
 
     def answer(self, encoded: Sequence[EncodedRequest]) -> list[Reply]:
         """See `Engine`."""
-        settings = self._settings
+        settings = self.settings
         options = DecodeOptions(sampling=settings.sampling, stop=settings.stop)
         limits = [one.max_new_tokens for one in encoded]
         found = decode(self.model, [one.prompt for one in encoded], limits, options)
@@ -79,6 +83,34 @@ class CheckpointEngine:
             )
             for given, one in zip(found, encoded, strict=True)
         ]
+
+    @torch.inference_mode()
+    def score(self, encoded: EncodedRequest, continuation: str) -> tuple[float, bool]:
+        """See `Engine`; for a model that is not divided."""
+        tokens = self.model.chat.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise ValueError("the text to score has no token")
+        prompt = encoded.prompt
+        length, following = len(prompt.input_ids), prompt.position_ids.max() + 1
+        positions = np.arange(following, following + len(tokens))
+        whole = replace(
+            prompt,
+            input_ids=np.concatenate((prompt.input_ids, tokens)),
+            is_answer=np.concatenate((prompt.is_answer, np.ones(len(tokens), dtype=bool))),
+            position_ids=np.concatenate(
+                (prompt.position_ids, np.broadcast_to(positions, (3, len(tokens)))), axis=1
+            ),
+        )
+        fields = pad_batch([whole], visual=self.model.visual, pad_to=None, pad_multiple=1)
+        device = self.model.device
+        logits = self.model.module(
+            input_ids=fields["input_ids"].to(device),
+            position_ids=fields["position_ids"].to(device),
+            visual=visual_embeddings(self.model, [whole], fields),
+            answer_positions=torch.arange(length - 1, length - 1 + len(tokens), device=device),
+            runtime_gather_output=True,
+        )[:, 0]
+        return score_of(logits, tokens)
 
 
 def encode_request(model: LoadedModel, request: Request) -> EncodedRequest:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from evaluation.generate.engine import AnswerSettings, Engine
+    from evaluation.generate.engine import AnswerSettings
     from evaluation.generate.requests import Requests
     from evaluation.generate.teams import Layout
 
@@ -128,11 +128,12 @@ def _answer(
     trust_remote_code: bool,
 ) -> None:
     from evaluation.generate.journal import Journal
+    from evaluation.generate.open_engine import open_engine
     from evaluation.generate.run import generate as run
     from evaluation.generate.teams import start_team
 
     team = start_team(layout)
-    engine = _engine(model, settings, layout, trust_remote_code)
+    engine = open_engine(model, settings, layout, trust_remote_code=trust_remote_code)
     journal = Journal(output)
     done = run(engine, requests, journal, team, settings, batch_size=batch_size)
     if done is None:
@@ -141,26 +142,3 @@ def _answer(
     typer.echo(f"{output}: {done.num_answered} answers in {done.seconds:.0f} s, {bounds}")
     if done.num_rejected:
         typer.echo(f"{done.num_rejected} rejected: {journal.rejected}", err=True)
-
-
-def _engine(
-    model: Path, settings: AnswerSettings, layout: Layout, trust_remote_code: bool
-) -> Engine:
-    if not (model / "config.json").is_file():
-        from evaluation.generate.checkpoint_engine import CheckpointEngine
-
-        return CheckpointEngine(model, settings)
-    if layout.tensor * layout.pipeline > 1:
-        raise ValueError(
-            f"{model} is a Hugging Face folder, which one process holds whole: leave --tp and --pp "
-            "out, or import it first (python -m evaluation import)"
-        )
-    import torch
-
-    from evaluation.generate.hf_engine import HfEngine, brings_code
-
-    if brings_code(model) and not trust_remote_code:
-        raise ValueError(f"{model} brings code of its own: add --trust-remote-code to run it")
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    return HfEngine(model, settings, device=device, trust_remote_code=trust_remote_code)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from evaluation.generate.requests import Request
 from evaluation.sampling import Sampling
 
@@ -38,6 +40,8 @@ class Reply:
 class Engine(Protocol):
     """A model in this process, or this process's part of one."""
 
+    #: may be changed between batches, but for the pixel bounds
+    settings: AnswerSettings
     #: bounds of a picture's area that hold
     min_pixels: int
     max_pixels: int
@@ -54,3 +58,18 @@ class Engine(Protocol):
 
     def answer(self, encoded: Sequence[Any]) -> list[Reply]:
         """Answer a batch; where a model is divided, all its ranks call this together."""
+
+    def score(self, encoded: Any, continuation: str) -> tuple[float, bool]:
+        """Log-probability of a text after a prompt, and whether it is what greedy decoding says.
+
+        Raises:
+            ValueError: the text has no token.
+        """
+
+
+def score_of(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
+    """Log-probability of tokens and whether each is the likeliest, from their logits (N, V)."""
+    wanted = torch.tensor(tokens, device=logits.device)
+    shares = logits.float().log_softmax(dim=-1)
+    total = shares.gather(1, wanted[:, None]).sum()
+    return float(total), bool((logits.argmax(dim=-1) == wanted).all())

@@ -20,7 +20,7 @@ from transformers import (
 
 from dct_tokenizer import build_tokenizer
 from evaluation.decode import cut_at
-from evaluation.generate.engine import AnswerSettings, Reply
+from evaluation.generate.engine import AnswerSettings, Reply, score_of
 from evaluation.generate.requests import Request
 from evaluation.sampling import Sampling, TokenChooser
 from training.data.chat import ChatTokenizer
@@ -64,7 +64,7 @@ class HfEngine:
         device: torch.device,
         trust_remote_code: bool = False,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._folder = folder
         bounds = {
             name: value
@@ -121,16 +121,8 @@ class HfEngine:
     @torch.inference_mode()
     def answer(self, encoded: Sequence[HfPrompt]) -> list[Reply]:
         """See `Engine`."""
-        settings, tokenizer = self._settings, self.processor.tokenizer
-        images = [image for one in encoded for image in one.images]
-        videos = [list(clip) for one in encoded for clip in one.videos]
-        inputs = self.processor(
-            text=[one.text for one in encoded],
-            images=images or None,
-            videos=videos or None,
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device)
+        settings, tokenizer = self.settings, self.processor.tokenizer
+        inputs = self._inputs(encoded)
         options: dict[str, Any] = {}
         if settings.stop:
             options |= {"stop_strings": list(settings.stop), "tokenizer": tokenizer}
@@ -153,6 +145,30 @@ class HfEngine:
         rows = zip(encoded, found, seen.tolist(), strict=True)
         return [self._reply(one, tokens, count) for one, tokens, count in rows]
 
+    @torch.inference_mode()
+    def score(self, encoded: HfPrompt, continuation: str) -> tuple[float, bool]:
+        """See `Engine`."""
+        tokens = self.processor.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise ValueError("the text to score has no token")
+        inputs = self._inputs([encoded])
+        more = torch.tensor([tokens], device=self.model.device)
+        inputs["input_ids"] = torch.cat((inputs["input_ids"], more), dim=1)
+        mask = inputs["attention_mask"]
+        inputs["attention_mask"] = torch.cat((mask, torch.ones_like(more)), dim=1)
+        return score_of(self.model(**inputs).logits[0, -len(tokens) - 1 : -1], tokens)
+
+    def _inputs(self, encoded: Sequence[HfPrompt]) -> Any:
+        images = [image for one in encoded for image in one.images]
+        videos = [list(clip) for one in encoded for clip in one.videos]
+        return self.processor(
+            text=[one.text for one in encoded],
+            images=images or None,
+            videos=videos or None,
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+
     def _reply(self, prompt: HfPrompt, tokens: list[int], num_visual: int) -> Reply:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
@@ -161,7 +177,7 @@ class HfEngine:
         if is_finished:
             kept = kept[: next(place for place, token in enumerate(kept) if token in ends)]
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
-        text, is_cut = cut_at(text, self._settings.stop)
+        text, is_cut = cut_at(text, self.settings.stop)
         return Reply(
             text=text.strip(),
             num_tokens=len(kept),
