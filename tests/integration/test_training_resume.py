@@ -54,6 +54,15 @@ def test_a_resumed_run_may_change_its_layout(train, reference):
     assert run.validation()[6] == pytest.approx(reference.validation()[6], rel=1e-5)
 
 
+def test_a_resumed_run_may_change_its_data_parallel_size(train, reference):
+    """One rank's two loader processes go on as one process on each of two ranks."""
+    settings = ("data.num_workers=1", "trainer.val_every=0", "trainer.save_every=-1")
+    path = reference.checkpoint(3)
+    run = train("resumed_wide", *settings, f"trainer.resume={path}", ranks=2)
+    assert run.ledger() == reference.ledger(4)
+    assert run.values("loss") == pytest.approx(reference.values("loss", 4), rel=1e-5)
+
+
 def test_a_killed_run_goes_on_by_itself(train, reference):
     """SIGKILL in the middle of a step or of a checkpoint; the same command then finishes."""
     overrides = ("trainer.save_every=2", "trainer.keep_last=1")

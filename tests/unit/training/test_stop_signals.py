@@ -1,0 +1,100 @@
+"""Signals are requests; a second SIGTERM is an order; launchers pass on the first kind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.config.groups import ROOT
+from training.stop_signals import StopSignals
+
+#: a rank: steps of 50 ms until asked to stop; writes where it is and how it ended
+RANK = """
+import os, sys, time
+from training.stop_signals import StopSignals
+time.sleep(float(sys.argv[2]))
+stop = StopSignals(); stop.install()
+place = sys.argv[1] + os.environ.get("RANK", "0")
+open(place, "w").write("runs")
+while not stop.asked: time.sleep(0.05)
+open(place, "w").write("asked")
+time.sleep(float(sys.argv[3]))
+open(place, "w").write("saved")
+stop.restore()
+"""
+LAUNCH = """
+import os, sys
+from training.supervise import supervise
+torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+sys.exit(supervise([*torchrun, *sys.argv[1:]], dict(os.environ)))
+"""
+
+
+@pytest.fixture
+def stop():
+    signals = StopSignals()
+    signals.install()
+    yield signals
+    signals.restore()
+
+
+def test_a_signal_is_remembered_and_handlers_are_given_back(stop):
+    assert not stop.agreed()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.agreed(), "and the second, sent along with the first, did no harm"
+    stop.install()
+    stop.restore()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def wait_for(paths, text):
+    for _ in range(1200):
+        if all(path.is_file() and path.read_text() == text for path in paths):
+            return
+        time.sleep(0.05)
+    raise AssertionError([path.is_file() and path.read_text() for path in paths])
+
+
+def test_a_second_sigterm_ends_the_process_at_once(tmp_path):
+    command = [sys.executable, "-c", RANK, f"{tmp_path}/", "0", "60"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    wait_for([tmp_path / "0"], "runs")
+    process.send_signal(signal.SIGTERM)
+    wait_for([tmp_path / "0"], "asked")
+    time.sleep(2.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def launch(tmp_path: Path, *, late: float, saving: float) -> subprocess.Popen[bytes]:
+    rank = tmp_path / "rank.py"
+    rank.write_text(RANK)
+    command = [sys.executable, "-c", LAUNCH, str(rank), f"{tmp_path}/", str(late), str(saving)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
+
+
+def test_a_launcher_ends_well_when_its_whole_group_is_signalled(tmp_path):
+    process = launch(tmp_path, late=0, saving=1)
+    ranks = [tmp_path / "0", tmp_path / "1"]
+    wait_for(ranks, "runs")
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 0
+    wait_for(ranks, "saved")
+
+
+def test_a_launcher_kills_its_ranks_when_told_twice(tmp_path):
+    process = launch(tmp_path, late=0, saving=600)
+    ranks = [tmp_path / "0", tmp_path / "1"]
+    wait_for(ranks, "runs")
+    process.send_signal(signal.SIGTERM)
+    wait_for(ranks, "asked")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
