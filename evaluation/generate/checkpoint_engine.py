@@ -41,12 +41,13 @@ class CheckpointEngine:
     Args:
         path: a run's folder or a checkpoint.
         settings: of the answers.
+        dtype: that the model computes in.
     """
 
-    def __init__(self, path: Path, settings: AnswerSettings) -> None:
+    def __init__(self, path: Path, settings: AnswerSettings, dtype: torch.dtype) -> None:
         self.settings = settings
         self._path = path
-        self.use(load_checkpoint(path))
+        self.use(load_checkpoint(path, dtype=dtype))
 
     def use(self, model: LoadedModel) -> None:
         """Answer with this model, under the bounds of the settings."""
@@ -61,7 +62,12 @@ class CheckpointEngine:
     def identity(self) -> dict[str, Any]:
         """See `Engine`."""
         run = self.model.run
-        return {"run": run.experiment_name, "step": self.model.step, "tokenizer": run.tokenizer}
+        return {
+            "run": run.experiment_name,
+            "step": self.model.step,
+            "tokenizer": run.tokenizer,
+            "dtype": str(next(self.model.module.parameters()).dtype),
+        }
 
     def encode(self, request: Request) -> EncodedRequest:
         """Prompt and cells; of videos as much as training would take."""

@@ -47,6 +47,9 @@ def generate(
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Divide each matrix over so many ranks.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Divide the layers over so many ranks.")] = 1,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU, fp32 on the CPU.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option(help="Run the code that a Hugging Face folder brings.")
     ] = False,
@@ -59,6 +62,8 @@ def generate(
     """
     if (input is None) == (task is None) or (task is None) != (data is None):
         raise typer.BadParameter("expected either --input, or --task with --data")
+    if dtype not in (None, "bf16", "fp32"):
+        raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
     from evaluation.generate.teams import layout_of
 
     try:
@@ -83,6 +88,7 @@ def generate(
             output,
             batch_size,
             trust_remote_code=trust_remote_code,
+            dtype=dtype,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -126,14 +132,23 @@ def _answer(
     batch_size: int,
     *,
     trust_remote_code: bool,
+    dtype: str | None,
 ) -> None:
+    import torch
+
     from evaluation.generate.journal import Journal
     from evaluation.generate.open_engine import open_engine
     from evaluation.generate.run import generate as run
     from evaluation.generate.teams import start_team
 
     team = start_team(layout)
-    engine = open_engine(model, settings, layout, trust_remote_code=trust_remote_code)
+    engine = open_engine(
+        model,
+        settings,
+        layout,
+        trust_remote_code=trust_remote_code,
+        dtype={None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype],
+    )
     journal = Journal(output)
     done = run(engine, requests, journal, team, settings, batch_size=batch_size)
     if done is None:

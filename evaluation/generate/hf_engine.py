@@ -50,6 +50,7 @@ class HfEngine:
         folder: of a Qwen2-VL or one that shares its chat template, as this project exports.
         settings: of the answers.
         device: where the model goes.
+        dtype: that the model computes in.
         trust_remote_code: run the code that the folder brings.
 
     Raises:
@@ -62,6 +63,7 @@ class HfEngine:
         settings: AnswerSettings,
         *,
         device: torch.device,
+        dtype: torch.dtype,
         trust_remote_code: bool = False,
     ) -> None:
         self.settings = settings
@@ -77,7 +79,6 @@ class HfEngine:
         # use_fast is about pictures, where the fast processor needs more packages and differs; the
         # processor hands it on to the text tokenizer, whose slow one cannot decode unused ids
         self.processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = (
             AutoModelForImageTextToText.from_pretrained(
                 folder, torch_dtype=dtype, trust_remote_code=trust_remote_code
@@ -93,7 +94,7 @@ class HfEngine:
 
     def identity(self) -> dict[str, Any]:
         """See `Engine`."""
-        return {"folder": str(self._folder.resolve())}
+        return {"folder": str(self._folder.resolve()), "dtype": str(self.model.dtype)}
 
     def encode(self, request: Request) -> HfPrompt:
         """Rendered text and decoded media; of videos what Qwen2-VL's rules take."""

@@ -66,10 +66,12 @@ def alone() -> Team:
     return Team(is_leader=True, is_first=True, store=None, layout=ALONE)
 
 
-def run(engine, questions: Path, output: Path, team: Team | None = None, **settings):
+def run(
+    engine, questions: Path, output: Path, team: Team | None = None, batch_size: int = 3, **settings
+):
     asked = FileRequests(questions, max_new_tokens=5)
     options = AnswerSettings(**settings)
-    return generate(engine, asked, Journal(output), team or alone(), options, batch_size=3)
+    return generate(engine, asked, Journal(output), team or alone(), options, batch_size=batch_size)
 
 
 def test_answers_come_in_order_and_rejected_questions_with_reasons(questions, tmp_path):
@@ -108,8 +110,12 @@ def test_a_killed_run_goes_on_to_the_same_file(fail_after, questions, tmp_path):
 
 
 def test_teams_share_the_batches(questions, tmp_path):
-    """Three leaders in threads over one store: each batch goes to one of them."""
-    run(EchoEngine(), questions, tmp_path / "whole.jsonl")
+    """Three leaders in threads over one store: each batch goes to one of them.
+
+    All wait for each other once; each has then claimed two batches at most, so that there are
+    enough for the slowest.
+    """
+    run(EchoEngine(), questions, tmp_path / "whole.jsonl", batch_size=1)
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=30))
     layout, gate = Layout(teams=3), threading.Barrier(3)
@@ -118,7 +124,7 @@ def test_teams_share_the_batches(questions, tmp_path):
 
     def work(number: int) -> None:
         team = Team(is_leader=True, is_first=number == 0, store=store, layout=layout)
-        run(engines[number], questions, output, team)
+        run(engines[number], questions, output, team, batch_size=1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -126,7 +132,7 @@ def test_teams_share_the_batches(questions, tmp_path):
     for thread in threads:
         thread.join(60)
     asked = sorted(batch for engine in engines for batch in engine.batches)
-    assert asked == [["k0", "k1", "k2"], ["k3", "k5"], ["k6", "k8"], ["k9", "k10"]]
+    assert asked == sorted([f"k{n}"] for n in range(11) if n not in (4, 7))
     assert all(engine.batches for engine in engines)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
