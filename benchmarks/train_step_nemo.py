@@ -34,7 +34,7 @@ from nemo.collections.multimodal.data.energon.base import SequentialMegatronSamp
 from omegaconf import OmegaConf  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
-from training import fit  # noqa: E402
+from training.build import build_data, build_model, build_visual  # noqa: E402
 from training.config.checks import Layout  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.data.batch import pack_batch, pad_batch  # noqa: E402
@@ -43,7 +43,9 @@ from training.data.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from training.data.samples import EncodedChat  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.out_of_memory import MemoryWatch  # noqa: E402
+from training.run_files import run_dir  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
+from training.trainer import build_trainer  # noqa: E402
 
 
 class StepTimes(pl.Callback):
@@ -227,11 +229,11 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     """This project's trainer on one batch, or on shards."""
     from_shards = case.get("data_path") is not None
     write_model_folder(case, folder / "model", with_tokenizer=from_shards)
-    visual = fit.build_visual(run_config(case, folder, 4096))
+    visual = build_visual(run_config(case, folder, 4096))
     data: Any
     if from_shards:
         run = run_config(case, folder, case["seq_length"])
-        data = fit.build_data(run, fit.build_visual(run))
+        data = build_data(run, build_visual(run))
     else:
         samples = [make_sample(case, visual, number) for number in range(case["images"])]
         total = sum(len(sample.input_ids) for sample in samples)
@@ -244,11 +246,11 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
         rows = run.trainer.micro_batch_size
         data = Repeat(batch, rows=rows, seq_length=seq_length)
     (folder / "none.yaml").touch()  # stands for the shards where a run wants to know them
-    run_folder = fit.run_dir(run)
+    run_folder = run_dir(run)
     run_folder.mkdir(parents=True, exist_ok=True)
-    model = fit.build_model(run, visual, load_weights=False)
+    model = build_model(run, visual, load_weights=False)
     layout = Layout(world_size=1, data_parallel_size=1, num_micro_batches=1)
-    trainer = fit.build_trainer(run, run_folder, layout, StopSignals(), MemoryWatch(run, 1))
+    trainer = build_trainer(run, run_folder, layout, StopSignals(), MemoryWatch(run, 1))
     trainer.callbacks.append(times)
     trainer.fit(model, data)
     lines = [json.loads(line) for line in (run_folder / "steps.jsonl").read_text().splitlines()]

@@ -92,7 +92,8 @@ def _perturb(file: Path) -> None:
 def build_module(tiny_model: Path) -> Callable[..., Any]:
     """Builds the Megatron module of a tokenizer in this process, filled from a folder's weights.
 
-    build_module(preset, folder=tiny_model, fused_layers=False, **tokenizer_keys) → TokenizerQwen2VL in eval mode.
+    build_module(preset, folder=tiny_model, fused_layers=False, **tokenizer_keys) gives a
+    TokenizerQwen2VL in eval mode.
     """
     from evaluation.loading import start_single_process
 

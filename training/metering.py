@@ -97,8 +97,8 @@ class WordMeter:
         """Count one micro batch: labels, loss mask and hits, each (B, S)."""
         if self.roles is None:
             return
-        fields = (labels, loss_mask > 0, is_right)
-        words, right = score_words(*(f.cpu().numpy() for f in fields), roles=self.roles)
+        labels, is_answer, is_right = (f.cpu() for f in (labels, loss_mask > 0, is_right))
+        words, right = score_words(labels.numpy(), is_answer.numpy(), is_right.numpy(), self.roles)
         self.num_words += int(words.sum())
         self.num_right += int(right.sum())
 

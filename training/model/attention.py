@@ -160,9 +160,9 @@ class SegmentedAttention(MegatronModule):
             else:
                 key, value = (x.repeat_interleave(heads // x.shape[2], 2) for x in (key, value))
         # (S, B, heads, D) → (B*S, heads, D); free for B = 1
-        flat = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
+        q, k, v = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
         longest = min(self.max_segment_length or length, length)
-        context = varlen_attn(*flat, boundaries, boundaries, longest, longest, **options)
+        context = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
         assert isinstance(context, torch.Tensor)
         return context.view(rows, length, -1).transpose(0, 1)
 

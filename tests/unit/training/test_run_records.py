@@ -67,7 +67,7 @@ def test_other_folders_are_no_checkpoints(tmp_path):
 @pytest.fixture
 def find(tmp_path):
     """find_resume of a run with tokenizer dct14 and 100 steps, and a checkpoint at step 50."""
-    from training.fit import find_resume, stream_settings
+    from training.resume import find_resume, stream_settings
 
     meta = tmp_path / "d" / ".nv-meta"
     meta.mkdir(parents=True)

@@ -236,7 +236,7 @@ def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     """Another rank, part or ratio of rates has other tensors or groups in its optimizer."""
     from training.checkpoints import META_NAME
     from training.config.tuning import tuning_settings
-    from training.fit import find_resume, stream_settings
+    from training.resume import find_resume, stream_settings
 
     def run_of(**model) -> RunConfig:
         run = RunConfig(tokenizer={"name": "pixel"}, model=ModelConfig(path="m", **model))

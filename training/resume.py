@@ -1,0 +1,141 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from training.compat import activate
+
+activate()
+
+from training.checkpoint_files import find_fault, read_meta  # noqa: E402
+from training.checkpoints import checkpoint_step, list_checkpoints, newest_sound  # noqa: E402
+from training.config.overrides import ConfigError  # noqa: E402
+from training.config.schema import RunConfig  # noqa: E402
+from training.config.tuning import tuning_settings  # noqa: E402
+from training.config.video import video_rules  # noqa: E402
+from training.data.loader_state import check_streams  # noqa: E402
+
+
+def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
+    """The checkpoint to go on from: of this run's, the newest one without a fault.
+
+    Raises:
+        ConfigError: the run's folder already holds another run, or the checkpoint was made with
+            settings that decide its sample stream, or lies at or beyond the last step, or is
+            damaged and there is none before it.
+    """
+    held = list_checkpoints(folder)
+    wanted = run.trainer.resume
+    newest = held[-1] if held else None
+    if wanted == "auto" and held:
+        sound = newest_sound(folder)
+        newest = sound.path
+        faults = [f"{path.name} is damaged: {fault}" for path, fault in sound.damaged]
+        if newest is None:
+            raise ConfigError(
+                f"no checkpoint of {folder} can be gone on from ({'; '.join(faults)}): use another "
+                "experiment_name, or remove the folder"
+            )
+        if faults and os.environ.get("RANK", "0") == "0":
+            again = f"going on from {newest.name}"
+            print(f"warning: {'; '.join(faults)}; {again}", file=sys.stderr)
+    path = {"never": None, "auto": newest}.get(wanted, Path(wanted))
+    if path is None or path.resolve().parent.parent != folder.resolve():
+        if held:
+            raise ConfigError(
+                f"{folder} already holds a run, at step {checkpoint_step(held[-1])}: use another "
+                "experiment_name, remove the folder, or go on from it with trainer.resume=auto"
+            )
+    elif path != newest:
+        raise ConfigError(
+            f"{folder} holds later steps than {path}: go on from it under another experiment_name"
+        )
+    if path is None:
+        return None
+    if wanted != "auto" and (fault := find_fault(path)):
+        raise ConfigError(f"trainer.resume={path}: {fault}")
+    meta = read_meta(path)
+    for name, value in stream_settings(run).items():
+        if meta.get(name) != value:
+            raise ConfigError(
+                f"{path} was trained with {name} = {meta.get(name)}, this run has {value}: set it "
+                "back, or use another experiment_name"
+            )
+    tuned = meta.get("tuning", {})
+    for name, value in tuning_settings(run).items():
+        if name in tuned and tuned[name] != value:
+            raise ConfigError(
+                f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
+                "back, or use another experiment_name"
+            )
+    if "data_parallel_size" in meta:
+        check_streams(
+            ranks_before=meta["data_parallel_size"],
+            workers_before=meta["data.num_workers"],
+            num_ranks=data_parallel_size,
+            num_workers=run.data.num_workers,
+        )
+    if meta["step"] >= last_step(run):
+        raise ConfigError(
+            f"{path} is at step {meta['step']} already and this run ends at {last_step(run)}: "
+            "raise trainer.max_steps, or use another experiment_name"
+        )
+    return path
+
+
+def stream_settings(run: RunConfig) -> dict[str, object]:
+    """What a resumed run must share with the one before, to go on with the very next sample."""
+    return {
+        "tokenizer": run.tokenizer,
+        "data": data_fingerprint(run.data.path),
+        "data.min_pixels": run.data.min_pixels,
+        "data.max_pixels": run.data.max_pixels,
+        "data.video": asdict(video_rules(run.data)),
+        "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
+        "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
+        "data.packing": packing_settings(run),
+        "trainer.micro_batch_size": run.trainer.micro_batch_size,
+        "trainer.global_batch_size": run.trainer.global_batch_size,
+        "seed": run.seed,
+    }
+
+
+def packing_settings(run: RunConfig) -> dict[str, int] | None:
+    """What decides which samples share a row; None without packing."""
+    if not run.data.packing:
+        return None
+    return {
+        "seq_length": run.data.seq_length,
+        "packing_buffer_size": run.data.packing_buffer_size,
+        "max_patches_per_pack": max_patches_per_pack(run),
+    }
+
+
+def max_patches_per_pack(run: RunConfig) -> int:
+    """Most ViT patches in a pack: as many as seq_length tokens of 2 × 2 patches, if not set."""
+    chosen = run.data.max_patches_per_pack
+    return 4 * run.data.seq_length if chosen is None else chosen
+
+
+def data_fingerprint(path: str) -> str:
+    """Short hash of what Energon knows of a dataset: its shards, their samples and the split.
+
+    It stays the same when the folder is moved.
+    """
+    where = Path(path)
+    names = (".nv-meta/.info.json", ".nv-meta/split.yaml") if where.is_dir() else ("",)
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((where / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def last_step(run: RunConfig) -> int:
+    """The step at which this process stops."""
+    trainer = run.trainer
+    return min(trainer.max_steps, trainer.stop_at_step or trainer.max_steps)
