@@ -30,3 +30,6 @@ if __name__ == "__main__":
     theirs = torch.autograd.grad((expected * scale).sum(), (hidden, weight))
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[1], theirs[1][mine], rtol=1e-5, atol=1e-6)
+    # a rank that leaves while the other still talks to it takes gloo's threads down with it
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
