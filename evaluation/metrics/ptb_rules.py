@@ -2,7 +2,8 @@
 
 That tokenizer is a longest-match lexer: every class is tried at a place, the match that reaches
 farthest wins (what must follow a token counts towards the reach, but is not eaten), and of equal
-ones the class that is listed first. `RULES` keeps that order. The classes were found by asking the
+ones the class that is listed first. `RULES` keeps that order. What the classes are was read in the
+public description of its lexer; the expressions are this project's own, and were held against the
 Java program: about every short word with a period behind it, about tens of thousands of lines of
 text, and about random strings of words and signs, until the answers agreed.
 """
