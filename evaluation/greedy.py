@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.schema import Turn
 from evaluation.decode import decode
 from evaluation.loading import LoadedModel
+from training.data.chat import TokenizedChat
 from training.data.images import header_size
 from training.data.pictures import encode_pictures
 from training.data.plan_chat import place_media
@@ -73,12 +74,31 @@ def encode_question(model: LoadedModel, question: Question) -> EncodedChat:
         ValueError: marks and pictures differ in number, the text holds a control token, or a
             picture cannot be read or planned.
     """
-    plans = [model.visual.plan(*header_size(data)) for data in question.images]
-    pictures = encode_pictures(model.visual, question.frames, plans)
     chat = model.chat.prompt(question.turns, len(question.images))
+    return encode_chat(model, question.key, chat, question.images, question.frames)
+
+
+def encode_chat(
+    model: LoadedModel,
+    key: str,
+    chat: TokenizedChat,
+    images: Sequence[bytes],
+    frames: Sequence[np.ndarray],
+) -> EncodedChat:
+    """A tokenised conversation with its pictures, as training sees it.
+
+    Args:
+        model: whose tokenizer plans and cuts.
+        key: name of the sample.
+        chat: from `ChatTokenizer`, one placeholder a picture.
+        images: encoded pictures, for the size in their headers.
+        frames: the same, uint8 (1, H, W, 3).
+    """
+    plans = [model.visual.plan(*header_size(data)) for data in images]
+    pictures = encode_pictures(model.visual, frames, plans)
     ids, is_answer, positions = place_media(chat, model.chat.pad_ids, pictures.plans)
     return EncodedChat(
-        __key__=question.key,
+        __key__=key,
         __restore_key__=(),
         input_ids=ids,
         is_answer=is_answer,

@@ -15,12 +15,11 @@ import orjson
 import torch
 from tqdm import tqdm
 
+from evaluation.greedy import encode_chat
 from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
 from training.data.batch import pad_batch
-from training.data.images import decode_rgb, header_size
-from training.data.pictures import encode_pictures
-from training.data.plan_chat import place_media
+from training.data.images import decode_rgb
 from training.data.samples import EncodedChat
 from training.data.words import score_words, token_roles
 from training.model.scoring import scored_forward
@@ -97,16 +96,6 @@ def _score(model: LoadedModel, batch: list[HeldOut], roles: Any) -> Iterator[dic
 
 def encode(model: LoadedModel, sample: HeldOut) -> EncodedChat:
     """A whole conversation with its pictures, as training sees it."""
-    plans = [model.visual.plan(*header_size(data)) for data in sample.images]
     frames = [decode_rgb(data) for data in sample.images]
-    pictures = encode_pictures(model.visual, frames, plans)
     chat = model.chat.tokenize(sample.record.turns, len(sample.images))
-    ids, is_answer, positions = place_media(chat, model.chat.pad_ids, pictures.plans)
-    return EncodedChat(
-        __key__=sample.key,
-        __restore_key__=(),
-        input_ids=ids,
-        is_answer=is_answer,
-        position_ids=positions,
-        pictures=pictures,
-    )
+    return encode_chat(model, sample.key, chat, sample.images, frames)

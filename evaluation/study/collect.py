@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 
 from dct_tokenizer import build_tokenizer
-from dct_tokenizer.cost import ModelShape, plan_cost
+from dct_tokenizer.cost import plan_cost
 from dct_tokenizer.registry import list_presets, preset_config
 from evaluation.words import WORDS_NAME
-from training.model.from_hf import read_hf_config
+from training.estimate.model_sizes import model_sizes
 from training.report import read_validation, steady_throughput
 from training.run_files import read_config, read_steps
 
@@ -97,7 +97,7 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
     tokenizer = build_tokenizer(
         config.tokenizer, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
     )
-    cost = plan_cost(tokenizer, tokenizer.plan(*picture), _shape(config.model.path))
+    cost = plan_cost(tokenizer, tokenizer.plan(*picture), model_sizes(config.model.path).shape)
     steps = read_steps(folder)
     return StudyRun(
         name=folder.name,
@@ -138,19 +138,3 @@ def label(preset: Mapping[str, object]) -> str:
     changed = {k: v for k, v in preset.items() if stock.get(k, v) != v}
     shown = (f"{k}={Path(v).name if isinstance(v, str) else v}" for k, v in changed.items())
     return " ".join((name, *shown))
-
-
-def _shape(folder: str) -> ModelShape:
-    hf = read_hf_config(folder)
-    vision = hf.vision_config
-    return ModelShape(
-        vit_layers=vision.depth,
-        vit_width=vision.embed_dim,
-        vit_mlp=int(vision.embed_dim * vision.mlp_ratio),
-        llm_layers=hf.num_hidden_layers,
-        llm_width=hf.hidden_size,
-        llm_mlp=hf.intermediate_size,
-        heads=hf.num_attention_heads,
-        kv_heads=hf.num_key_value_heads,
-        head_dim=hf.hidden_size // hf.num_attention_heads,
-    )
