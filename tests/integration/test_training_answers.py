@@ -11,6 +11,8 @@ import pytest
 
 from evaluation.answers import AnswerOptions, write_answers
 from evaluation.loading import load_checkpoint
+from evaluation.words import write_words
+from training.run_files import VALIDATION_NAME, read_json_lines
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +53,16 @@ def test_a_tensor_parallel_checkpoint_answers_as_the_whole_one(
     assert len(lines) > 6, "a question each turn"
     assert len({line["answer"] for line in lines}) > 2, "equal answers to all prove little"
     assert any(line["num_visual_tokens"] for line in lines)
+
+
+def test_words_of_a_checkpoint_are_those_of_its_validation(reference, tmp_path):
+    """Scored sample by sample from the shards, and batch by batch while the run was training."""
+    (seen,) = (e for e in read_json_lines(reference.folder / VALIDATION_NAME) if e["step"] == 3)
+    output = tmp_path / "words.jsonl"
+    model = load_checkpoint(reference.checkpoint(3))
+    share = write_words(model, output, split="val", limit=4, batch_size=3)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 4, "two validation batches, each a micro batch of two samples"
+    assert sum(line["num_words"] for line in lines) == seen["num_words"] > 8
+    assert share == pytest.approx(seen["word_accuracy"])
+    assert {line["source"] for line in lines} == {"shapes"}

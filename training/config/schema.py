@@ -128,7 +128,7 @@ class TrainerConfig:
     distributed_optimizer: bool = True
     #: steps between validations; 0 never validates
     val_every: int = 500
-    #: global batches of one validation, always the same ones
+    #: micro batches of one validation on each data-parallel rank, always the same ones
     val_batches: int = 10
     #: steps between checkpoints; 0 saves at the end only, -1 never
     save_every: int = 500
