@@ -20,7 +20,8 @@ def draw(
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
     image_size: Annotated[int, typer.Option(help="Shorter side in pixels.")] = 168,
     detail: Annotated[
-        str, typer.Option(help="coarse, fine (details of 1–7 px), or numbers (small print).")
+        str,
+        typer.Option(help="coarse, fine (details of 1–7 px), numbers or lessons (small print)."),
     ] = "coarse",
     defects: Annotated[bool, typer.Option(help="Plant missing, broken, rotated files.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,

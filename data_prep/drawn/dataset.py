@@ -64,7 +64,7 @@ def write_drawn_dataset(
     image_size: shorter side in pixels; pictures are square, 4:3, or up to 9 pixels off a square.
         168 = 3 × 56 keeps all of them within 43,904 pixels.
     detail: "coarse" asks about large shapes and print, "fine" about details of 1 to 7 pixels,
-        "numbers" has whole pages of small print read.
+        "numbers" has pages of small print and hatching, "lessons" also pages of one frame and few.
     plant_defects: one truncated JPEG, one JPEG with an EXIF orientation, and one entry in 100
         whose picture is in no tar.
     num_workers: processes that draw; the files are the same for any number.

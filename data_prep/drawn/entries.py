@@ -11,12 +11,19 @@ from data_prep.drawn.charts import draw_chart
 from data_prep.drawn.drawing import Drawer, Drawing, Size, Turn
 from data_prep.drawn.files import PictureFormat, encode, encode_rotated, suffix, truncate
 from data_prep.drawn.fine import draw_hatch, draw_print, draw_ticks
+from data_prep.drawn.lines import PERIODS, lines_drawer
 from data_prep.drawn.numbers import DIGIT_HEIGHTS, numbers_drawer
 from data_prep.drawn.palette import WORDS
 from data_prep.drawn.shapes import draw_count, draw_dots, draw_pair, draw_scene
 from data_prep.drawn.words import draw_words
 
-Detail: TypeAlias = Literal["coarse", "fine", "numbers"]
+Detail: TypeAlias = Literal["coarse", "fine", "numbers", "lessons"]
+#: How often each height of digits and each period of lines comes, in pixels.
+NUMBER_WEIGHTS = dict.fromkeys(DIGIT_HEIGHTS, 2)
+LINE_WEIGHTS = dict.fromkeys(PERIODS, 1)
+#: In lessons: reading is learnt from what is large.
+LESSON_NUMBER_WEIGHTS = {28: 8, 20: 6, 14: 4, 10: 2, 7: 2, 6: 2}
+LESSON_LINE_WEIGHTS = {8: 2, 6: 2, 4: 1, 3: 1}
 #: What is wrong or unusual with an entry on purpose. "rotated" is usable, the others are not.
 Planted: TypeAlias = Literal["missing", "truncated", "rotated"]
 
@@ -58,6 +65,20 @@ class Collection:
     uniform: bool = False
 
 
+def _frame_kinds(
+    numbers: Mapping[int, int], lines: Mapping[int, int], *, growing: bool
+) -> dict[str, Kind]:
+    """One kind, and one source, for each height of digits and each period of lines."""
+    drawers = {
+        f"numbers_{h}px": (w, numbers_drawer(h, growing=growing)) for h, w in numbers.items()
+    }
+    drawers |= {f"lines_{p}px": (w, lines_drawer(p, growing=growing)) for p, w in lines.items()}
+    return {
+        name: Kind(weight=weight, folder=f"{name}/images", draw=draw)
+        for name, (weight, draw) in drawers.items()
+    }
+
+
 COLLECTIONS: dict[Detail, Collection] = {
     "coarse": Collection(
         kinds={
@@ -79,12 +100,14 @@ COLLECTIONS: dict[Detail, Collection] = {
         quality=96,
     ),
     "numbers": Collection(
-        kinds={
-            f"numbers_{height}px": Kind(
-                weight=1, folder=f"numbers_{height}px/images", draw=numbers_drawer(height)
-            )
-            for height in DIGIT_HEIGHTS
-        },
+        kinds=_frame_kinds(NUMBER_WEIGHTS, LINE_WEIGHTS, growing=False),
+        quality=96,
+        text_weight=0,
+        formats={"jpeg": 1},
+        uniform=True,
+    ),
+    "lessons": Collection(
+        kinds=_frame_kinds(LESSON_NUMBER_WEIGHTS, LESSON_LINE_WEIGHTS, growing=True),
         quality=96,
         text_weight=0,
         formats={"jpeg": 1},
