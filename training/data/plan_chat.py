@@ -36,7 +36,8 @@ def place_media(
     """
     ids = np.asarray(chat.input_ids, dtype=np.int64)
     answer = np.asarray(chat.is_answer, dtype=bool)
-    places = np.flatnonzero(np.isin(ids, pad_ids))
+    # np.isin takes ten times as long on a few ids
+    places = np.flatnonzero((ids[:, None] == np.asarray(pad_ids)).any(axis=1))
     if len(places) != len(plans):
         raise ValueError(f"{len(places)} placeholders for {len(plans)} planned images and videos")
     out_ids: list[np.ndarray] = []
