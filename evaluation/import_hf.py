@@ -28,7 +28,8 @@ from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
 from evaluation.loading import start_single_process  # noqa: E402
 from training.checkpoints import META_NAME  # noqa: E402
 from training.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
-from training.model.from_hf import ModelOptions, model_config, read_hf_config  # noqa: E402
+from training.model.from_hf import ModelOptions, model_config  # noqa: E402
+from training.model.hf_config import read_hf_config  # noqa: E402
 from training.model.hf_weights import load_hf_weights  # noqa: E402
 from training.model.mcore import TokenizerQwen2VL, TokenizerQwen2VLConfig  # noqa: E402
 
