@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-#: `model_type` → what people call it
-MODEL_TYPES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+from training.config.checks import MODEL_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
