@@ -1,4 +1,4 @@
-"""A Hugging Face Qwen2-VL folder as a NeMo checkpoint that evaluation reads like a run's."""
+"""A Hugging Face folder as a NeMo checkpoint that evaluation reads like a run's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
     keep the dtype of the folder.
 
     Args:
-        folder: a Hugging Face folder of Qwen2-VL, sharded or not.
+        folder: a Hugging Face folder of Qwen2-VL or Qwen2.5-VL, sharded or not.
         out: a new or empty folder.
         tokenizer: preset whose front end starts from the folder's patch embedding.
 
@@ -52,7 +52,7 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         The checkpoint's folder.
 
     Raises:
-        ValueError: `out` holds something, or the folder is no whole Qwen2-VL; lists what is wrong.
+        ValueError: `out` holds something, or the folder is no whole model; lists what is wrong.
     """
     folder, out = Path(folder).resolve(), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

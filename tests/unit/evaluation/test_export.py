@@ -40,11 +40,16 @@ def untied(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_every_tensor_comes_back_bit_by_bit(
-    tied, dtype, tiny_model, untied, build_module, tmp_path
-):
-    base = tiny_model if tied else untied
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("tiny_model", torch.float32),
+        ("untied", torch.bfloat16),
+        ("tiny_model_25", torch.float32),
+    ],
+)
+def test_every_tensor_comes_back_bit_by_bit(kind, dtype, request, build_module, tmp_path):
+    base = request.getfixturevalue(kind)
     visual = build_tokenizer("pixel", **BOUNDS)
     out = tmp_path / "out"
     export_module(
@@ -55,7 +60,7 @@ def test_every_tensor_comes_back_bit_by_bit(
         ExportOptions(dtype=dtype, max_shard_bytes=60_000),
     )
     expected, found = weights(base), weights(out)
-    assert ("lm_head.weight" in found) == (not tied)
+    assert ("lm_head.weight" in found) == (kind == "untied")
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert tensor.dtype == dtype
@@ -65,19 +70,33 @@ def test_every_tensor_comes_back_bit_by_bit(
     assert len(set(index["weight_map"].values())) > 2
     settings = json.loads((out / "config.json").read_text())
     assert settings.keys() == json.loads((base / "config.json").read_text()).keys()
+    stock = json.loads((base / "config.json").read_text())
+    assert (settings["architectures"], settings["model_type"]) == (
+        stock["architectures"],
+        stock["model_type"],
+    )
     assert settings["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
-@pytest.mark.parametrize("preset", ["pixel", "dct14", "dct14_k10"])
-def test_plain_transformers_computes_the_same(preset, tiny_model, build_module, tmp_path):
-    module = build_module(preset)
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("pixel", "tiny_model"),
+        ("dct14", "tiny_model"),
+        ("dct14_k10", "tiny_model"),
+        ("dct14", "tiny_model_25"),
+    ],
+)
+def test_plain_transformers_computes_the_same(preset, kind, request, build_module, tmp_path):
+    folder = request.getfixturevalue(kind)
+    module = build_module(preset, folder)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     visual = build_tokenizer(preset, **BOUNDS)
     out = tmp_path / "out"
-    export_module(module, visual, tiny_model, out, ExportOptions(dtype=torch.float32))
+    export_module(module, visual, folder, out, ExportOptions(dtype=torch.float32))
     theirs, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
     processor = AutoProcessor.from_pretrained(out, use_fast=False)
@@ -87,7 +106,7 @@ def test_plain_transformers_computes_the_same(preset, tiny_model, build_module, 
     text = processor.apply_chat_template([message], add_generation_prompt=True)
     inputs = processor(text=[text], images=[Image.open(picture)], return_tensors="pt")
     asked = question("Where?", [picture])
-    wanted = prompt_logits(loaded(module, visual, tiny_model), asked)[None]
+    wanted = prompt_logits(loaded(module, visual, folder), asked)[None]
     with torch.no_grad():
         logits = theirs.eval()(**inputs).logits
     assert logits.shape == wanted.shape
