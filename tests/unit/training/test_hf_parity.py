@@ -207,6 +207,13 @@ def test_windows_matter(tiny_model_25, build_module):
     with torch.no_grad():
         found = module(**{name: given[name] for name in names})[:, : there.shape[1]][there]
         assert (found - wanted).abs().max() < 1e-5
+        # bounds that a kernel on CUDA relies on: of windows, of the largest slice
+        bounds = [
+            layer.self_attention.core_attention.max_segment_length
+            for layer in module.vision_model.decoder.layers
+        ]
+        assert bounds[0] == given["longest_window"] == 64
+        assert bounds[1] >= batch["longest_segment"] > 64
         # windows of one token, then none: the comparison above must not be blind to them
         for side in (2, 1000):
             other = with_windows(batch, side)

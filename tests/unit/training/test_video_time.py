@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -15,6 +16,7 @@ from sample_videos import noise_frames, video
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
+from dct_tokenizer.families.adaptive import AdaptiveTokenizer
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS
 from training.data.chat import ChatTokenizer
 from training.data.clips import make_clip
@@ -110,8 +112,12 @@ def test_fewer_frames_of_a_damaged_clip_keep_their_distance():
     assert extent == 5
 
 
-def test_unequal_squares_keep_the_time_of_their_clip():
-    visual = build_tokenizer("adaptive")
+def test_a_plan_that_is_made_anew_keeps_the_time_of_its_clip():
+    class Forgetful(AdaptiveTokenizer):
+        def refine(self, frames, plan):
+            return replace(super().refine(frames, plan), time_scale=None)
+
+    visual = Forgetful(name="forgetful", budget=0.5)
     plan = make_clip(HEADER, VideoRules(fps=1), 3.0).plan(visual)
     frames = np.random.default_rng(0).integers(0, 256, (8, 112, 112, 3), dtype=np.uint8)
     final = encode_pictures(visual, [frames], [plan]).plans[0]
