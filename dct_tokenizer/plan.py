@@ -52,6 +52,28 @@ class Plan:
     #: int32 (M, 4): temporal slice, top, left and side in pixels of the square behind each token,
     #: for tokenizers whose squares differ in size; None for regular grids.
     token_boxes: np.ndarray | None = None
+    #: (seconds between the pairs of frames behind two temporal ids, temporal ids of a second) where
+    #: the model reads time in seconds, as Qwen2.5-VL does; None for an id a pair
+    time_scale: tuple[float, float] | None = None
+
+    def placed_ids(self) -> tuple[np.ndarray, int]:
+        """M-RoPE ids (M, 3) int64 and the first free one, on the scale of the model's time.
+
+        Source: `get_rope_index` of transformers' `modeling_qwen2_5_vl.py`, its float32 included.
+        """
+        if self.time_scale is None:
+            return self.mrope_positions, self.mrope_extent
+        pairs = -(-self.frames // 2)
+        ids = self.mrope_positions.copy()
+        ids[:, 0] = self._timed(ids[:, 0])
+        # the extent covers time and space; where it is that of time, space has what it uses
+        space = self.mrope_extent if self.mrope_extent > pairs else int(ids[:, 1:].max()) + 1
+        return ids, max(int(self._timed(np.array(pairs - 1))) + 1, space)
+
+    def _timed(self, pairs: np.ndarray) -> np.ndarray:
+        assert self.time_scale is not None
+        seconds, ids_per_second = (np.float32(factor) for factor in self.time_scale)
+        return (pairs.astype(np.float32) * seconds * ids_per_second).astype(np.int64)
 
     def __eq__(self, other: object) -> bool:
         """Equal when every field is, arrays by value."""

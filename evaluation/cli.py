@@ -89,7 +89,7 @@ def export(
         exported = export_checkpoint(checkpoint, output, dtype=chosen, check=check)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    kind = "plain Qwen2-VL" if exported.is_plain else "with its tokenizer's code"
+    kind = "plain" if exported.is_plain else "with its tokenizer's code"
     typer.echo(f"{output}: {kind}, {exported.num_bytes / 1e6:,.1f} MB in {exported.dtype}")
     if exported.max_abs_logit_diff is not None:
         typer.echo(f"largest difference of a logit: {exported.max_abs_logit_diff:.2e}")
@@ -97,7 +97,7 @@ def export(
 
 @app.command(name="import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a Qwen2-VL.")],
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of the model.")],
     output: Annotated[Path, typer.Argument(help="New folder: a run with one checkpoint, step 0.")],
     tokenizer: Annotated[
         str, typer.Option(help="Preset whose front end starts from the folder's patch embedding.")

@@ -1,4 +1,4 @@
-"""A Hugging Face Qwen2-VL folder as a NeMo checkpoint that evaluation reads like a run's."""
+"""A Hugging Face folder as a NeMo checkpoint that evaluation reads like a run's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
 from evaluation.loading import start_single_process  # noqa: E402
 from training.checkpoints import META_NAME  # noqa: E402
 from training.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
-from training.model.from_hf import ModelOptions, model_config, read_hf_config  # noqa: E402
+from training.model.from_hf import ModelOptions, model_config  # noqa: E402
+from training.model.hf_config import read_hf_config  # noqa: E402
 from training.model.hf_weights import load_hf_weights  # noqa: E402
 from training.model.mcore import TokenizerQwen2VL, TokenizerQwen2VLConfig  # noqa: E402
 
@@ -43,7 +44,7 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
     keep the dtype of the folder.
 
     Args:
-        folder: a Hugging Face folder of Qwen2-VL, sharded or not.
+        folder: a Hugging Face folder of Qwen2-VL or Qwen2.5-VL, sharded or not.
         out: a new or empty folder.
         tokenizer: preset whose front end starts from the folder's patch embedding.
 
@@ -51,7 +52,7 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         The checkpoint's folder.
 
     Raises:
-        ValueError: `out` holds something, or the folder is no whole Qwen2-VL; lists what is wrong.
+        ValueError: `out` holds something, or the folder is no whole model; lists what is wrong.
     """
     folder, out = Path(folder).resolve(), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -24,6 +24,7 @@ from training.checkpoints import newest_checkpoint, read_meta  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.data.chat import ChatTokenizer  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
+from training.model.hf_config import read_hf_config, vision_sizes  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.lora import apply_lora, merge_lora  # noqa: E402
 from training.model.mcore import TokenizerQwen2VL  # noqa: E402
@@ -47,6 +48,11 @@ class LoadedModel:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.module.parameters()).device
+
+    @cached_property
+    def ids_per_second(self) -> float | None:
+        """Temporal M-RoPE ids of a second of video; see `training.data.clips.Clip`."""
+        return vision_sizes(read_hf_config(self.run.model.path)).ids_per_second
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

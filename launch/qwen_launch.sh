@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tunes Qwen2-VL on 1 to N GPUs, or on the CPU. Every variable below can be set from outside:
+# Fine-tunes Qwen2-VL or Qwen2.5-VL on 1 to N GPUs, or on the CPU. Every variable below can be set
+# from outside:
 #   TOKENIZER=dct14 MBS=2 GBS=64 DEVICES=8 bash launch/qwen_launch.sh
 # Further settings follow as key=value (see training/config/schema.py), and --dry-run prints what
 # would be started:

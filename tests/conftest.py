@@ -52,12 +52,23 @@ def tiny_model(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Norm weights of 1 and biases of 0, as a model starts with, would hide a lost or swapped one.
     """
+    return _tiny_folder(drawn, tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_25(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Qwen2.5-VL; the first of its two vision layers attends to windows."""
+    folder = tmp_path_factory.mktemp("tiny_model_25")
+    return _tiny_folder(drawn, folder, model_type="qwen2_5_vl", vision_full_layers=(1,))
+
+
+def _tiny_folder(drawn: Path, folder: Path, **sizes: Any) -> Path:
     from training.random_model import TinyShape, write_random_model
     from training.random_model.cli import conversation_texts
 
-    folder = tmp_path_factory.mktemp("tiny_model")
     # two heads and one group for each of two tensor-parallel ranks
     shape = TinyShape(
+        **sizes,
         hidden_size=64,
         num_layers=2,
         num_heads=4,

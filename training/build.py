@@ -24,6 +24,7 @@ from training.data.pack_encoder import ChatPackEncoder  # noqa: E402
 from training.data.rejects import RejectLog  # noqa: E402
 from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
+from training.model.hf_config import read_hf_config, vision_sizes  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.model.module import TokenizerQwen2VLModel  # noqa: E402
 from training.model.part_optimizer import PartOptimizer  # noqa: E402
@@ -125,6 +126,7 @@ def build_optimizer(run: RunConfig) -> PartOptimizer:
 def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
     """The Energon data module."""
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(run.model.path))
+    ids_per_second = vision_sizes(read_hf_config(run.model.path)).ids_per_second
     trainer = run.trainer
     tp = trainer.tensor_parallel_size
 
@@ -133,6 +135,7 @@ def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
             "chat": chat,
             "visual": visual,
             "video": video_rules(run.data),
+            "ids_per_second": ids_per_second,
             "seq_length": run.data.seq_length,
             "rejects": RejectLog(
                 run_dir(run) / rejects, run.data.path, run.data.max_rejects_in_a_row

@@ -112,6 +112,7 @@ class StepLog(pl.Callback):
         work = StepWork(
             num_cells=totals["num_cells"],
             cell_pairs=totals["num_cell_pairs"],
+            window_pairs=totals["num_window_pairs"],
             num_tokens=totals["num_text_tokens"] + totals["num_visual_tokens"],
             token_pairs=totals["num_token_pairs"],
             num_output_tokens=totals["num_answer_tokens"],

@@ -24,7 +24,7 @@ usage: python -m training [fit] KEY=VALUE …   train (see training/config/schem
        python -m training estimate [KEY=VALUE …]  expected memory a GPU and time a step; see --help
        python -m training ledger RUN_DIR      which samples a run consumed, and how often
        python -m training layout-check        the same losses in every parallel layout that fits
-       python -m training random-model OUT    write a Qwen2-VL folder with random weights
+       python -m training random-model OUT    write a model folder with random weights
 """
 
 

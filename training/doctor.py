@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.markers import Marker
 
-from training.config.checks import check_data_path
+from training.config.checks import MODEL_TYPES, check_data_path
 from training.config.groups import ROOT
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
@@ -177,10 +177,12 @@ def check_model(folder: str) -> Iterator[Finding]:
         )
         return
     kind = json.loads((path / "config.json").read_text()).get("model_type")
-    if kind != "qwen2_vl":
-        yield Finding(
-            status="FAIL", what="model", detail=f"{folder} is a {kind}; expected qwen2_vl"
-        )
+    known = MODEL_TYPES.get(kind)
+    yield Finding(
+        status="ok" if known else "FAIL",
+        what="model",
+        detail=known or f"{folder} is a {kind}; expected {' or '.join(MODEL_TYPES)}",
+    )
     yield _check_weights(path)
     missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
     yield Finding(

@@ -2,7 +2,7 @@
 
 One multiply-add is 2 FLOPs. The forward pass is
 
-    ViT        2 · parameters · cells    + 4 · layers · width · Σ segment²
+    ViT        2 · parameters · cells    + 4 · layers · width · Σ segment²      (or Σ window²)
     merger     2 · parameters · tokens that it makes
     LLM        2 · parameters · tokens   + 4 · layers · width · ½ Σ sample²     (causal: half)
     output     2 · width · vocabulary · tokens through the output layer
@@ -75,6 +75,8 @@ class StepWork:
     num_cells: float
     #: Σ length² over the ViT's attention segments
     cell_pairs: float
+    #: likewise over the windows of Qwen2.5-VL's ViT
+    window_pairs: float = 0.0
     #: tokens of the language model, text and visual
     num_tokens: float
     #: Σ length² over the samples
@@ -109,7 +111,7 @@ class StepFlops:
             (
                 self.trains_vit,
                 vit_layer_flops(self.shape, work.num_cells, 0),
-                vit_layer_flops(self.shape, 0, work.cell_pairs),
+                vit_layer_flops(self.shape, 0, work.cell_pairs, work.window_pairs),
             ),
             (self.trains_merger, merger_flops(self.shape, work.num_cells), 0.0),
             (
@@ -141,6 +143,9 @@ def step_flops(
         vit_layers=vision.num_layers,
         vit_width=vision.hidden_size,
         vit_mlp=vision.ffn_hidden_size,
+        vit_gated=vision.gated_linear_unit,
+        vit_window=getattr(vision, "window_side", None),
+        vit_full_layers=len(getattr(vision, "fullatt_block_indexes", ())),
         llm_layers=language.num_layers,
         llm_width=language.hidden_size,
         llm_mlp=language.ffn_hidden_size,

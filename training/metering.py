@@ -39,8 +39,10 @@ class StepMeter:
     num_padding_tokens: int = 0
     num_answer_tokens: int = 0
     num_cells: int = 0
-    #: Σ length² over the ViT's attention segments, and over the samples in tokens
+    #: Σ length² over the ViT's attention segments, over its windows where it has any, and over the
+    #: samples in tokens
     num_cell_pairs: int = 0
+    num_window_pairs: int = 0
     num_token_pairs: int = 0
     sample_keys: list[str] = field(default_factory=list)
     micro_batches: list[MicroBatch] = field(default_factory=list, compare=False)
@@ -56,6 +58,9 @@ class StepMeter:
         self.num_cells += len(batch["cells"])
         segments = batch["vit_cu_seqlens"].to(torch.int64).diff()
         self.num_cell_pairs += int((segments**2).sum())
+        windows = batch.get("vit_window_cu_seqlens")
+        if windows is not None:
+            self.num_window_pairs += int((windows.to(torch.int64).diff() ** 2).sum())
         self.num_token_pairs += sum(length**2 for length in batch["sample_lengths"])
         self.sample_keys += batch["sample_keys"]
         rows, length = batch["loss_mask"].shape

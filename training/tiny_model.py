@@ -1,4 +1,6 @@
-"""`model=tiny`: a random Qwen2-VL made on first use, its tokenizer trained on the shards' words."""
+"""`model=tiny` and `model=tiny25`: a random Qwen2-VL or Qwen2.5-VL made on first use, its tokenizer
+trained on the shards' words.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from data_prep.schema import SchemaError, parse_record
 from training.config.checks import check_data_path
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 
-#: value of model.path that asks for the generated model
-AUTO = "auto"
+#: value of model.path that asks for a generated model → its shape
+AUTO: dict[str, Literal["tiny", "tiny25"]] = {"auto": "tiny", "auto25": "tiny25"}
 #: samples whose texts the tokenizer is trained on
 NUM_SAMPLES = 2000
 
@@ -30,15 +33,15 @@ def with_model_folder(run: RunConfig) -> RunConfig:
     renamed, so that several processes may ask for it at once.
 
     Raises:
-        ConfigError: model.path is "auto" and the dataset is not there, or has no text to train a
-            tokenizer on.
+        ConfigError: model.path asks for a generated model, and the dataset is not there, or has no
+            text to train a tokenizer on.
     """
-    if run.model.path != AUTO:
+    if run.model.path not in AUTO:
         return run
     check_data_path(run.data.path)
     where = str(Path(run.data.path).resolve())
     name = hashlib.sha256(f"{where} {run.seed}".encode()).hexdigest()[:12]
-    folder = Path(run.model.cache_dir) / f"tiny-{name}"
+    folder = Path(run.model.cache_dir) / f"{AUTO[run.model.path]}-{name}"
     if not (folder / "config.json").is_file():
         _make(folder, run)
     return replace(run, model=replace(run.model, path=str(folder)))
@@ -51,12 +54,12 @@ def _make(folder: Path, run: RunConfig) -> None:
     if not texts:
         raise ConfigError(
             f"model=tiny trains its tokenizer on the dataset's texts, and {run.data.path} has "
-            "none in its shards: set model.path to a Qwen2-VL folder"
+            "none in its shards: set model.path to a folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
     try:
-        write_random_model(made, corpus=texts, seed=run.seed)
+        write_random_model(made, corpus=texts, shape=AUTO[run.model.path], seed=run.seed)
         os.rename(made, folder)
     except OSError:
         if not (folder / "config.json").is_file():

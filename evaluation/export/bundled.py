@@ -8,12 +8,18 @@ from typing import Any
 import torch
 
 from dct_tokenizer import FrontEnd, VisualTokenizer
-from evaluation.export.bundle.configuration_dct_vl import DctVLConfig
+from evaluation.export.bundle.configuration_dct_vl import DctVL25Config, DctVLConfig
 from evaluation.export.bundle.media_fields import float_bits
 from evaluation.export.bundle.modeling_dct_vl import fixed_numbers
-from evaluation.export.folder import model_settings
+from evaluation.export.folder import model_settings, model_type
 from evaluation.export.tensors import TensorGroup, as_written
+from training.model.hf_config import read_hf_config, vision_sizes
 
+#: `model_type` of the base folder → configuration and name of the model
+_CLASSES: dict[str, tuple[type[DctVLConfig] | type[DctVL25Config], str]] = {
+    "qwen2_vl": (DctVLConfig, "DctVLForConditionalGeneration"),
+    "qwen2_5_vl": (DctVL25Config, "DctVL25ForConditionalGeneration"),
+}
 #: where the model keeps `CellEmbedding`
 _PLACE = "visual.patch_embed."
 
@@ -42,13 +48,14 @@ def bundled_model_settings(
     base: Path, dtype: torch.dtype, visual: VisualTokenizer
 ) -> dict[str, Any]:
     """config.json that leads to the bundled model and cannot be taken for a stock one's."""
-    model = "modeling_dct_vl.DctVLForConditionalGeneration"
+    config, name = _CLASSES[model_type(base)]
+    model = f"modeling_dct_vl.{name}"
     return {
         **model_settings(base, dtype),
-        "model_type": DctVLConfig.model_type,
-        "architectures": ["DctVLForConditionalGeneration"],
+        "model_type": config.model_type,
+        "architectures": [name],
         "auto_map": {
-            "AutoConfig": "configuration_dct_vl.DctVLConfig",
+            "AutoConfig": f"configuration_dct_vl.{config.__name__}",
             "AutoModelForImageTextToText": model,
             "AutoModelForVision2Seq": model,
             "AutoModelForCausalLM": model,
@@ -57,9 +64,10 @@ def bundled_model_settings(
     }
 
 
-def bundled_processor_settings(visual: VisualTokenizer) -> dict[str, Any]:
+def bundled_processor_settings(base: Path, visual: VisualTokenizer) -> dict[str, Any]:
     """preprocessor_config.json that leads to the bundled processor."""
     return {
+        "ids_per_second": vision_sizes(read_hf_config(base)).ids_per_second,
         "auto_map": {
             "AutoProcessor": "processing_dct_vl.DctVLProcessor",
             "AutoImageProcessor": "processing_dct_vl.DctVLImageProcessor",

@@ -10,9 +10,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dct_tokenizer import VisualTokenizer
-from evaluation.export.folder import read_json
+from evaluation.export.folder import model_type, read_json
 from evaluation.export.plain import why_not_plain
 from training.checkpoints import read_meta
+from training.config.checks import MODEL_TYPES
 from training.config.schema import RunConfig
 from training.run_files import VALIDATION_NAME, read_json_lines, read_steps
 
@@ -41,6 +42,7 @@ def write_card(
     text = templates.get_template("card.md.jinja").render(
         title=run.experiment_name,
         base=Path(run.model.path).name,
+        model=MODEL_TYPES[model_type(Path(run.model.path))],
         step=meta["step"],
         tokenizer=run.tokenizer,
         reason=why_not_plain(visual),

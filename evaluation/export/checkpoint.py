@@ -32,7 +32,9 @@ def checkpoint_dtype(checkpoint: str | Path) -> torch.dtype:
         is_words = name.startswith("module.") and name.endswith("word_embeddings.weight")
         if is_words and isinstance(entry, TensorStorageMetadata):
             return entry.properties.dtype
-    raise ExportError(f"{checkpoint} holds no word embeddings: not a checkpoint of a Qwen2-VL")
+    raise ExportError(
+        f"{checkpoint} holds no word embeddings: not a checkpoint of a language model"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

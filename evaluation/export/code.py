@@ -42,18 +42,27 @@ def write_code(folder: Path) -> list[str]:
 
 
 def _core_modules() -> dict[str, Path]:
-    """Name → file of all families and of what they import, the registry left out."""
+    """Name → file of all families and of what they and the bundle import, the registry left out."""
     found: dict[str, Path] = {}
     waiting = sorted((_CORE / "families").glob("[!_]*.py"))
+    for path in sorted(_OWN.glob("[!_]*.py")):
+        waiting += _imports_of(path)
     while waiting:
         path = waiting.pop()
         if path.stem in found:
             continue
         found[path.stem] = path
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                waiting += _imported(node.module, [alias.name for alias in node.names])
+        waiting += _imports_of(path)
     return found
+
+
+def _imports_of(path: Path) -> list[Path]:
+    """Modules of `dct_tokenizer` that a file imports."""
+    paths: list[Path] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            paths += _imported(node.module, [alias.name for alias in node.names])
+    return paths
 
 
 def _imported(module: str, names: list[str]) -> list[Path]:

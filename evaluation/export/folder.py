@@ -11,6 +11,7 @@ import torch
 
 from dct_tokenizer import VisualTokenizer
 from evaluation.export.tensors import ExportError
+from training.config.checks import MODEL_TYPES
 
 #: copied as they are, where they exist
 _COPIED = (
@@ -25,10 +26,14 @@ _COPIED = (
     "chat_template.jinja",
     "LICENSE",
 )
-#: of a stock Qwen2-VL, for a base folder that lacks the file
+#: `model_type` → classes of transformers for model and processor
+_CLASSES = {
+    "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
+}
+#: of a stock model, for a base folder that lacks the file; `processor_class` is missing
 _STOCK_PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
-    "processor_class": "Qwen2VLProcessor",
     "patch_size": 14,
     "temporal_patch_size": 2,
     "merge_size": 2,
@@ -65,18 +70,32 @@ def copy_text_files(base: Path, out: Path) -> None:
         raise ExportError(f"{base} has no tokenizer.json and no vocab.json: no tokenizer to copy")
 
 
+def model_type(base: Path) -> str:
+    """What the base folder's config.json calls its model: a key of `MODEL_TYPES`.
+
+    Raises:
+        ExportError: another model.
+    """
+    found = read_json(base / "config.json").get("model_type")
+    if found not in MODEL_TYPES:
+        known = " or ".join(MODEL_TYPES)
+        raise ExportError(f"{base / 'config.json'} describes {found!r}; expected {known}")
+    return str(found)
+
+
 def model_settings(base: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The base folder's config.json with the dtype of what is written."""
     config = read_json(base / "config.json")
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
-    config["architectures"] = ["Qwen2VLForConditionalGeneration"]
+    config["architectures"] = [_CLASSES[model_type(base)][0]]
     return config
 
 
 def processor_settings(base: Path, visual: VisualTokenizer) -> dict[str, Any]:
     """The base folder's preprocessor_config.json with the pixel bounds of the run."""
     path = base / "preprocessor_config.json"
-    settings = read_json(path) if path.is_file() else dict(_STOCK_PROCESSOR)
+    stock = {**_STOCK_PROCESSOR, "processor_class": _CLASSES[model_type(base)][1]}
+    settings = read_json(path) if path.is_file() else stock
     settings["min_pixels"] = visual.min_pixels
     settings["max_pixels"] = visual.max_pixels
     # later releases of transformers read these, 4.51.3 the two above

@@ -55,9 +55,9 @@ def export_module(
 ) -> int:
     """Write a folder that transformers loads without this project.
 
-    Where the tokenizer folds into the stock patch embedding it is a plain Qwen2-VL; otherwise it
-    brings the tokenizer's code along, for `trust_remote_code=True`. The folder is made under
-    another name beside its place and renamed when it is whole.
+    Where the tokenizer folds into the stock patch embedding it is a plain Qwen2-VL or Qwen2.5-VL;
+    otherwise it brings the tokenizer's code along, for `trust_remote_code=True`. The folder is made
+    under another name beside its place and renamed when it is whole.
 
     Args:
         module: a whole model on any device; adapters are merged into it.
@@ -90,7 +90,7 @@ def export_module(
         else:
             write_code(unfinished)
             settings = bundled_model_settings(base, options.dtype, visual)
-            processor = bundled_processor_settings(visual)
+            processor = bundled_processor_settings(base, visual)
             front_end = cell_embedding(module.vision_model.front_end, options.dtype)
         write_json(unfinished / "config.json", settings)
         write_json(unfinished / "preprocessor_config.json", processor)

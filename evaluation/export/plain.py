@@ -1,4 +1,4 @@
-"""Which tokenizers are plain Qwen2-VL once their front end is folded, and that folding."""
+"""Which tokenizers are a plain model once their front end is folded, and that folding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROBES = ((90, 130, 1), (420, 588, 1), (61, 1203, 1), (2000, 1500, 1), (112, 16
 
 
 def why_not_plain(visual: VisualTokenizer) -> str | None:
-    """Why a tokenizer's model is not a plain Qwen2-VL, or None where it is.
+    """Why a tokenizer's model is not a plain Qwen2-VL or Qwen2.5-VL, or None where it is.
 
     It is where pictures become the very cells of the stock processor, and nothing but one
     convolution without bias lies between them and the vision tower's blocks.

@@ -130,7 +130,9 @@ def encode_request(model: LoadedModel, request: Request) -> EncodedRequest:
     images, videos = request.read()
     chat = model.chat.prompt(request.turns, len(images), len(videos))
     pictures = [visual.plan(*header_size(data)) for data in images]
-    clips = tuple(make_clip(read_header(data), _rules(model)) for data in videos)
+    clips = tuple(
+        make_clip(read_header(data), _rules(model), model.ids_per_second) for data in videos
+    )
     if clips:
         room = model.run.data.seq_length - len(chat.input_ids) + len(chat.media)
         clips = shorten_clips(

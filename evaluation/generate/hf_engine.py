@@ -39,6 +39,8 @@ class HfPrompt:
     images: tuple[Image.Image, ...]
     #: uint8 (T, H, W, 3)
     videos: tuple[np.ndarray, ...]
+    #: frames a second of each video
+    rates: tuple[float, ...]
     max_new_tokens: int
     damage: tuple[str, ...]
 
@@ -100,13 +102,14 @@ class HfEngine:
         """Rendered text and decoded media; of videos what Qwen2-VL's rules take."""
         images, videos = request.read()
         messages = self.chat.messages(request.turns, len(images), len(videos))
-        frames, damage = [], []
+        frames, rates, damage = [], [], []
         for data in videos:
             clip = make_clip(read_header(data), VideoRules())
             plan = clip.plan(build_tokenizer("pixel"))
             read = read_frames(data, clip.num_frames, plan.height, plan.width)
             # an odd number of frames is no whole number of the model's pairs
             frames.append(read.frames[: len(read.frames) // 2 * 2 or 1])
+            rates.append(clip.fps)
             damage += [read.damage] if read.damage else []
         return HfPrompt(
             key=request.key,
@@ -115,6 +118,7 @@ class HfEngine:
             ),
             images=tuple(Image.fromarray(decode_rgb(data)[0]) for data in images),
             videos=tuple(frames),
+            rates=tuple(rates),
             max_new_tokens=request.max_new_tokens,
             damage=tuple(damage),
         )
@@ -162,10 +166,14 @@ class HfEngine:
     def _inputs(self, encoded: Sequence[HfPrompt]) -> Any:
         images = [image for one in encoded for image in one.images]
         videos = [list(clip) for one in encoded for clip in one.videos]
+        # Qwen2.5-VL counts time; the processor of Qwen2-VL knows no rates
+        counts_time = hasattr(self.model.config.vision_config, "tokens_per_second")
+        rates = {"fps": [rate for one in encoded for rate in one.rates]} if counts_time else {}
         return self.processor(
             text=[one.text for one in encoded],
             images=images or None,
             videos=videos or None,
+            **(rates if videos else {}),
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)

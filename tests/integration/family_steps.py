@@ -1,12 +1,13 @@
 """Run under torchrun with two processes: train each tokenizer family a few steps in each layout.
 
-usage: python -m torch.distributed.run --nproc-per-node=2 family_steps.py MODEL_FOLDER OUT.json
+usage: python -m torch.distributed.run --nproc-per-node=2 family_steps.py FOLDER FOLDER_25 OUT.json
 
-The same two micro batches a step in every layout, from the same folder: one process (both ranks
-do the same), two tensor-parallel ranks without and with sequence parallelism, two pipeline
-stages. All of it in one start, on NeMo's model, Megatron's schedules and its optimizer; OUT.json
-holds {case: {layout: {"losses": [...], "norms": [...], "wrong": [...]}}}, the last the tensors
-that changed although they are frozen, or did not although they are trained.
+FOLDER is of a Qwen2-VL, FOLDER_25 of a Qwen2.5-VL. The same two micro batches a step in every
+layout, from the same folder: one process (both ranks do the same), two tensor-parallel ranks
+without and with sequence parallelism, two pipeline stages. All of it in one start, on NeMo's model,
+Megatron's schedules and its optimizer; OUT.json holds {case: {layout: {"losses": [...], "norms":
+[...], "wrong": [...]}}}, the last the tensors that changed although they are frozen, or did not
+although they are trained.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ LAYOUTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A tokenizer and what of the model is trained with it."""
+    """A tokenizer, the model, and what of it is trained."""
 
     tokenizer: dict[str, Any]
+    is_25: bool = False
     model: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,12 +93,14 @@ CASES = {
     "tokenizer_only": Case(
         tokenizer=preset_config("dct28_420"), model={"tuning": "tokenizer_only"}
     ),
+    "pixel, 2.5": Case(tokenizer=preset_config("pixel"), is_25=True),
+    "adaptive, 2.5": Case(tokenizer=preset_config("adaptive"), is_25=True),
 }
 
 
 def micro_batches(folder: Path, case: Case) -> list[dict[str, Any]]:
     """Two micro batches of two rows: pictures of three sizes, several in a row, none in a row."""
-    visual = build_tokenizer(case.tokenizer, min_pixels=56 * 56, max_pixels=112 * 112)
+    visual = build_tokenizer(case.tokenizer, min_pixels=56 * 56, max_pixels=168 * 168)
     encoder = ChatTaskEncoder(
         chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
         visual=visual,
@@ -180,7 +184,7 @@ def train(folder: Path, case: Case, tp: int, pp: int, sp: bool) -> dict[str, lis
     return {"losses": losses, "norms": norms, "wrong": wrong}
 
 
-def main(folder: Path, output: Path) -> None:
+def main(folder: Path, folder_25: Path, output: Path) -> None:
     """Train all cases in all layouts and write what the last rank saw."""
     torch.distributed.init_process_group("gloo")
     found: dict[str, dict[str, Any]] = {name: {} for name in CASES}
@@ -191,7 +195,8 @@ def main(folder: Path, output: Path) -> None:
         model_parallel_cuda_manual_seed(1)
         for name, case in CASES.items():
             seen: list[Any] = [None, None]
-            torch.distributed.all_gather_object(seen, train(folder, case, tp, pp, sp))
+            run = train(folder_25 if case.is_25 else folder, case, tp, pp, sp)
+            torch.distributed.all_gather_object(seen, run)
             found[name][layout] = {**seen[-1], "wrong": seen[0]["wrong"] + seen[1]["wrong"]}
         parallel_state.destroy_model_parallel()
     if torch.distributed.get_rank() == 0:
@@ -199,4 +204,4 @@ def main(folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

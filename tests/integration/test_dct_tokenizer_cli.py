@@ -135,7 +135,7 @@ def test_stats_are_gathered_and_used(picture, tmp_path):
         (["check", "pixel", "--clause", "plans"], "known: plan"),
         (["cost", "pixel", "--size", "640"], "WIDTHxHEIGHT"),
         (["cost", "pixel", "--size", "1x500"], "500x1"),
-        (["cost", "--model", "3b"], "known: 2b"),
+        (["cost", "--model", "3b"], "known: 3b25"),
         (["cost", "pixel", "--min-pixels", "9", "--max-pixels", "3"], "min_pixels=9"),
     ],
 )

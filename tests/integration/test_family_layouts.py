@@ -24,18 +24,23 @@ CASES = (
     "adaptive",
     "lora",
     "tokenizer_only",
+    "pixel, 2.5",
+    "adaptive, 2.5",
 )
 
 
 @pytest.fixture(scope="module")
-def found(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(
+    tiny_model: Path, tiny_model_25: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Losses and gradient norms of all cases in all layouts; see family_steps.py."""
     output = tmp_path_factory.mktemp("families") / "found.json"
     script = Path(__file__).with_name("family_steps.py")
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
     where = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    files = map(str, (script, tiny_model, tiny_model_25, output))
     done = subprocess.run(
-        [sys.executable, *torchrun, *where, str(script), str(tiny_model), str(output)],
+        [sys.executable, *torchrun, *where, *files],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -12,6 +12,9 @@ from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
 from training.config.video import video_rules
 
+#: `model_type` of a model's config.json → what people call it; the models that training knows
+MODEL_TYPES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -64,11 +67,14 @@ def check_model_layout(run: RunConfig) -> None:
     if not config.is_file():
         return
     model = json.loads(config.read_text())
+    vision = model.get("vision_config", {})
     tp, pp = run.trainer.tensor_parallel_size, run.trainer.pipeline_parallel_size
     for what, count, by in (
         ("attention heads", model.get("num_attention_heads"), tp),
         ("key-value heads", model.get("num_key_value_heads"), tp),
-        ("vision heads", model.get("vision_config", {}).get("num_heads"), tp),
+        ("vision heads", vision.get("num_heads"), tp),
+        # Qwen2.5-VL has 3420, which is not divisible by 8
+        ("channels of the vision MLP", vision.get("intermediate_size"), tp),
         ("layers", model.get("num_hidden_layers"), pp),
     ):
         if count and count % by:

@@ -36,7 +36,8 @@ class LoraConfig:
 class ModelConfig:
     """Which model, from where, and what of it is trained."""
 
-    #: Hugging Face Qwen2-VL folder; "auto" makes the tiny random one below `cache_dir`
+    #: Hugging Face folder of a Qwen2-VL or Qwen2.5-VL; "auto" and "auto25" make tiny random ones of
+    #: these below `cache_dir`
     path: str = MISSING
     #: auto | te | local | hybrid (local layers around Transformer Engine's attention)
     layer_spec: str = "auto"

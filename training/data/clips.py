@@ -21,6 +21,16 @@ class Clip:
     #: bounds of a frame's area in pixels
     min_pixels: int
     max_pixels: int
+    #: temporal M-RoPE ids of a second; None where a pair of frames is one id, whatever it lasts
+    ids_per_second: float | None = None
+
+    @property
+    def fps(self) -> float:
+        """Frames taken a second; what the rules ask for where the video does not say how long it
+        is.
+        """
+        duration = self.header.duration
+        return self.num_frames / duration if duration else VideoRules.fps
 
     def plan(self, visual: VisualTokenizer, num_frames: int | None = None) -> Plan:
         """The plan of the clip, or of as many frames of it, under the clip's pixel bounds.
@@ -30,14 +40,24 @@ class Clip:
         """
         bounded = visual.within(self.min_pixels, self.max_pixels)
         frames = self.num_frames if num_frames is None else num_frames
-        return bounded.plan(self.header.height, self.header.width, frames)
+        plan = bounded.plan(self.header.height, self.header.width, frames)
+        if self.ids_per_second is None:
+            return plan
+        # fewer frames of a damaged clip keep their distance
+        return replace(plan, time_scale=(FRAME_FACTOR / self.fps, self.ids_per_second))
 
 
-def make_clip(header: VideoHeader, rules: VideoRules) -> Clip:
-    """What the rules take of a video."""
+def make_clip(header: VideoHeader, rules: VideoRules, ids_per_second: float | None = None) -> Clip:
+    """What the rules take of a video; `ids_per_second` as of `Clip`."""
     num_frames = rules.num_frames(header.num_frames, header.duration)
     least, most = rules.frame_bounds(num_frames)
-    return Clip(header=header, num_frames=num_frames, min_pixels=least, max_pixels=most)
+    return Clip(
+        header=header,
+        num_frames=num_frames,
+        min_pixels=least,
+        max_pixels=most,
+        ids_per_second=ids_per_second,
+    )
 
 
 def shorten_clips(

@@ -6,7 +6,7 @@ Shape legend: N cells, G attention segments, P pictures of the sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,7 +41,11 @@ def encode_pictures(
             for, or resized to the plan's own already.
         plans: what `visual.plan` said from the headers.
     """
-    final = tuple(visual.refine(f, p) for f, p in zip(frames, plans, strict=True))
+    final = tuple(
+        # the time of a clip is not the tokenizer's concern
+        replace(visual.refine(f, p), time_scale=p.time_scale)
+        for f, p in zip(frames, plans, strict=True)
+    )
     if not final:
         return PictureCells(
             plans=(),

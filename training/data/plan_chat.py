@@ -21,7 +21,8 @@ def place_media(
 
     Positions follow Qwen2-VL: text counts up in all three rows; a picture's ids start where the
     text stopped and the text goes on after the largest of them (`get_rope_index` in
-    transformers 4.51.3). A video's are those of one picture with several temporal ids.
+    transformers 4.51.3). A video's are those of one picture with several temporal ids, which count
+    pairs of frames, and in Qwen2.5-VL parts of a second.
 
     Args:
         chat: ids with one placeholder a picture or video.
@@ -58,8 +59,9 @@ def place_media(
         add_text(place)
         out_ids.append(np.full(plan.num_llm_tokens, VISUAL_TOKEN_INDEX, dtype=np.int64))
         out_answer.append(np.zeros(plan.num_llm_tokens, dtype=bool))
-        out_positions.append(plan.mrope_positions.T + next_position)
-        next_position += plan.mrope_extent
+        positions, extent = plan.placed_ids()
+        out_positions.append(positions.T + next_position)
+        next_position += extent
         start = place + 1
     add_text(len(ids))
     return (

@@ -51,6 +51,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             rounded up to `pad_multiple`.
         pad_multiple: divisor of the batch length (sequence parallelism needs the TP size).
         rejects: where left-out samples go.
+        ids_per_second: temporal ids of a second of video, see `training.data.clips.Clip`.
     """
 
     cookers = [Cooker(cook_chat)]  # noqa: RUF012  (Energon reads the class attribute)
@@ -67,11 +68,13 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
         pad_to: int | None = None,
         pad_multiple: int = 8,
         video: VideoRules | None = None,
+        ids_per_second: float | None = None,
     ) -> None:
         super().__init__()
         self.chat = chat
         self.visual = visual
         self.video = video or VideoRules()
+        self.ids_per_second = ids_per_second
         self.seq_length = seq_length
         self.rejects = rejects
         self.pad_to = pad_to
@@ -90,7 +93,10 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             record = parse_record(sample.record)
             chat = self.chat.tokenize(record.turns, len(sample.images), len(sample.videos))
             pictures = [self.visual.plan(*header_size(data)) for data in sample.images]
-            wanted = tuple(make_clip(read_header(data), self.video) for data in sample.videos)
+            wanted = tuple(
+                make_clip(read_header(data), self.video, self.ids_per_second)
+                for data in sample.videos
+            )
             room = self.seq_length - len(chat.input_ids) + len(chat.media)
             clips = shorten_clips(
                 wanted,

@@ -31,7 +31,7 @@ def estimate_command(
         list[str] | None, typer.Argument(help="KEY=VALUE …, as of `python -m training fit`.")
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="2b, 7b or a folder, instead of model.path.")
+        str | None, typer.Option(help="2b, 7b, 3b25, 7b25 or a folder, instead of model.path.")
     ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs of all nodes.")] = 1,
     device: Annotated[str, typer.Option(help="Name of the GPU.")] = "H200",
@@ -122,7 +122,8 @@ def smaller(
                     trainer=replace(trainer, tensor_parallel_size=size, micro_batch_size=rows),
                     speed=replace(run.speed, recompute=recompute),
                 )
-                if changed == run or sizes.shape.kv_heads % size:
+                shape = sizes.shape
+                if changed == run or shape.kv_heads % size or shape.vit_mlp % size:
                     continue
                 try:
                     check_layout(changed, work.num_gpus)

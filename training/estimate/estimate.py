@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_tokenizer.cost import window_pairs
 from training.config.checks import check_layout
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
@@ -93,11 +94,13 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     fullest = _fullest(run, work, picture.num_cells, picture.num_llm_tokens)
     plan = make_plan(run, sizes, visual, layout.data_parallel_size, layout.num_micro_batches)
     samples = run.trainer.global_batch_size * per_row
+    per_step = samples * work.pictures_per_sample
     segments = (picture.vit_cu_seqlens[1:] - picture.vit_cu_seqlens[:-1]).astype(float)
     flops = _flops(sizes, plan, visual).of(
         StepWork(
             num_cells=samples * cells,
-            cell_pairs=samples * work.pictures_per_sample * float((segments**2).sum()),
+            cell_pairs=per_step * float((segments**2).sum()),
+            window_pairs=per_step * window_pairs(picture, sizes.shape),
             num_tokens=samples * tokens,
             token_pairs=samples * tokens**2,
             num_output_tokens=samples * work.answer_tokens,

@@ -150,7 +150,8 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         queries=shape.vit_width,
         keys=shape.vit_width,
         mlp=shape.vit_mlp,
-        gated=False,
+        gated=shape.vit_gated,
+        is_vision=True,
         fused=plan.fused_layers,
         tp=tp,
     )
@@ -160,6 +161,7 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         keys=sizes.key_width,
         mlp=shape.llm_mlp,
         gated=True,
+        is_vision=False,
         fused=plan.fused_layers,
         tp=tp,
         sequence_parallel=plan.sequence_parallel,
@@ -193,6 +195,7 @@ def layer_bytes(
     keys: int,
     mlp: int,
     gated: bool,
+    is_vision: bool,
     fused: bool,
     tp: int = 1,
     sequence_parallel: bool = False,
@@ -205,17 +208,18 @@ def layer_bytes(
         keys: width of all key heads.
         mlp: inner width, of one half where it is gated.
         gated: gate and up in one matrix.
+        is_vision: a layer of the ViT, whose rows are one batch row.
         fused: elementwise parts of `training.model.fused`; otherwise Megatron's or Transformer
             Engine's.
         tp: tensor-parallel size.
         sequence_parallel: norms see a part of the sequence.
     """
     norms: float = 8 * width / (tp if sequence_parallel else 1)
-    attention = 6 * queries + 4 * keys if gated else 4 * queries + 4 * keys
+    attention = (4 if is_vision else 6) * queries + 4 * keys
     inner = (6 if gated else 4) * mlp
     if not fused:
         inner += 2 * mlp
-        attention += 2 * queries + 2 * keys if gated else 0
+        attention += 0 if is_vision else 2 * queries + 2 * keys
     return norms + (attention + inner) / tp
 
 

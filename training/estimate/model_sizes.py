@@ -1,4 +1,4 @@
-"""Sizes of a Qwen2-VL model, from its folder or by name, and its parameters by part."""
+"""Sizes of a Qwen2-VL or Qwen2.5-VL, from its folder or by name, and its parameters by part."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ from pathlib import Path
 
 from dct_tokenizer.cost import MODELS, ModelShape
 from dct_tokenizer.geometry import MERGE
+from training.config.checks import MODEL_TYPES
 from training.config.overrides import ConfigError
 from training.config.schema import LoraConfig
 
 #: name → vocabulary, and whether embedding and output layer share their weights; config.json of
-#: https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct, as in `dct_tokenizer.cost`
-_WORDS = {"2b": (151936, True), "7b": (152064, False)}
+#: https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct and the others of `dct_tokenizer.cost`
+_WORDS = {
+    "2b": (151936, True),
+    "7b": (152064, False),
+    "3b25": (151936, True),
+    "7b25": (152064, False),
+}
+#: how the names of the hub's folders begin → name
+_HUB_NAMES = {
+    "qwen2-vl-2b": "2b",
+    "qwen2-vl-7b": "7b",
+    "qwen2.5-vl-3b": "3b25",
+    "qwen2.5-vl-7b": "7b25",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,7 @@ class ModelSizes:
         return {
             "linear_qkv": (width, 3 * width),
             "linear_proj": (width, width),
-            "linear_fc1": (width, mlp),
+            "linear_fc1": (width, 2 * mlp if self.shape.vit_gated else mlp),
             "linear_fc2": (mlp, width),
         }
 
@@ -59,9 +72,14 @@ class ModelSizes:
 
     @property
     def vit_layer(self) -> int:
-        """Parameters of a ViT layer: four matrices with biases, two layer norms."""
+        """Parameters of a ViT layer: four matrices with biases, two norms."""
         linears = self.vit_linears().values()
-        return sum(i * o + o for i, o in linears) + 4 * self.shape.vit_width
+        return sum(i * o + o for i, o in linears) + 2 * self.vit_norm
+
+    @property
+    def vit_norm(self) -> int:
+        """Parameters of a norm of the ViT: an RMS norm where the MLP is gated, or a layer norm."""
+        return self.shape.vit_width if self.shape.vit_gated else 2 * self.shape.vit_width
 
     @property
     def llm_layer(self) -> int:
@@ -73,9 +91,9 @@ class ModelSizes:
 
     @property
     def projector(self) -> int:
-        """Parameters of the merger: a layer norm, two matrices with biases."""
+        """Parameters of the merger: a norm, two matrices with biases."""
         merged, width = MERGE * MERGE * self.shape.vit_width, self.shape.llm_width
-        return 2 * self.shape.vit_width + merged * merged + merged + merged * width + width
+        return self.vit_norm + merged * merged + merged + merged * width + width
 
     @property
     def words(self) -> int:
@@ -98,8 +116,8 @@ class ModelSizes:
 
 
 def model_sizes(where: str) -> ModelSizes:
-    """Sizes by the name of a shape (2b, 7b), by a Hugging Face folder, or, where that folder is not
-    there, by the hub's name at its end (Qwen2-VL-2B-Instruct).
+    """Sizes by the name of a shape (2b, 7b, 3b25, 7b25), by a Hugging Face folder, or, where that
+    folder is not there, by the hub's name at its end (Qwen2-VL-2B-Instruct).
 
     Raises:
         ConfigError: nothing of that name, or a model that training does not support.
@@ -109,14 +127,12 @@ def model_sizes(where: str) -> ModelSizes:
     if config.is_file():
         return _of_folder(config)
     name = path.name.lower()
-    for known, (vocab_size, tied) in _WORDS.items():
-        if name == known or name.startswith(f"qwen2-vl-{known}"):
-            return ModelSizes(name=known, shape=MODELS[known], vocab_size=vocab_size, tied=tied)
-    if name.startswith("qwen2.5-vl"):
-        raise ConfigError(
-            f"{where}: training supports Qwen2-VL, not Qwen2.5-VL, whose vision model has windowed "
-            "attention and a gated MLP: use a Qwen2-VL folder, 2b or 7b"
-        )
+    known = name if name in _WORDS else None
+    for start, shape_name in _HUB_NAMES.items():
+        known = shape_name if name.startswith(start) else known
+    if known is not None:
+        vocab_size, tied = _WORDS[known]
+        return ModelSizes(name=known, shape=MODELS[known], vocab_size=vocab_size, tied=tied)
     raise ConfigError(
         f"no sizes for the model {where!r}: it is no folder with a config.json; expected one, or "
         f"one of the shapes {', '.join(_WORDS)}"
@@ -124,19 +140,22 @@ def model_sizes(where: str) -> ModelSizes:
 
 
 def _of_folder(path: Path) -> ModelSizes:
-    from transformers import Qwen2VLConfig
+    from training.model.hf_config import read_hf_config, vision_sizes
 
-    raw = json.loads(path.read_text())
-    if raw.get("model_type") != "qwen2_vl":
+    kind = json.loads(path.read_text()).get("model_type")
+    if kind not in MODEL_TYPES:
         raise ConfigError(
-            f"{path} describes {raw.get('model_type')!r}; training supports 'qwen2_vl' only"
+            f"{path} describes {kind!r}; training supports {' and '.join(MODEL_TYPES)} only"
         )
-    hf = Qwen2VLConfig.from_dict(raw)
-    vision = hf.vision_config
+    hf = read_hf_config(path.parent)
+    vision = vision_sizes(hf)
     shape = ModelShape(
-        vit_layers=vision.depth,
-        vit_width=vision.embed_dim,
-        vit_mlp=int(vision.embed_dim * vision.mlp_ratio),
+        vit_layers=vision.layers,
+        vit_width=vision.width,
+        vit_mlp=vision.mlp,
+        vit_gated=vision.window is not None,
+        vit_window=vision.window,
+        vit_full_layers=len(vision.full_layers),
         llm_layers=hf.num_hidden_layers,
         llm_width=hf.hidden_size,
         llm_mlp=hf.intermediate_size,

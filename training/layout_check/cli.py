@@ -22,6 +22,7 @@ def layout_check(
         int | None, typer.Option(help="CPU processes to use; without it all GPUs, or 2 of these.")
     ] = None,
     tokenizer: Annotated[str, typer.Option(help="A preset of dct_tokenizer.")] = "dct28_420",
+    model_type: Annotated[str, typer.Option(help="qwen2_vl or qwen2_5_vl.")] = "qwen2_vl",
     layer_spec: Annotated[str, typer.Option(help="auto, te or local.")] = "auto",
     only: Annotated[str, typer.Option(help="Layouts, with commas: tp2pp2,dp4.")] = "",
     variants: Annotated[str, typer.Option(help="padded, packed, or both.")] = "padded,packed",
@@ -44,7 +45,7 @@ def layout_check(
     layouts = choose_layouts(num_ranks, [name for name in only.split(",") if name])
     tolerance = FP32 if on_cpu else BF16
     settings = Settings(
-        inputs=make_inputs(work_dir),
+        inputs=make_inputs(work_dir, model_type),
         work_dir=work_dir,
         on_cpu=on_cpu,
         num_ranks=num_ranks,
@@ -54,8 +55,8 @@ def layout_check(
     )
     where = "CPU ranks, fp32" if on_cpu else "GPUs, bf16"
     typer.echo(
-        f"{num_ranks} {where}, {tokenizer}, {steps} steps; relative differences allowed: "
-        f"loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}"
+        f"{num_ranks} {where}, {model_type}, {tokenizer}, {steps} steps; relative differences "
+        f"allowed: loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}"
     )
     # larger layouts first where they leave room for others later; references start at once
     cases = [Case(variant=v, layout=layout) for v in wanted for layout in (REFERENCE, *layouts)]
@@ -89,6 +90,7 @@ def layout_check(
         table: dict[str, Any] = {
             "ranks": num_ranks,
             "device": "cpu" if on_cpu else "gpu",
+            "model_type": model_type,
             "tokenizer": tokenizer,
             "layer_spec": layer_spec,
             "steps": steps,

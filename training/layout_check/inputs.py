@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.drawn import write_drawn_dataset
@@ -30,6 +30,11 @@ SHAPE = TinyShape(
     init_std=0.1,
     max_bpe_size=512,
 )
+#: `model_type` → sizes
+SHAPES = {
+    "qwen2_vl": SHAPE,
+    "qwen2_5_vl": replace(SHAPE, model_type="qwen2_5_vl", vision_full_layers=(1,)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +45,17 @@ class Inputs:
     model: Path
 
 
-def make_inputs(work_dir: Path) -> Inputs:
+def make_inputs(work_dir: Path, model_type: str = "qwen2_vl") -> Inputs:
     """Draw conversations, make shards prepared for Energon, and write a random model.
 
     What an earlier check left in the folder is removed.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or no model is of this type.
     """
+    shape = SHAPES.get(model_type)
+    if shape is None:
+        raise ConfigError(f"--model-type {model_type!r}; expected one of {', '.join(SHAPES)}")
     if work_dir.exists() and any(work_dir.iterdir()) and not (work_dir / _MARK).is_file():
         raise ConfigError(f"--work-dir {work_dir} holds something else; name a new folder")
     shutil.rmtree(work_dir, ignore_errors=True)
@@ -59,5 +67,5 @@ def make_inputs(work_dir: Path) -> Inputs:
     run(job, InProcessEngine(), Reporter())
     prepare(shards, "8,1,1", num_workers=1)
     texts = list(conversation_texts(raw / "cambrian737k.json"))
-    write_random_model(model, corpus=texts, shape=SHAPE)
+    write_random_model(model, corpus=texts, shape=shape)
     return Inputs(shards=shards, model=model)

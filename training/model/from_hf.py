@@ -1,4 +1,4 @@
-"""Model configuration from a Hugging Face Qwen2-VL folder's config.json."""
+"""Model configuration from a Hugging Face Qwen2-VL or Qwen2.5-VL folder's config.json."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from nemo.collections.llm.fn.activation import quick_gelu
 from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
-from transformers import AutoConfig
 
+from training.model.hf_config import VisionSizes, read_hf_config, vision_sizes
 from training.model.layer_specs import (
     LayerSpecName,
     language_spec,
@@ -19,7 +19,9 @@ from training.model.layer_specs import (
     projector_submodules,
 )
 from training.model.mcore import TokenizerQwen2VLConfig
-from training.model.vision import TokenizerVisionConfig
+from training.model.torch_norm import block_with_torch_norm
+from training.model.vision import TokenizerVisionConfig, WindowedVisionConfig
+from training.model.windowed_layers import windowed
 
 
 @dataclass
@@ -56,28 +58,10 @@ class ModelOptions:
     recompute: bool = False
 
 
-def read_hf_config(folder: str | Path) -> Any:
-    """The folder's transformers config.
-
-    Raises:
-        ValueError: the folder is not there, or holds another kind of model.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: expected a Hugging Face Qwen2-VL folder; clone "
-            "Qwen/Qwen2-VL-2B-Instruct there, or use model=tiny"
-        )
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen2_vl":
-        raise ValueError(f"{path} describes {config.model_type!r}; expected 'qwen2_vl'")
-    return config
-
-
 def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLConfig:
     """NeMo configuration of the model in `folder` with a tokenizer and a parallel layout."""
     hf = read_hf_config(folder)
-    vision = hf.vision_config
+    vision = vision_sizes(hf)
     half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(options.dtype)
     on_cuda = torch.cuda.is_available()
     shared: dict[str, Any] = {
@@ -121,38 +105,19 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         transformer_layer_spec=language_spec(options.layer_spec, fused=options.fused_layers),
         **layers,
     )
-    vision_config = TokenizerVisionConfig(
-        num_layers=vision.depth,
-        num_attention_heads=vision.num_heads,
-        num_query_groups=vision.num_heads,
-        kv_channels=vision.embed_dim // vision.num_heads,
-        embed_dim=vision.embed_dim,
-        hidden_size=vision.embed_dim,
-        ffn_hidden_size=int(vision.embed_dim * vision.mlp_ratio),
-        patch_dim=vision.patch_size,
-        spatial_patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        spatial_merge_size=vision.spatial_merge_size,
-        activation_func=quick_gelu,
-        transformer_layer_spec=layer_spec(
-            options.layer_spec, is_vision=True, fused=options.fused_layers
-        ),
-        tokenizer=options.tokenizer,
-        **layers,
-    )
-    merged = vision.embed_dim * vision.spatial_merge_size**2
+    merged = vision.width * vision.merge_size**2
     projector = ProjectorConfig(
         projector_type="mlp",
         layer_spec=projector_submodules(options.layer_spec),
         input_size=merged,
-        hidden_size=vision.hidden_size,
+        hidden_size=vision.out_width,
         ffn_hidden_size=merged,
         add_bias_linear=True,
         **shared,
     )
     return TokenizerQwen2VLConfig(
         language_transformer_config=language,
-        vision_transformer_config=vision_config,
+        vision_transformer_config=_vision_config(vision, options, layers),
         vision_projection_config=projector,
         mrope_section=tuple(hf.rope_scaling["mrope_section"]),
         seq_length=options.seq_length,
@@ -160,4 +125,37 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         context_parallel_size=options.context_parallel_size,
         sequence_parallel=options.sequence_parallel,
         **shared,
+    )
+
+
+def _vision_config(
+    vision: VisionSizes, options: ModelOptions, layers: dict[str, Any]
+) -> TokenizerVisionConfig | WindowedVisionConfig:
+    spec = layer_spec(options.layer_spec, is_vision=True, fused=options.fused_layers)
+    sizes: dict[str, Any] = {
+        "num_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "num_query_groups": vision.heads,
+        "kv_channels": vision.width // vision.heads,
+        "embed_dim": vision.width,
+        "hidden_size": vision.width,
+        "ffn_hidden_size": vision.mlp,
+        "patch_dim": vision.patch_size,
+        "spatial_patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "spatial_merge_size": vision.merge_size,
+        "tokenizer": options.tokenizer,
+        **layers,
+    }
+    if vision.window is None:
+        return TokenizerVisionConfig(
+            **sizes, activation_func=quick_gelu, transformer_layer_spec=spec
+        )
+    spec = windowed(spec)
+    return WindowedVisionConfig(
+        **sizes,
+        window_side=vision.window,
+        fullatt_block_indexes=list(vision.full_layers),
+        # an RMS norm at the block's end, whatever is installed
+        transformer_layer_spec=spec if options.layer_spec == "te" else block_with_torch_norm(spec),
     )

@@ -1,8 +1,10 @@
-"""Which Hugging Face tensors make each Megatron tensor of Qwen2-VL, and the way back.
+"""Which Hugging Face tensors make each Megatron tensor of Qwen2-VL or Qwen2.5-VL, and the way back.
 
-Names and layouts follow transformers 4.51.3 (`Qwen2VLForConditionalGeneration`) on one side and
-NeMo 2.7.3's importer (`nemo/collections/vlm/qwen2vl/model/qwen2vl.py`) on the other. Megatron
-interleaves query, key and value by query group and stacks the gated MLP's two halves.
+Names and layouts follow transformers 4.51.3 (`Qwen2VLForConditionalGeneration`,
+`Qwen2_5_VLForConditionalGeneration`) on one side and NeMo 2.7.3's importer
+(`nemo/collections/vlm/qwen2vl/model/qwen2vl.py`) on the other. Megatron interleaves query, key and
+value by query group and stacks the gated MLP's two halves. The two models differ in the vision
+tower alone: a gated MLP and norms without biases tell the newer one.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ _LAYER = re.compile(r"^(?P<stack>.*decoder\.layers)\.(?P<index>\d+)\.(?P<rest>.*
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Attention geometry of one stack."""
+    """Attention geometry of one stack, and the kind of its MLP."""
 
     num_heads: int
     num_groups: int
     head_dim: int
+    #: gate and up in one matrix; all language models are gated, of the vision towers Qwen2.5-VL's
+    gated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +69,32 @@ def recipe(name: str, language: Heads, vision: Heads) -> Recipe:
     raise KeyError(f"no Hugging Face tensor is known for {name!r}")
 
 
-def every_source(language_layers: int, vision_layers: int) -> set[str]:
+def every_source(language_layers: int, vision_layers: int, vision: Heads) -> set[str]:
     """Names of all tensors of a Hugging Face folder with so many layers, `lm_head` included."""
     names = {PATCH_EMBED, *_FIXED.values()}
-    one = Heads(num_heads=1, num_groups=1, head_dim=1)
+    vision_rests: tuple[str, ...] = (*_VISION_LAYER, *_PLAIN_MLP, *_QKV)
+    if vision.gated:
+        names.remove(_FIXED[_LAST_NORM_BIAS])
+        norms = {name for name in _VISION_LAYER if name.endswith("layer_norm_bias")}
+        vision_rests = (*(_VISION_LAYER.keys() - norms), *_GATED_VISION_MLP, *_GATED, *_QKV)
     for stack, count, rests in (
-        ("language_model", language_layers, (*_LANGUAGE_LAYER, *_LANGUAGE_JOINED)),
-        ("vision_model", vision_layers, (*_VISION_LAYER, *_VISION_JOINED)),
+        ("language_model", language_layers, (*_LANGUAGE_LAYER, _GATED[0], *_QKV)),
+        ("vision_model", vision_layers, vision_rests),
     ):
         for index in range(count):
             for rest in rests:
-                names.update(recipe(f"{stack}.decoder.layers.{index}.{rest}", one, one).sources)
+                name = f"{stack}.decoder.layers.{index}.{rest}"
+                names.update(recipe(name, vision, vision).sources)
     return names
 
 
+_LAST_NORM_BIAS = "vision_model.decoder.final_layernorm.bias"
 _FIXED = {
     "language_model.embedding.word_embeddings.weight": WORD_EMBEDDINGS,
     "language_model.decoder.final_layernorm.weight": "model.norm.weight",
     "language_model.output_layer.weight": LM_HEAD,
     "vision_model.decoder.final_layernorm.weight": "visual.merger.ln_q.weight",
-    "vision_model.decoder.final_layernorm.bias": "visual.merger.ln_q.bias",
+    _LAST_NORM_BIAS: "visual.merger.ln_q.bias",
     "vision_projection.encoder.linear_fc1.weight": "visual.merger.mlp.0.weight",
     "vision_projection.encoder.linear_fc1.bias": "visual.merger.mlp.0.bias",
     "vision_projection.encoder.linear_fc2.weight": "visual.merger.mlp.2.weight",
@@ -105,18 +115,22 @@ _VISION_LAYER = {
     "self_attention.linear_qkv.layer_norm_bias": "norm1.bias",
     "mlp.linear_fc1.layer_norm_weight": "norm2.weight",
     "mlp.linear_fc1.layer_norm_bias": "norm2.bias",
+}
+_PLAIN_MLP = {
     "mlp.linear_fc1.weight": "mlp.fc1.weight",
     "mlp.linear_fc1.bias": "mlp.fc1.bias",
     "mlp.linear_fc2.weight": "mlp.fc2.weight",
     "mlp.linear_fc2.bias": "mlp.fc2.bias",
 }
+_GATED_VISION_MLP = {
+    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+    "mlp.linear_fc2.bias": "mlp.down_proj.bias",
+}
 
 
+#: in another layout, or made of several tensors
 _QKV = ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias")
-_GATED = "mlp.linear_fc1.weight"
-#: made of several tensors, or in another layout
-_LANGUAGE_JOINED = (*_QKV, _GATED)
-_VISION_JOINED = _QKV
+_GATED = ("mlp.linear_fc1.weight", "mlp.linear_fc1.bias")
 
 
 def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
@@ -130,19 +144,27 @@ def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
             join=lambda q, k, v: interleave_qkv(q, k, v, heads),
             split=lambda full: split_qkv(full, heads),
         )
-    if rest == _GATED:
-        names = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
-        return Recipe(
-            sources=names,
-            join=lambda gate, up: torch.cat((gate, up)),
-            split=lambda full: full.chunk(2),
-        )
+    if rest == _GATED[0]:
+        return _gated(prefix, "weight")
     raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a language layer")
+
+
+def _gated(prefix: str, kind: str) -> Recipe:
+    return Recipe(
+        sources=(f"{prefix}mlp.gate_proj.{kind}", f"{prefix}mlp.up_proj.{kind}"),
+        join=lambda gate, up: torch.cat((gate, up)),
+        split=lambda full: full.chunk(2),
+    )
 
 
 def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
     if rest in _VISION_LAYER:
         return _renamed(prefix + _VISION_LAYER[rest])
+    if heads.gated and rest in _GATED:
+        return _gated(prefix, rest.rpartition(".")[2])
+    mlp = _GATED_VISION_MLP if heads.gated else _PLAIN_MLP
+    if rest in mlp:
+        return _renamed(prefix + mlp[rest])
     if rest in _QKV:
         kind = rest.rpartition(".")[2]
         return Recipe(

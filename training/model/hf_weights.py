@@ -1,4 +1,4 @@
-"""Read a Hugging Face Qwen2-VL folder straight into this rank's shards.
+"""Read a Hugging Face Qwen2-VL or Qwen2.5-VL folder straight into this rank's shards.
 
 No converted copy on disk and no full model in memory: every Megatron tensor says through its
 sharded state dict which slice of which global tensor this rank holds, in any tensor- or
@@ -144,8 +144,11 @@ def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
 def _unread(module: TokenizerQwen2VL, source: HFFolder) -> list[str]:
     """Tensors of the folder that no rank of this model would read."""
     config = module.config
-    language = config.language_transformer_config
-    known = every_source(language.num_layers, config.vision_transformer_config.num_layers)
+    known = every_source(
+        config.language_transformer_config.num_layers,
+        config.vision_transformer_config.num_layers,
+        attention_geometry(module)[1],
+    )
     problems = []
     if module.share_embeddings_and_output_weights and LM_HEAD in source:
         # some folders hold the tied matrix twice
@@ -181,6 +184,7 @@ def attention_geometry(module: TokenizerQwen2VL) -> tuple[Heads, Heads]:
             num_heads=config.num_attention_heads,
             num_groups=config.num_query_groups,
             head_dim=config.kv_channels,
+            gated=config.gated_linear_unit,
         )
         for config in (
             module.config.language_transformer_config,

@@ -1,4 +1,4 @@
-"""The Megatron module: NeMo's Qwen2-VL fed with cells, explicit positions and no pixel guesswork.
+"""The Megatron module: NeMo's Qwen2-VL or Qwen2.5-VL fed with cells and explicit positions.
 
 Shape legend: B micro batch, S sequence, N cells, M LLM visual tokens, H language width.
 """
@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import (
 from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLConfig
 
 from training.model.fused.answer_loss import AnswerLossGPTModel
+from training.model.vision import Windows
 
 #: what stands in `input_ids` where a visual embedding goes (NeMo's convention for images)
 VISUAL_TOKEN_INDEX = -200
@@ -42,6 +43,9 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         vit_cu_seqlens: torch.Tensor | None = None,
         vit_grids: torch.Tensor | None = None,
         longest_segment: int | None = None,
+        vit_window_order: torch.Tensor | None = None,
+        vit_window_cu_seqlens: torch.Tensor | None = None,
+        longest_window: int | None = None,
         text_cu_seqlens: torch.Tensor | None = None,
         longest_text_segment: int | None = None,
         visual: torch.Tensor | None = None,
@@ -61,6 +65,11 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             vit_cu_seqlens: (segments + 1,) int32; first stage only.
             vit_grids: (pictures, 3) int64, ViT grids in cells; first stage only.
             longest_segment: the longest of the segments in cells, if known.
+            vit_window_order: (M,) int64; with the next two the parts of a
+                `training.model.vision.Windows`. Qwen2.5-VL looks for windows without them, which
+                waits for the device.
+            vit_window_cu_seqlens: (windows + 1,) int32.
+            longest_window: in cells.
             text_cu_seqlens: (samples + 1,) int32 boundaries of the samples in packed rows, over
                 B*S places, row after row; every stage. None where each row is one sample.
             longest_text_segment: the longest of those segments in tokens, if known.
@@ -87,8 +96,14 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             if visual is None and cells is not None:
                 assert vit_positions is not None
                 assert vit_cu_seqlens is not None
+                windows = None
+                if vit_window_order is not None:
+                    assert vit_window_cu_seqlens is not None
+                    windows = Windows(
+                        vit_window_order, vit_window_cu_seqlens, longest_window or len(cells)
+                    )
                 visual = self.encode_cells(
-                    cells, vit_positions, vit_cu_seqlens, vit_grids, longest_segment
+                    cells, vit_positions, vit_cu_seqlens, vit_grids, longest_segment, windows
                 )
             decoder_input = self._embed(input_ids, visual, visual_places)
         self.language_model.answer_positions = answer_positions
@@ -140,10 +155,11 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         cu_seqlens: torch.Tensor,
         grids: torch.Tensor | None,
         longest_segment: int | None = None,
+        windows: Windows | None = None,
     ) -> torch.Tensor:
         """Cells → embeddings of the language model's width, (M, H)."""
         merged = self.vision_projection(
-            self.vision_model(cells, positions, cu_seqlens, longest_segment)
+            self.vision_model(cells, positions, cu_seqlens, longest_segment, windows)
         )
         post_merge = self.vision_model.post_merge
         return merged if post_merge is None else post_merge(merged, grids)

@@ -24,6 +24,10 @@ from training.model.lora import apply_lora
 from training.model.mcore import VISUAL_TOKEN_INDEX, TokenizerQwen2VLConfig
 from training.model.parts import freeze_parts
 from training.model.scoring import scored_forward
+from training.model.vision import WindowedVisionConfig, find_windows
+
+#: fields of a batch that `with_windows` adds; tensors
+WINDOW_FIELDS = ("vit_window_order", "vit_window_cu_seqlens")
 
 
 def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
     """
     wanted = set(EVERY_STAGE_FIELDS)
     if ps.is_pipeline_first_stage():
-        wanted.update((*FIRST_STAGE_FIELDS, "visual_places"))
+        wanted.update((*FIRST_STAGE_FIELDS, "visual_places", *WINDOW_FIELDS))
     if ps.is_pipeline_last_stage():
         wanted.update((*LAST_STAGE_FIELDS, "answer_positions"))
     tensors = {
@@ -55,10 +59,18 @@ def with_places(batch: dict[str, Any], *, answers: bool) -> dict[str, Any]:
     return {**batch, **places}
 
 
+def with_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
+    """Add the windows of Qwen2.5-VL's vision tower, found on the host likewise."""
+    windows = find_windows(batch["vit_positions"], batch["vit_cu_seqlens"], side)
+    order, boundaries = WINDOW_FIELDS
+    found = {order: windows.order, boundaries: windows.cu_seqlens}
+    return {**batch, **found, "longest_window": windows.longest}
+
+
 def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
     """Run the model on a micro batch of `to_stage`."""
     names: tuple[str, ...] = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
-    names = (*names, "longest_segment", "longest_text_segment")
+    names = (*names, "longest_segment", "longest_text_segment", *WINDOW_FIELDS, "longest_window")
     fields: dict[str, Any] = {name: batch.get(name) for name in names}
     if model.training:
         places = {name: batch.get(name) for name in ("visual_places", "answer_positions")}
@@ -123,7 +135,10 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         answer_loss: bool = False,
     ) -> None:
         config.forward_step_fn = forward_step
-        super().__init__(config, model_version="qwen2-vl", optim=optim, tokenizer=None)
+        vision = config.vision_transformer_config
+        super().__init__(config, model_version=vision.model_version, optim=optim, tokenizer=None)
+        #: side of the vision tower's windows; None where it has none
+        self.window_side = vision.window_side if isinstance(vision, WindowedVisionConfig) else None
         self.hf_folder = Path(hf_folder) if hf_folder is not None else None
         self.trained = frozenset(trained)
         self.lora = lora
@@ -170,6 +185,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         if self.training:
             self.note_phase("computes")
             self.data_wait += time.perf_counter() - started
+        if self.window_side is not None:
+            batch = with_windows(batch, self.window_side)
+        if self.training:
             self.meter.add(batch)
             # context-parallel ranks hold parts of the sequence, where these places are others
             if ps.get_context_parallel_world_size() == 1:

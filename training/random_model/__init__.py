@@ -1,4 +1,4 @@
-"""Qwen2-VL folders with random weights, for everything that must run without a download.
+"""Qwen2-VL and Qwen2.5-VL folders with random weights, for what must run without a download.
 
 ``write_random_model(folder, shape="tiny", corpus=…)`` writes what the hub's folder holds: config,
 safetensors, a Qwen2 tokenizer trained on the corpus, processor and chat template.

@@ -18,7 +18,8 @@ DEFAULT_CORPUS = ["What color is the shape? Where is it? How many are there?"] *
 def random_model(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     shape: Annotated[
-        str, typer.Option(help="tiny, small (27 M parameters), or 2b (4.4 GB).")
+        str,
+        typer.Option(help="tiny, small (27 M parameters), 2b (4.4 GB), tiny25, 3b25 (7.5 GB)."),
     ] = "tiny",
     corpus: Annotated[
         Path | None,
@@ -26,7 +27,7 @@ def random_model(
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other weights.")] = 0,
 ) -> None:
-    """Write a Qwen2-VL folder with random weights that loads like the hub's."""
+    """Write a Qwen2-VL or Qwen2.5-VL folder with random weights that loads like the hub's."""
     name = next((n for n in get_args(ShapeName) if n == shape), None)
     if name is None:
         names = ", ".join(get_args(ShapeName))

@@ -1,13 +1,13 @@
-"""Write a Qwen2-VL folder as it would come from the hub, with random weights."""
+"""Write a Qwen2-VL or Qwen2.5-VL folder as it would come from the hub, with random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from transformers import GenerationConfig, Qwen2VLProcessor
+from transformers import GenerationConfig, Qwen2_5_VLProcessor, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from training.random_model.shapes import (
@@ -15,16 +15,20 @@ from training.random_model.shapes import (
     PATCH_SIZE,
     SMALL,
     TEMPORAL_PATCH_SIZE,
+    TINY_25,
+    AnyConfig,
     TinyShape,
     config_2b,
+    config_3b_25,
     tiny_config,
 )
 from training.random_model.special_tokens import FIRST_SPECIAL_ID_2B
 from training.random_model.tokenizer import train_tokenizer
 from training.random_model.weights import random_model
 
-ShapeName: TypeAlias = Literal["tiny", "small", "2b"]
-_SIZES: dict[str, TinyShape] = {"tiny": TinyShape(), "small": SMALL}
+ShapeName: TypeAlias = Literal["tiny", "small", "2b", "tiny25", "3b25"]
+_SIZES: dict[str, TinyShape] = {"tiny": TinyShape(), "small": SMALL, "tiny25": TINY_25}
+_FROM_THE_HUB: dict[str, Callable[[], AnyConfig]] = {"2b": config_2b, "3b25": config_3b_25}
 #: The hub's bounds on the pixels of a resized picture.
 MIN_PIXELS, MAX_PIXELS = 3136, 12845056
 MAX_SHARD_SIZE = "2GB"
@@ -42,9 +46,10 @@ def write_random_model(
     """Write config, weights, tokenizer, processor and chat template; return the folder.
 
     corpus: texts that the tokenizer is trained on; its words become one token each.
-    shape: "tiny" is ``TinyShape()``, "small" has 25 million parameters; "2b" has the sizes and
-        the special ids of the hub's Qwen2-VL-2B (4.4 GB in bfloat16, in shards of 2 GB).
-    dtype: of the weights; float32 for a tiny shape and bfloat16 for "2b" unless given.
+    shape: "tiny" is ``TinyShape()``, "small" has 25 million parameters, "tiny25" is a tiny
+        Qwen2.5-VL; "2b" and "3b25" have the sizes and the special ids of the hub's Qwen2-VL-2B
+        and Qwen2.5-VL-3B (4.4 and 7.5 GB in bfloat16, in shards of 2 GB).
+    dtype: of the weights; float32 for a tiny shape and bfloat16 for the hub's unless given.
 
     Plain transformers 4.51.3 loads it: AutoTokenizer, AutoProcessor, AutoModelForImageTextToText.
     Raises ValueError for an unknown shape.
@@ -53,11 +58,11 @@ def write_random_model(
     if isinstance(shape, str) and shape not in get_args(ShapeName):
         names = ", ".join(get_args(ShapeName))
         raise ValueError(f"shape is {shape!r}, expected one of {names}, or a TinyShape")
-    if shape == "2b":
+    if isinstance(shape, str) and shape in _FROM_THE_HUB:
         tokenizer = train_tokenizer(
             corpus, max_bpe_size=MAX_BPE_SIZE_2B, first_special_id=FIRST_SPECIAL_ID_2B
         )
-        config = config_2b()
+        config: AnyConfig = _FROM_THE_HUB[shape]()
         dtype = dtype or torch.bfloat16
     else:
         sizes = shape if isinstance(shape, TinyShape) else _SIZES[shape]
@@ -79,7 +84,9 @@ def write_random_model(
         temporal_patch_size=TEMPORAL_PATCH_SIZE,
         merge_size=MERGE_SIZE,
     )
-    Qwen2VLProcessor(
-        image_processor, tokenizer, chat_template=tokenizer.chat_template
-    ).save_pretrained(folder)
+    is_25 = config.model_type == "qwen2_5_vl"
+    processor = Qwen2_5_VLProcessor if is_25 else Qwen2VLProcessor
+    processor(image_processor, tokenizer, chat_template=tokenizer.chat_template).save_pretrained(
+        folder
+    )
     return folder

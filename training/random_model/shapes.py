@@ -1,11 +1,11 @@
-"""Configurations of the random models: a tiny one with free sizes, and the true 2B one."""
+"""Configurations of the random models: tiny ones with free sizes, and the hub's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from transformers import Qwen2VLConfig
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
 from training.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
 
@@ -13,12 +13,19 @@ PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 14, 2, 2
 #: Vocabulary sizes are padded to this, so that tensor parallelism can divide them.
 VOCAB_MULTIPLE = 128
 VOCAB_SIZE_2B = 151936
+#: Qwen2.5-VL's windows in pixels, and temporal M-RoPE ids of a second of video.
+WINDOW_SIZE, TOKENS_PER_SECOND = 112, 2
+
+AnyConfig: TypeAlias = Qwen2VLConfig | Qwen2_5_VLConfig
+#: What config.json calls the two generations of the model.
+ModelType: TypeAlias = Literal["qwen2_vl", "qwen2_5_vl"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyShape:
-    """Sizes of a small Qwen2-VL. Raises ValueError where they do not fit each other."""
+    """Sizes of a small Qwen2-VL or Qwen2.5-VL. Raises ValueError where they do not fit."""
 
+    model_type: ModelType = "qwen2_vl"
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
@@ -28,6 +35,8 @@ class TinyShape:
     vision_embed_dim: int = 128
     vision_num_heads: int = 4
     vision_mlp_ratio: int = 2
+    #: Layers of Qwen2.5-VL's vision tower that attend to the whole picture, not to windows of it.
+    vision_full_layers: tuple[int, ...] = ()
     max_position_embeddings: int = 4096
     #: The hub's 1e6 turns a position by less than 2e-4 rad in the frequencies that M-RoPE gives to
     #: the width: only a pretrained model lives with that. Small grids are learnt with a small base.
@@ -90,14 +99,15 @@ SMALL = TinyShape(
     rope_theta=5.0,
     init_std=0.03,
 )
+#: The tiny Qwen2.5-VL: every second layer of its vision tower attends to windows.
+TINY_25 = TinyShape(model_type="qwen2_5_vl", vision_full_layers=(1, 3))
 
 
-def tiny_config(shape: TinyShape, *, first_special_id: int) -> Qwen2VLConfig:
+def tiny_config(shape: TinyShape, *, first_special_id: int) -> AnyConfig:
     """Configuration of a tiny model whose special tokens start at ``first_special_id``."""
     num_ids = first_special_id + len(SPECIAL_TOKENS)
-    return Qwen2VLConfig(
+    sizes: dict[str, Any] = dict(
         **_token_ids(first_special_id),
-        architectures=["Qwen2VLForConditionalGeneration"],
         vocab_size=-(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -112,6 +122,22 @@ def tiny_config(shape: TinyShape, *, first_special_id: int) -> Qwen2VLConfig:
         rope_theta=shape.rope_theta,
         rope_scaling={"type": "mrope", "mrope_section": shape.mrope_section},
         tie_word_embeddings=True,
+    )
+    if shape.model_type == "qwen2_5_vl":
+        return Qwen2_5_VLConfig(
+            architectures=["Qwen2_5_VLForConditionalGeneration"],
+            vision_config=_windowed_vision_config(
+                depth=shape.vision_depth,
+                hidden_size=shape.vision_embed_dim,
+                num_heads=shape.vision_num_heads,
+                intermediate_size=shape.vision_embed_dim * shape.vision_mlp_ratio,
+                out_hidden_size=shape.hidden_size,
+                fullatt_block_indexes=list(shape.vision_full_layers),
+            ),
+            **sizes,
+        )
+    return Qwen2VLConfig(
+        architectures=["Qwen2VLForConditionalGeneration"],
         vision_config=_vision_config(
             depth=shape.vision_depth,
             embed_dim=shape.vision_embed_dim,
@@ -119,6 +145,7 @@ def tiny_config(shape: TinyShape, *, first_special_id: int) -> Qwen2VLConfig:
             mlp_ratio=shape.vision_mlp_ratio,
             hidden_size=shape.hidden_size,
         ),
+        **sizes,
     )
 
 
@@ -146,13 +173,52 @@ def config_2b() -> Qwen2VLConfig:
     )
 
 
-def _vision_config(**sizes: int) -> dict[str, Any]:
+def config_3b_25() -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL-3B-Instruct, as in https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct
+    config.json.
+    """
+    return Qwen2_5_VLConfig(
+        **_token_ids(FIRST_SPECIAL_ID_2B),
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+        vocab_size=VOCAB_SIZE_2B,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        max_position_embeddings=128000,
+        max_window_layers=70,
+        sliding_window=32768,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
+        tie_word_embeddings=True,
+        vision_config=_windowed_vision_config(
+            depth=32,
+            hidden_size=1280,
+            num_heads=16,
+            intermediate_size=3420,
+            out_hidden_size=2048,
+            fullatt_block_indexes=[7, 15, 23, 31],
+        ),
+    )
+
+
+def _vision_config(**sizes: Any) -> dict[str, Any]:
     return sizes | {
         "in_chans": 3,
         "patch_size": PATCH_SIZE,
         "spatial_patch_size": PATCH_SIZE,
         "spatial_merge_size": MERGE_SIZE,
         "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    }
+
+
+def _windowed_vision_config(**sizes: Any) -> dict[str, Any]:
+    return _vision_config(**sizes) | {
+        "hidden_act": "silu",
+        "window_size": WINDOW_SIZE,
+        "tokens_per_second": TOKENS_PER_SECOND,
     }
 
 

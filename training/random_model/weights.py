@@ -1,15 +1,18 @@
-"""Random weights for a Qwen2-VL configuration, without the slow default initialisation."""
+"""Random weights for a configuration, without the slow default initialisation."""
 
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForImageTextToText, Qwen2VLConfig
+from transformers import AutoModelForImageTextToText
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditionalGeneration
+
+from training.random_model.shapes import AnyConfig
 
 
 def random_model(
-    config: Qwen2VLConfig, *, seed: int, dtype: torch.dtype
-) -> Qwen2VLForConditionalGeneration:
+    config: AnyConfig, *, seed: int, dtype: torch.dtype
+) -> Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration:
     """Norm weights 1, biases 0, all matrices normal with the configuration's initializer_range.
 
     The values depend on ``seed``, the shapes and ``dtype``. Buffers that are not saved (rotary

@@ -52,10 +52,11 @@ def media_fields(cells: Sequence[torch.Tensor], plans: Sequence[Plan]) -> dict[s
         the M-RoPE ids; image_grid_thw (P, 3) int64 in cells.
     """
     frames = max(c.shape[1] for c in cells)
+    placed = [p.placed_ids() for p in plans]
     lengths = [np.diff(p.vit_cu_seqlens).astype(np.int64) for p in plans]
     counts = [
-        (p.num_cells, len(n), p.num_llm_tokens, p.mrope_extent)
-        for p, n in zip(plans, lengths, strict=True)
+        (p.num_cells, len(n), p.num_llm_tokens, extent)
+        for p, n, (_, extent) in zip(plans, lengths, placed, strict=True)
     ]
     positions = torch.from_numpy(np.concatenate([p.vit_positions for p in plans]))
     return {
@@ -64,7 +65,7 @@ def media_fields(cells: Sequence[torch.Tensor], plans: Sequence[Plan]) -> dict[s
         ),
         "cell_positions": float_bits(positions),
         "segment_lengths": torch.from_numpy(np.concatenate(lengths)),
-        "token_positions": torch.from_numpy(np.concatenate([p.mrope_positions for p in plans])),
+        "token_positions": torch.from_numpy(np.concatenate([ids for ids, _ in placed])),
         "media_counts": torch.tensor(counts, dtype=torch.int64),
         "image_grid_thw": torch.tensor([p.grid_thw for p in plans], dtype=torch.int64),
     }

@@ -1,4 +1,5 @@
-"""Qwen2-VL whose patch embedding, ViT positions and M-RoPE ids are a visual tokenizer's.
+"""Qwen2-VL and Qwen2.5-VL whose patch embedding, ViT positions and M-RoPE ids are a visual
+tokenizer's.
 
 Shape legend: R rows, S tokens a row, N cells, M visual tokens, H language width.
 """
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditionalGeneration
 
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.registry import build_tokenizer
-from evaluation.export.bundle.configuration_dct_vl import DctVLConfig
+from dct_tokenizer.windows import GROUP, attention_windows
+from evaluation.export.bundle.configuration_dct_vl import DctVL25Config, DctVLConfig
 from evaluation.export.bundle.media_fields import (
     EXTENT,
     NAMES,
@@ -56,17 +59,23 @@ class CellEmbedding(nn.Module):
         return embedded
 
 
-class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
-    """Takes what `DctVLProcessor` makes; everything else is Qwen2-VL's."""
+class _TakesCells:
+    """Takes what `DctVLProcessor` makes; comes before one of transformers' two models."""
 
-    config_class = DctVLConfig  # type: ignore[assignment]
+    config: Any
+    visual: Any
+    get_input_embeddings: Any
+    rope_deltas: Any
 
-    def __init__(self, config: DctVLConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: DctVLConfig | DctVL25Config) -> None:
+        base: Any = super()
+        base.__init__(config)
         if config.visual_tokenizer is None:
             raise ValueError("config.json has no visual_tokenizer")
         tokenizer = build_tokenizer(config.visual_tokenizer)
-        self.visual.patch_embed = CellEmbedding(tokenizer, config.vision_config.embed_dim)
+        vision = config.vision_config
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        self.visual.patch_embed = CellEmbedding(tokenizer, width)
         self.post_merge = tokenizer.post_merge()
 
     def encode_cells(
@@ -78,17 +87,33 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
     ) -> torch.Tensor:
         """Cells → (M, H); see `media_fields` for shapes and dtypes."""
         vision = self.visual
+        device = pixel_values.device
+        positions = bits_float(cell_positions).to(device)
+        boundaries = F.pad(segment_lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
+        whole_slices = range(len(vision.blocks))
+        windows, order = boundaries, None
+        if hasattr(vision, "fullatt_block_indexes"):
+            whole_slices = vision.fullatt_block_indexes
+            side = vision.window_size // vision.patch_size
+            order, windows = attention_windows(positions, boundaries, side)
+            pixel_values, positions = (
+                x.view(-1, GROUP, *x.shape[1:])[order].flatten(0, 1)
+                for x in (pixel_values, positions)
+            )
         hidden = vision.patch_embed(pixel_values)
         inv_freq = vision.rotary_pos_emb.inv_freq.to(hidden.device, torch.float32)
         # (N, 2, head_dim / 4) → (N, head_dim / 2), twice for the rotated halves
-        angles = (bits_float(cell_positions).to(hidden.device)[:, :, None] * inv_freq).flatten(1)
+        angles = (positions[:, :, None] * inv_freq).flatten(1)
         angles = torch.cat((angles, angles), dim=-1)
-        boundaries = F.pad(segment_lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(hidden.device)
-        for block in vision.blocks:
+        for number, block in enumerate(vision.blocks):
             hidden = block(
-                hidden, cu_seqlens=boundaries, position_embeddings=(angles.cos(), angles.sin())
+                hidden,
+                cu_seqlens=boundaries if number in whole_slices else windows,
+                position_embeddings=(angles.cos(), angles.sin()),
             )
         merged = vision.merger(hidden)
+        if order is not None:
+            merged = merged[order.argsort()]
         return merged if self.post_merge is None else self.post_merge(merged, image_grid_thw)
 
     def planned_positions(
@@ -134,7 +159,7 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
         config = self.config
         return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -155,7 +180,7 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
         cache_position: torch.Tensor | None = None,
         rope_deltas: torch.Tensor | None = None,
     ) -> Any:
-        """As Qwen2-VL's forward, with the fields of `media_fields` for pictures and videos."""
+        """As transformers' forward, with the fields of `media_fields` for pictures and videos."""
         if pixel_values is not None:
             if input_ids is None or cell_positions is None or segment_lengths is None:
                 raise ValueError(
@@ -179,7 +204,8 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 position_ids, self.rope_deltas = self.planned_positions(
                     input_ids, attention_mask, token_positions, media_counts
                 )
-        return super().forward(
+        base: Any = super()
+        return base.forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -193,21 +219,22 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
             cache_position=cache_position,
         )
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, cache_position: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The fields of pictures go with the first step only."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+        base: Any = super()
+        inputs: dict[str, Any] = base.prepare_inputs_for_generation(
             input_ids, cache_position=cache_position, **kwargs
         )
-        inputs.pop("pixel_values_videos", None)
-        inputs.pop("video_grid_thw", None)
+        for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"):
+            inputs.pop(name, None)
         if inputs["cache_position"][0] != 0:
             for name in NAMES:
                 inputs[name] = None
         return inputs
 
-    def _expand_inputs_for_generation(  # type: ignore[override]
+    def _expand_inputs_for_generation(
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
@@ -218,7 +245,8 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
         fields = {name: model_kwargs.pop(name, None) for name in NAMES}
         if expand_size > 1 and input_ids is not None and fields["media_counts"] is not None:
             fields = take_media(fields, self._media_of_rows(input_ids, fields, expand_size))
-        ids, expanded = super()._expand_inputs_for_generation(
+        base: Any = super()
+        ids, expanded = base._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return ids, {**expanded, **{n: v for n, v in fields.items() if v is not None}}
@@ -237,3 +265,19 @@ class DctVLForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 media += 1
             chosen += own * repeats
         return chosen
+
+
+class DctVLForConditionalGeneration(  # type: ignore[misc]
+    _TakesCells, Qwen2VLForConditionalGeneration
+):
+    """Qwen2-VL with a visual tokenizer."""
+
+    config_class = DctVLConfig  # type: ignore[assignment]
+
+
+class DctVL25ForConditionalGeneration(  # type: ignore[misc]
+    _TakesCells, Qwen2_5_VLForConditionalGeneration
+):
+    """Qwen2.5-VL with a visual tokenizer, whose windows are those of `attention_windows`."""
+
+    config_class = DctVL25Config  # type: ignore[assignment]

@@ -1,8 +1,10 @@
-"""Pictures and text → the fields of `DctVLForConditionalGeneration`."""
+"""Pictures and text → the fields of `DctVLForConditionalGeneration` and its newer sibling."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.registry import build_tokenizer
 from evaluation.export.bundle.media_fields import NAMES, TOKENS, media_fields
 
+_Media = TypeVar("_Media")
+
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
 
@@ -25,6 +29,8 @@ class DctVLImageProcessor(BaseImageProcessor):
         visual_tokenizer: flat mapping of the tokenizer's keys.
         min_pixels: bounds of a picture's area after the resize.
         max_pixels: likewise.
+        ids_per_second: temporal M-RoPE ids of a second of video; None where a pair of frames is one
+            id, whatever it lasts.
     """
 
     model_input_names: ClassVar[list[str]] = list(NAMES)
@@ -34,12 +40,14 @@ class DctVLImageProcessor(BaseImageProcessor):
         visual_tokenizer: dict[str, Any] | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        ids_per_second: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.visual_tokenizer = visual_tokenizer
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
+        self.ids_per_second = ids_per_second
 
     def tokenizer_with(self, **bounds: int | None) -> VisualTokenizer:
         """The tokenizer with this processor's bounds, or with other ones."""
@@ -67,16 +75,22 @@ class DctVLImageProcessor(BaseImageProcessor):
             max_pixels: likewise.
             return_tensors: "pt" whatever is asked for.
         """
-        frames = [_rgb(image)[None] for image in _flat(images)]
-        return self.encode(frames, min_pixels=min_pixels, max_pixels=max_pixels)
+        media = [(_rgb(image)[None], None) for image in _flat(images)]
+        return self.encode(media, min_pixels=min_pixels, max_pixels=max_pixels)
 
-    def encode(self, media: list[np.ndarray], **bounds: int | None) -> BatchFeature:
-        """Fields of pictures and clips, uint8 (T, H, W, 3) each, in the order of the text."""
+    def encode(
+        self, media: Sequence[tuple[np.ndarray, float | None]], **bounds: int | None
+    ) -> BatchFeature:
+        """Fields of pictures and clips in the order of the text: uint8 (T, H, W, 3), and of clips
+        the frames a second.
+        """
         tokenizer = self.tokenizer_with(**bounds)
         plans, cells = [], []
-        for frames in media:
+        for frames, fps in media:
             num_frames, height, width, _ = frames.shape
             plan = tokenizer.refine(frames, tokenizer.plan(height, width, num_frames))
+            if fps is not None and self.ids_per_second is not None:
+                plan = replace(plan, time_scale=(2 / fps, self.ids_per_second))
             plans.append(plan)
             cells.append(tokenizer.cells(frames, plan))
         return BatchFeature(media_fields(cells, plans))
@@ -117,7 +131,9 @@ class DctVLProcessor(Qwen2VLProcessor):
             images: Pillow images or uint8 (H, W, 3) arrays of the whole batch, in order.
             text: strings, as the chat template renders them.
             videos: clips of the whole batch: lists of frames, or uint8 (T, H, W, 3).
-            kwargs: `min_pixels`, `max_pixels`, and what the text tokenizer takes.
+            kwargs: `min_pixels`, `max_pixels`, `fps` of the frames of all clips or a list with that
+                of each (2 by default; only Qwen2.5-VL counts time), and what the text tokenizer
+                takes.
 
         Raises:
             ValueError: placeholders and pictures differ in number.
@@ -125,10 +141,15 @@ class DctVLProcessor(Qwen2VLProcessor):
         bounds = {name: kwargs.pop(name, None) for name in ("min_pixels", "max_pixels")}
         for name in ("images_kwargs", "videos_kwargs", "common_kwargs"):
             kwargs.update(kwargs.pop(name, {}))
+        clips = [np.stack([_rgb(frame) for frame in clip]) for clip in videos or []]
+        fps = kwargs.pop("fps", 2.0)
+        rates = list(fps) if isinstance(fps, Sequence) else [float(fps)] * len(clips)
+        if len(rates) != len(clips):
+            raise ValueError(f"{len(rates)} values of fps for {len(clips)} clips")
         texts = [text] if isinstance(text, str) else list(text)
-        waiting = {
-            IMAGE_TOKEN: [_rgb(image)[None] for image in _flat(images)],
-            VIDEO_TOKEN: [np.stack([_rgb(frame) for frame in clip]) for clip in videos or []],
+        waiting: dict[str, list[tuple[np.ndarray, float | None]]] = {
+            IMAGE_TOKEN: [(_rgb(image)[None], None) for image in _flat(images)],
+            VIDEO_TOKEN: list(zip(clips, rates, strict=True)),
         }
         media = _in_order(texts, waiting)
         fields: dict[str, Any] = {}
@@ -161,12 +182,12 @@ def _marks(line: str) -> list[str]:
         place = there[first] + len(first)
 
 
-def _in_order(texts: list[str], waiting: dict[str, list[np.ndarray]]) -> list[np.ndarray]:
+def _in_order(texts: list[str], waiting: dict[str, list[_Media]]) -> list[_Media]:
     marks = [mark for line in texts for mark in _marks(line)]
     for mark, given in waiting.items():
         if marks.count(mark) != len(given):
             raise ValueError(f"{marks.count(mark)} {mark} in the text for {len(given)} given")
-    iterators = {mark: iter(frames) for mark, frames in waiting.items()}
+    iterators = {mark: iter(given) for mark, given in waiting.items()}
     return [next(iterators[mark]) for mark in marks]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,31 @@ def test_both_give_the_same_answers(temperature, engines, requests):
     assert said[0] == said[1]
     assert len({reply.text for reply in said[0]}) > 1
     assert [reply.num_visual_tokens > 0 for reply in said[0]] == [True, False, True]
+
+
+def test_both_give_the_same_answers_to_videos(tiny_model_25, tmp_path):
+    """Qwen2.5-VL counts their time: both sides must take frames and rate from the same place."""
+    # four frames of a second: ids twice as close as at the processor's usual two frames a second
+    frames = np.random.default_rng(5).integers(0, 256, (31, 150, 230, 3), np.uint8)
+    file = tmp_path / "clip.mp4"
+    with av.open(str(file), "w") as output:
+        stream = output.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 230, 150, "yuv420p"
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    import_folder(tiny_model_25, tmp_path / "run")
+    turns = (Turn(role="user", text="<video>When?"),)
+    asked = Request(key="v", turns=turns, images=(), videos=(file,), max_new_tokens=6)
+    said, scores = [], []
+    for folder in (tmp_path / "run", tiny_model_25):
+        engine = open_engine(folder, AnswerSettings(), Layout())
+        encoded = engine.encode(asked)
+        said.append(engine.answer([encoded]))
+        scores.append(engine.score(encoded, "on the left")[0])
+    assert said[0] == said[1]
+    assert said[0][0].num_visual_tokens > 100
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
 def test_both_give_the_same_scores(engines, requests):

@@ -40,11 +40,16 @@ def untied(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_every_tensor_comes_back_bit_by_bit(
-    tied, dtype, tiny_model, untied, build_module, tmp_path
-):
-    base = tiny_model if tied else untied
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("tiny_model", torch.float32),
+        ("untied", torch.bfloat16),
+        ("tiny_model_25", torch.float32),
+    ],
+)
+def test_every_tensor_comes_back_bit_by_bit(kind, dtype, request, build_module, tmp_path):
+    base = request.getfixturevalue(kind)
     visual = build_tokenizer("pixel", **BOUNDS)
     out = tmp_path / "out"
     export_module(
@@ -55,7 +60,7 @@ def test_every_tensor_comes_back_bit_by_bit(
         ExportOptions(dtype=dtype, max_shard_bytes=60_000),
     )
     expected, found = weights(base), weights(out)
-    assert ("lm_head.weight" in found) == (not tied)
+    assert ("lm_head.weight" in found) == (kind == "untied")
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert tensor.dtype == dtype
@@ -65,19 +70,33 @@ def test_every_tensor_comes_back_bit_by_bit(
     assert len(set(index["weight_map"].values())) > 2
     settings = json.loads((out / "config.json").read_text())
     assert settings.keys() == json.loads((base / "config.json").read_text()).keys()
+    stock = json.loads((base / "config.json").read_text())
+    assert (settings["architectures"], settings["model_type"]) == (
+        stock["architectures"],
+        stock["model_type"],
+    )
     assert settings["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
-@pytest.mark.parametrize("preset", ["pixel", "dct14", "dct14_k10"])
-def test_plain_transformers_computes_the_same(preset, tiny_model, build_module, tmp_path):
-    module = build_module(preset)
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("pixel", "tiny_model"),
+        ("dct14", "tiny_model"),
+        ("dct14_k10", "tiny_model"),
+        ("dct14", "tiny_model_25"),
+    ],
+)
+def test_plain_transformers_computes_the_same(preset, kind, request, build_module, tmp_path):
+    folder = request.getfixturevalue(kind)
+    module = build_module(preset, folder)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     visual = build_tokenizer(preset, **BOUNDS)
     out = tmp_path / "out"
-    export_module(module, visual, tiny_model, out, ExportOptions(dtype=torch.float32))
+    export_module(module, visual, folder, out, ExportOptions(dtype=torch.float32))
     theirs, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
     processor = AutoProcessor.from_pretrained(out, use_fast=False)
@@ -87,7 +106,7 @@ def test_plain_transformers_computes_the_same(preset, tiny_model, build_module, 
     text = processor.apply_chat_template([message], add_generation_prompt=True)
     inputs = processor(text=[text], images=[Image.open(picture)], return_tensors="pt")
     asked = question("Where?", [picture])
-    wanted = prompt_logits(loaded(module, visual, tiny_model), asked)[None]
+    wanted = prompt_logits(loaded(module, visual, folder), asked)[None]
     with torch.no_grad():
         logits = theirs.eval()(**inputs).logits
     assert logits.shape == wanted.shape
@@ -121,13 +140,19 @@ def test_a_padded_vocabulary_is_cut(tiny_model, build_module, tmp_path):
     assert torch.equal(found[PATCH_EMBED], weights(tiny_model)[PATCH_EMBED])
 
 
+@pytest.fixture(params=["tiny_model", "tiny_model_25"])
+def base(request) -> Path:
+    """Of Qwen2-VL, and of Qwen2.5-VL, whose vision MLP is gated."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def adapted(build_module):
+def adapted(base, build_module):
     """A module whose adapters do something."""
     from training.config.schema import LoraConfig
     from training.model.lora import apply_lora
 
-    module = build_module("dct14")
+    module = build_module("dct14", base)
     targets = ["linear_qkv", "linear_proj", "*.layers.*.linear_fc1", "*.layers.*.linear_fc2"]
     apply_lora(module, LoraConfig(target_modules=targets, rank=4, alpha=8), seed=1)
     generator = torch.Generator().manual_seed(9)
@@ -138,7 +163,7 @@ def adapted(build_module):
     return module
 
 
-def test_adapters_are_merged_or_written_apart(adapted, tiny_model, tmp_path):
+def test_adapters_are_merged_or_written_apart(adapted, base, tmp_path):
     """The base model, what was trained in full, and A times B give the merged model."""
     from evaluation.export.adapter import export_adapter
 
@@ -146,24 +171,22 @@ def test_adapters_are_merged_or_written_apart(adapted, tiny_model, tmp_path):
     apart = tmp_path / "apart"
     apart.mkdir()
     trained = frozenset({"front_end", "projector"})
-    export_adapter(adapted, visual, tiny_model, apart, trained=trained, dtype=torch.float32)
+    export_adapter(adapted, visual, base, apart, trained=trained, dtype=torch.float32)
     asked = question("Where is it?")
-    before = prompt_logits(loaded(adapted, visual, tiny_model), asked)
-    export_module(
-        adapted, visual, tiny_model, tmp_path / "merged", ExportOptions(dtype=torch.float32)
-    )
-    after = prompt_logits(loaded(adapted, visual, tiny_model), asked)
+    before = prompt_logits(loaded(adapted, visual, base), asked)
+    export_module(adapted, visual, base, tmp_path / "merged", ExportOptions(dtype=torch.float32))
+    after = prompt_logits(loaded(adapted, visual, base), asked)
     assert (before - after).abs().max() < 1e-5
-    merged, base = weights(tmp_path / "merged"), weights(tiny_model)
+    merged, start = weights(tmp_path / "merged"), weights(base)
     parts = {n.removeprefix("base_model.model."): t for n, t in weights(apart).items()}
     settings = json.loads((apart / "adapter_config.json").read_text())
     assert "model.layers.1.self_attn.k_proj" in settings["target_modules"]
     assert "visual.blocks.0.attn.qkv" in settings["target_modules"]
     for name in settings["target_modules"]:
         delta = parts.pop(f"{name}.lora_B.weight") @ parts.pop(f"{name}.lora_A.weight")
-        base[f"{name}.weight"] += delta * settings["lora_alpha"] / settings["r"]
+        start[f"{name}.weight"] += delta * settings["lora_alpha"] / settings["r"]
     assert {name.rpartition(".")[0] for name in parts} == set(settings["modules_to_save"])
-    base.update(parts)
-    assert base.keys() == merged.keys()
-    for name, tensor in base.items():
+    start.update(parts)
+    assert start.keys() == merged.keys()
+    for name, tensor in start.items():
         assert torch.allclose(tensor, merged[name], atol=1e-6), name

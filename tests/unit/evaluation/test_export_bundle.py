@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,13 @@ from evaluation.export.model import ExportOptions, export_module
 
 BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
 PRESETS = ("dct28_420", "pixel_downscale", "post_dct", "adaptive", "pixel28", "dct14_t4")
+#: (preset, fixture of the folder)
+CASES = (
+    *((preset, "tiny_model") for preset in PRESETS),
+    ("dct28_420", "tiny_model_25"),
+    ("adaptive", "tiny_model_25"),
+    ("dct14_t4", "tiny_model_25"),
+)
 
 NEW_TOKENS = 8
 
@@ -79,17 +88,18 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_model, build_module, tmp_path_factory) -> dict[str, Path]:
-    """A folder a preset, its weights moved away from their start; one more in bf16."""
+def exported(tiny_model, tiny_model_25, build_module, tmp_path_factory) -> dict[Any, Path]:
+    """A folder a case, its weights moved away from their start; one more in bf16."""
     folder = tmp_path_factory.mktemp("exported")
-    found = {}
-    for preset in PRESETS:
-        module = moved(build_module(preset))
+    bases = {"tiny_model": tiny_model, "tiny_model_25": tiny_model_25}
+    found: dict[Any, Path] = {}
+    for preset, kind in CASES:
+        module = moved(build_module(preset, bases[kind]))
         visual = build_tokenizer(preset, **BOUNDS)
-        found[preset] = folder / preset
+        found[preset, kind] = folder / f"{preset}_{kind}"
         options = ExportOptions(dtype=torch.float32)
-        export_module(module, visual, tiny_model, found[preset], options)
-        if preset == "dct28_420":
+        export_module(module, visual, bases[kind], found[preset, kind], options)
+        if (preset, kind) == CASES[0]:
             options = ExportOptions(dtype=torch.bfloat16)
             export_module(module, visual, tiny_model, folder / "half", options)
             found["half"] = folder / "half"
@@ -110,11 +120,11 @@ def moved(module):
 
 
 @pytest.fixture(scope="module")
-def said(exported, pictures, tmp_path_factory) -> dict[str, dict]:
+def said(exported, pictures, tmp_path_factory) -> dict[Any, dict]:
     """What the folders answer in another process."""
     folder = tmp_path_factory.mktemp("said")
     output = folder / "said.json"
-    names = {str(path): preset for preset, path in exported.items()}
+    names = {str(path): case for case, path in exported.items()}
     arguments = [json.dumps(list(names)), json.dumps([str(p) for p in pictures]), str(output)]
     arguments.append(str(NEW_TOKENS))
     done = subprocess.run(
@@ -128,17 +138,18 @@ def said(exported, pictures, tmp_path_factory) -> dict[str, dict]:
     return {names[path]: value for path, value in json.loads(output.read_text()).items()}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_same_answers_as_the_trainers_own(preset, said, pictures, build_module, tiny_model):
+@pytest.mark.parametrize(("preset", "kind"), CASES)
+def test_the_same_answers_as_the_trainers_own(preset, kind, said, pictures, build_module, request):
+    folder = request.getfixturevalue(kind)
     visual = build_tokenizer(preset, **BOUNDS)
-    model = loaded(moved(build_module(preset)), visual, tiny_model)
+    model = loaded(moved(build_module(preset, folder)), visual, folder)
     questions = [
         question("Where is it?", pictures[:2]),
         question("How many?"),
         question("What color is the shape?", pictures[2:]),
     ]
     logits = torch.stack([prompt_logits(model, asked)[-1] for asked in questions])
-    found = said[preset]
+    found = said[preset, kind]
     assert (torch.tensor(found["logits"]) - logits).abs().max() < 1e-4
     assert logits.std() > 0.5
     wanted = texts(model, questions, NEW_TOKENS)
@@ -150,20 +161,22 @@ def test_the_same_answers_as_the_trainers_own(preset, said, pictures, build_modu
 
 def test_half_precision_keeps_the_statistics(said):
     assert said["half"]["dtype"] == "torch.bfloat16"
-    full, half = (torch.tensor(said[name]["logits"]) for name in ("dct28_420", "half"))
+    full, half = (torch.tensor(said[name]["logits"]) for name in (CASES[0], "half"))
     assert (full - half).abs().max() < 0.15 * full.std()
 
 
 def test_a_folder_with_code_is_not_taken_for_a_stock_model(exported):
-    settings = json.loads((exported["dct28_420"] / "config.json").read_text())
-    assert settings["model_type"] == "qwen2_vl_dct"
     from transformers import AutoConfig
 
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        AutoConfig.from_pretrained(exported["dct28_420"], trust_remote_code=False)
+    for kind, name in (("tiny_model", "qwen2_vl_dct"), ("tiny_model_25", "qwen2_5_vl_dct")):
+        folder = exported["dct28_420", kind]
+        assert json.loads((folder / "config.json").read_text())["model_type"] == name
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def test_a_clip_is_placed_as_the_trainer_places_it(exported, build_module, tiny_model):
+@pytest.mark.parametrize("kind", ["tiny_model", "tiny_model_25"])
+def test_a_clip_is_placed_as_the_trainer_places_it(kind, exported, build_module, request):
     """In this process, where both sides can be called: pictures and clips in one text."""
     from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -177,9 +190,11 @@ def test_a_clip_is_placed_as_the_trainer_places_it(exported, build_module, tiny_
     still = rng.integers(0, 256, (1, 90, 120, 3), dtype=np.uint8)
     clip = rng.integers(0, 256, (6, 60, 80, 3), dtype=np.uint8)
     turns = (Turn(role="user", text="<video>Before or after?<image>"),)
-    chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model))
+    base = request.getfixturevalue(kind)
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(base))
     visual = build_tokenizer("dct14_t4", **BOUNDS)
-    plans = [visual.plan(60, 80, 6), visual.plan(90, 120)]
+    time_scale = (2 / 1.5, 2.0) if kind == "tiny_model_25" else None
+    plans = [replace(visual.plan(60, 80, 6), time_scale=time_scale), visual.plan(90, 120)]
     pictures = encode_pictures(visual, [clip, still], plans)
     prompt = chat.prompt(turns, 1, 1)
     ids, is_answer, positions = place_media(prompt, chat.pad_ids, pictures.plans)
@@ -193,13 +208,17 @@ def test_a_clip_is_placed_as_the_trainer_places_it(exported, build_module, tiny_
     )
     batch = pad_batch([sample], visual=visual, pad_to=None, pad_multiple=1)
     names = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
-    folder = exported["dct14_t4"]
+    folder = exported["dct14_t4", kind]
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     text = processor.apply_chat_template(chat.messages(turns, 1, 1), add_generation_prompt=True)
-    inputs = processor(text=text, images=still[0], videos=[list(clip)], return_tensors="pt")
+    inputs = processor(
+        text=text, images=still[0], videos=[list(clip)], fps=[1.5], return_tensors="pt"
+    )
+    times = inputs["token_positions"][: plans[0].num_llm_tokens, 0]
+    assert set(times.tolist()) == ({0, 5} if kind == "tiny_model_25" else {0, 2})
     with torch.no_grad():
-        wanted = moved(build_module("dct14_t4"))(**{name: batch[name] for name in names})
+        wanted = moved(build_module("dct14_t4", base))(**{name: batch[name] for name in names})
         found = model.eval()(**inputs).logits
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() < 1e-4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dct_tokenizer.registry import list_presets, preset_config
@@ -123,6 +125,17 @@ def test_pixel_bounds_and_tokenizer_are_checked(shards):
     with pytest.raises(ConfigError, match=r"tokenizer: dct14: .* has no key 'luma'"):
         check_run(compose(where, "tokenizer=dct14", "tokenizer.luma=3"), 1)
     assert check_run(compose(where), 1).data_parallel_size == 1
+
+
+def test_the_vision_mlp_must_be_divisible_too(shards, tmp_path):
+    """3420 channels in Qwen2.5-VL: no model of it divides over eight ranks."""
+    sizes = {"num_attention_heads": 16, "num_key_value_heads": 8}
+    vision = {"num_heads": 16, "intermediate_size": 3420}
+    model = {"model_type": "qwen2_5_vl", **sizes, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    run = compose(f"data.path={shards}", f"model.path={tmp_path}", "trainer.tensor_parallel_size=8")
+    with pytest.raises(ConfigError, match="TP_SIZE=8 does not divide the model's 3420 channels"):
+        check_run(run, 8)
 
 
 def test_the_data_path_must_be_prepared(tmp_path, shards):

@@ -40,10 +40,14 @@ def write_pins(path: Path, **changed: str) -> Path:
     return path
 
 
-def test_a_sound_model_passes(model):
-    findings = list(check_model(str(model)))
-    assert [f.status for f in findings] == ["ok", "ok"]
-    assert "1 files, 0.00 GiB" in findings[0].detail
+@pytest.mark.parametrize(
+    ("kind", "name"), [("tiny_model", "Qwen2-VL"), ("tiny_model_25", "Qwen2.5-VL")]
+)
+def test_a_sound_model_passes(kind, name, request):
+    findings = list(check_model(str(request.getfixturevalue(kind))))
+    assert [f.status for f in findings] == ["ok", "ok", "ok"]
+    assert findings[0].detail == name
+    assert "1 files, 0.00 GiB" in findings[1].detail
 
 
 def test_weights_that_are_a_pointer(model):

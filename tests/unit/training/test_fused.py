@@ -87,7 +87,7 @@ def batch(build_module):
     visual = build_tokenizer("pixel", min_pixels=784, max_pixels=10**5)
     generator = np.random.default_rng(0)
     samples = []
-    for number, side in enumerate((56, 84)):
+    for number, side in enumerate((56, 140)):
         ids = tuple(int(i) for i in generator.integers(10, 200, size=9 + number))
         ids = (*ids[:2], 7, *ids[2:])
         answers = tuple(place > 5 for place in range(len(ids)))
@@ -132,25 +132,32 @@ def assert_same(module, one, other):
         torch.testing.assert_close(one[1][name], other[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.fixture(scope="module", params=["tiny_model", "tiny_model_25"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def reference(build_module, batch):
-    module = build_module("pixel").train()
+def reference(folder, build_module, batch):
+    module = build_module("pixel", folder).train()
     return module, run(module, batch)
 
 
-def test_fused_layers_change_nothing(build_module, batch, reference):
+def test_fused_layers_change_nothing(folder, build_module, batch, reference):
     from training.model.fused.layer import FusedTransformerLayer
 
-    module = build_module("pixel", fused_layers=True).train()
+    module = build_module("pixel", folder, fused_layers=True).train()
     layers = [*module.vision_model.decoder.layers, *module.language_model.decoder.layers]
-    assert all(type(layer) is FusedTransformerLayer for layer in layers)
+    assert all(isinstance(layer, FusedTransformerLayer) for layer in layers)
     assert all(layer._covers({"rotary_pos_emb": torch.zeros(1)}) for layer in layers)
     assert_same(module, run(module, batch), reference[1])
 
 
-def test_products_through_megatrons_own_layers_change_nothing(build_module, batch, reference):
+def test_products_through_megatrons_own_layers_change_nothing(
+    folder, build_module, batch, reference
+):
     """What more than one tensor-parallel rank takes: hooks make a single rank take it too."""
-    module = build_module("pixel", fused_layers=True).train()
+    module = build_module("pixel", folder, fused_layers=True).train()
     for part in module.modules():
         if type(part).__name__ in ("ColumnParallelLinear", "RowParallelLinear"):
             part.register_forward_pre_hook(lambda *_: None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,9 @@ NAMES = {
     "vision_model.decoder.layers.0.self_attention.linear_qkv.weight": "fused",
     "vision_model.decoder.layers.0.self_attention.linear_qkv.bias": "fused",
     "language_model.decoder.layers.1.mlp.linear_fc1.weight": "gated",
+    "vision_model.decoder.layers.1.mlp.linear_fc1.weight": "gated",
+    "vision_model.decoder.layers.1.mlp.linear_fc1.bias": "gated",
+    "vision_model.decoder.layers.1.mlp.linear_fc2.bias": "same",
     "language_model.decoder.layers.1.mlp.linear_fc2.weight": "same",
     "language_model.output_layer.weight": "same",
 }
@@ -51,6 +56,7 @@ def test_split_undoes_join(name, heads, width, seed):
     tail = () if name.endswith("bias") else (width,)
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn((n, *tail), generator=generator) for n in rows]
+    heads = replace(heads, gated=".mlp." in name)
     how = recipe(name, heads, heads)
     full = how.join(*tensors)
     back = how.split(full)

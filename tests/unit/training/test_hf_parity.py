@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from sample_chats import ROWS, crude, messages, pictures
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
@@ -53,9 +54,20 @@ def answer_labels(input_ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     return labels
 
 
+@pytest.fixture(scope="module", params=["tiny_model", "tiny_model_25"])
+def folder(request) -> Path:
+    """Of Qwen2-VL, and of Qwen2.5-VL."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def reference(tiny_model, hf_model) -> Reference:
-    processor = AutoProcessor.from_pretrained(tiny_model, use_fast=False, **BOUNDS)
+def hf_model(folder) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def reference(folder, hf_model) -> Reference:
+    processor = AutoProcessor.from_pretrained(folder, use_fast=False, **BOUNDS)
     texts = [processor.apply_chat_template(messages(row), tokenize=False) for row in ROWS]
     images = [[Image.open(io.BytesIO(data)) for data in pictures(row)] for row in ROWS]
 
@@ -80,7 +92,7 @@ def reference(tiny_model, hf_model) -> Reference:
             losses.append(hf_model(**alone, labels=wanted).loss.item())
         logits = hf_model(**inputs).logits
         positions, _ = hf_model.get_rope_index(
-            inputs["input_ids"], inputs["image_grid_thw"], None, inputs["attention_mask"]
+            inputs["input_ids"], inputs["image_grid_thw"], attention_mask=inputs["attention_mask"]
         )
     return Reference(
         inputs=inputs, labels=labels, logits=logits, position_ids=positions, losses=losses
@@ -88,8 +100,8 @@ def reference(tiny_model, hf_model) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def make_batch(tiny_model):
-    chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model))
+def make_batch(folder):
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(folder))
 
     def make(preset: str, rows: tuple[dict[str, Any], ...] = ROWS, **bounds: int) -> dict[str, Any]:
         encoder = ChatTaskEncoder(
@@ -132,8 +144,8 @@ def test_ids_masks_and_positions_equal_the_processors(make_batch, reference, hf_
 
 
 @pytest.mark.parametrize("preset", ["pixel", "dct14"])
-def test_logits_and_losses_equal_transformers(preset, build_module, make_batch, reference):
-    module = build_module(preset)
+def test_logits_and_losses_equal_transformers(preset, folder, build_module, make_batch, reference):
+    module = build_module(preset, folder)
     batch = make_batch(preset)
     there = reference.inputs["attention_mask"].bool()
     logits = run(module, batch)[:, : there.shape[1]]
@@ -144,9 +156,9 @@ def test_logits_and_losses_equal_transformers(preset, build_module, make_batch, 
     assert losses.tolist() == pytest.approx(reference.losses, abs=1e-5)
 
 
-def test_pictures_matter(build_module, make_batch, reference):
+def test_pictures_matter(folder, build_module, make_batch, reference):
     """The comparison above would pass on a model that never looks."""
-    module = build_module("pixel")
+    module = build_module("pixel", folder)
     batch = make_batch("pixel")
     before = run(module, batch)
     batch["cells"] = 255 - batch["cells"]
@@ -155,14 +167,69 @@ def test_pictures_matter(build_module, make_batch, reference):
     assert changed[1].max() == 0, "the row without pictures must not see the others'"
 
 
+def test_windows_matter(tiny_model_25, build_module):
+    """Pictures of several windows with rests at their edges; padding; rows in one batch."""
+    from training.model.module import WINDOW_FIELDS, with_windows
+
+    rows = [
+        {
+            "turns": [("human", "<image>Which? <image>"), ("gpt", "b")],
+            "sizes": [(300, 250), (60, 500)],
+        },
+        {"turns": [("human", "<image>What?"), ("gpt", "c")], "sizes": [(230, 120)]},
+    ]
+    processor = AutoProcessor.from_pretrained(tiny_model_25, use_fast=False)
+    inputs = processor(
+        text=[processor.apply_chat_template(messages(row), tokenize=False) for row in rows],
+        images=[Image.open(io.BytesIO(data)) for row in rows for data in pictures(row)],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_25).eval()
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model_25))
+    encoder = ChatTaskEncoder(
+        chat=chat,
+        visual=build_tokenizer("pixel"),
+        seq_length=512,
+        rejects=RejectLog(None, "nowhere"),
+    )
+    batch = encoder.batch(
+        [encoder.postencode_sample(encoder.preencode_sample(crude(r))) for r in rows]
+    )
+    module = build_module("pixel", tiny_model_25)
+    there = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        wanted = model(**inputs).logits[there]
+    assert (run(module, batch)[:, : there.shape[1]][there] - wanted).abs().max() < 1e-5
+    given = with_windows(batch, module.config.vision_transformer_config.window_side)
+    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *WINDOW_FIELDS, "longest_window")
+    with torch.no_grad():
+        found = module(**{name: given[name] for name in names})[:, : there.shape[1]][there]
+        assert (found - wanted).abs().max() < 1e-5
+        # bounds that a kernel on CUDA relies on: of windows, of the largest slice
+        bounds = [
+            layer.self_attention.core_attention.max_segment_length
+            for layer in module.vision_model.decoder.layers
+        ]
+        assert bounds[0] == given["longest_window"] == 64
+        assert bounds[1] >= batch["longest_segment"] > 64
+        # windows of one token, then none: the comparison above must not be blind to them
+        for side in (2, 1000):
+            other = with_windows(batch, side)
+            other = module(**{name: other[name] for name in names})[:, : there.shape[1]][there]
+            assert (other - wanted).abs().max() > 1e-3
+
+
 SQUARES = ({**ROWS[0], "sizes": [(112, 112), (168, 56)]}, ROWS[1])
 
 
-def test_dct28_420_starts_as_its_low_pass_control(build_module, make_batch):
+def test_dct28_420_starts_as_its_low_pass_control(folder, build_module, make_batch):
     """Detail columns start at zero, so that both see the same until the first step."""
     bounds = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
     full, control = (make_batch(name, SQUARES, **bounds) for name in ("dct28_420", "dct28_lp"))
-    difference = run(build_module("dct28_420"), full) - run(build_module("dct28_lp"), control)
+    modules = [build_module(preset, folder) for preset in ("dct28_420", "dct28_lp")]
+    difference = run(modules[0], full) - run(modules[1], control)
     assert difference.abs().max() < 1e-5
 
 

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Qwen2VLForConditionalGeneration,
+)
 
 from training.data.plan_chat import VISUAL_TOKEN_INDEX
 
@@ -47,9 +51,7 @@ def importer(build_module) -> Any:
             return apply(*args, mapping=mapping, **kwargs)
 
         patch.setattr(stock.io, "apply_transforms", with_local_names)
-        found = stock.HFQwen2VLImporter("unused")
-        found.is_v2_5 = False
-        yield found
+        yield stock.HFQwen2VLImporter("unused")
 
 
 class Holder(torch.nn.Module):
@@ -76,21 +78,20 @@ def untied(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_tensor_is_where_nemos_importer_puts_it(
-    tied, tiny_model, untied, build_module, importer
-):
-    folder = tiny_model if tied else untied
+@pytest.mark.parametrize("kind", ["tiny_model", "untied", "tiny_model_25"])
+def test_every_tensor_is_where_nemos_importer_puts_it(kind, request, build_module, importer):
+    folder = request.getfixturevalue(kind)
+    importer.is_v2_5 = kind == "tiny_model_25"
     ours = build_module("pixel", folder)
     theirs = build_module("pixel", folder)
     for parameter in theirs.parameters():
         parameter.data.fill_(torch.nan)
-    source = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+    source = AutoModelForImageTextToText.from_pretrained(folder)
     importer.convert_state(source, Holder(theirs))
     expected = dict(theirs.named_parameters())
     found = dict(ours.named_parameters())
     assert found.keys() == expected.keys()
-    assert ("language_model.output_layer.weight" in found) == (not tied)
+    assert ("language_model.output_layer.weight" in found) == (kind == "untied")
     for name, parameter in found.items():
         assert torch.equal(parameter, expected[name]), name
 
@@ -107,12 +108,26 @@ def test_untied_output_gives_transformers_logits(untied, build_module):
     assert (ours - theirs).abs().max() < 1e-5
 
 
-def test_all_tensors_of_a_folder_are_used(tiny_model, build_module):
+@pytest.mark.parametrize("kind", ["tiny_model", "tiny_model_25"])
+def test_all_tensors_of_a_folder_are_used(kind, request, build_module):
     from training.model.hf_weights import HFFolder, load_hf_weights
 
-    with HFFolder(tiny_model) as source:
+    folder = request.getfixturevalue(kind)
+    with HFFolder(folder) as source:
         names = source.names()
-    assert load_hf_weights(build_module("dct28_420"), tiny_model) == names
+    assert load_hf_weights(build_module("dct28_420", folder), folder) == names
+
+
+def test_the_two_models_have_no_place_for_each_others_tensors(
+    tiny_model, tiny_model_25, build_module, tmp_path
+):
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tiny_model_25, foreign)
+    shutil.copy(tiny_model / "model.safetensors", foreign)
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        build_module("pixel", foreign)
+    for part in ("norm1.bias", "mlp.fc1.weight", "mlp.gate_proj.bias"):
+        assert part in str(caught.value)
 
 
 def spoilt(folder: Path, target: Path, change: Any) -> Path:

@@ -106,4 +106,8 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("important")
     with pytest.raises(ConfigError, match="holds something else"):
         make_inputs(tmp_path)
+    with pytest.raises(
+        ConfigError, match="--model-type 'llama'; expected one of qwen2_vl, qwen2_5"
+    ):
+        make_inputs(tmp_path / "other", "llama")
     assert (tmp_path / "thesis.txt").exists()

@@ -24,11 +24,17 @@ LENGTH = 256
 PACKS = ((1, 0, 2), (2, 1, 2, 1))
 
 
+@pytest.fixture(scope="module", params=["tiny_model", "tiny_model_25"])
+def folder(request):
+    """Of Qwen2-VL, and of Qwen2.5-VL, whose vision tower has windows within pictures."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def encoder(tiny_model):
+def encoder(folder):
     return ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model)),
-        visual=build_tokenizer("pixel", min_pixels=56 * 56, max_pixels=112 * 112),
+        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+        visual=build_tokenizer("pixel", min_pixels=56 * 56, max_pixels=168 * 168),
         seq_length=LENGTH,
         rejects=RejectLog(None, "nowhere"),
     )
@@ -85,8 +91,10 @@ def test_what_does_not_fit_a_row_is_refused(encoder, samples):
         pack_batch([samples], visual=encoder.visual, length=32)
 
 
-def test_losses_and_gradients_equal_those_of_padded_rows(encoder, samples, packed, build_module):
-    module = build_module("pixel")
+def test_losses_and_gradients_equal_those_of_padded_rows(
+    folder, encoder, samples, packed, build_module
+):
+    module = build_module("pixel", folder)
     order = [number for pack in PACKS for number in pack]
     padded = encoder.batch([samples[number] for number in order])
     alone = run(module, padded).sum(1)
@@ -102,9 +110,9 @@ def test_losses_and_gradients_equal_those_of_padded_rows(encoder, samples, packe
         torch.testing.assert_close(gradients[1][name], wanted, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_sample_does_not_see_its_neighbours(encoder, samples, packed, build_module):
+def test_a_sample_does_not_see_its_neighbours(folder, samples, packed, build_module):
     """Other text and pictures in the first place change nothing for the samples behind it."""
-    module = build_module("pixel")
+    module = build_module("pixel", folder)
     changed = {**packed, "input_ids": packed["input_ids"].clone(), "cells": packed["cells"].clone()}
     changed["input_ids"][0, : len(samples[1].input_ids)] = 5
     changed["cells"][-1] = 255 - changed["cells"][-1]  # the last picture of the second pack

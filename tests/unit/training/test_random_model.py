@@ -197,6 +197,20 @@ def test_2b_config_has_the_real_sizes_and_parameter_count():
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_208_985_600
 
 
+def test_the_tiny_newer_model_loads_like_the_hubs(tmp_path):
+    write_random_model(tmp_path, corpus=CORPUS, shape="tiny25")
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert model.visual.fullatt_block_indexes == [1, 3]
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    text = processor.apply_chat_template([message], tokenize=False)
+    batch = processor(text=[text], images=[Image.new("RGB", (168, 84))], return_tensors="pt")
+    with torch.no_grad():
+        assert torch.isfinite(model(**batch).logits).all()
+
+
 def test_2b_tokenizer_has_the_ids_of_the_hub(tmp_path):
     train_tokenizer(
         CORPUS, max_bpe_size=1024, first_special_id=FIRST_SPECIAL_ID_2B

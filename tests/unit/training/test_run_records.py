@@ -279,6 +279,7 @@ def test_a_meter_sums_micro_batches():
                 "loss_mask": torch.tensor([[0.0, 1.0, 1.0]]),
                 "cells": torch.zeros(16, 1),
                 "vit_cu_seqlens": torch.tensor([0, 12, 16], dtype=torch.int32),
+                "vit_window_cu_seqlens": torch.tensor([0, 8, 12, 16], dtype=torch.int32),
                 "sample_lengths": [9],
             }
         )
@@ -290,6 +291,7 @@ def test_a_meter_sums_micro_batches():
         num_answer_tokens=4,
         num_cells=32,
         num_cell_pairs=2 * (12**2 + 4**2),
+        num_window_pairs=2 * (8**2 + 4**2 + 4**2),
         num_token_pairs=2 * 9**2,
         sample_keys=["a", "b"],
     )

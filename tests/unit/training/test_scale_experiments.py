@@ -17,8 +17,9 @@ FILES = sorted((CONFIG_DIR / "scale").glob("*.yaml"))
 
 
 def test_all_are_there():
-    sizes = [(model, gpus) for model in ("2b", "7b") for gpus in (1, 8, 64)]
-    assert {path.stem for path in FILES} == {f"qwen2vl_{m}_{g}gpu" for m, g in sizes}
+    models = ("qwen2vl_2b", "qwen2vl_7b", "qwen25vl_3b")
+    wanted = {f"{model}_{gpus}gpu" for model in models for gpus in (1, 8, 64)}
+    assert {path.stem for path in FILES} == wanted
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
