@@ -145,6 +145,27 @@ def words(
 
 
 @app.command()
+def speed(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Folders of runs, or checkpoints.")],
+    split: Annotated[str, typer.Option(help="Split whose first samples are the batch.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of the batch.")] = 256,
+) -> None:
+    """Samples a second of a forward and backward pass, alone and without a loader: speed.json."""
+    from evaluation.loading import find_checkpoint, load_checkpoint
+    from evaluation.step_speed import SPEED_NAME, write_speed
+
+    for checkpoint in checkpoints:
+        try:
+            target = find_checkpoint(checkpoint)[0] / SPEED_NAME
+            found = write_speed(
+                load_checkpoint(checkpoint), target, split=split, batch_size=batch_size
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        typer.echo(f"{target}: {found:,.0f} samples/s")
+
+
+@app.command()
 def study(
     runs: Annotated[Path, typer.Argument(help="LOG_DIR whose runs hold a words.jsonl each.")],
     output: Annotated[Path, typer.Option(help="Folder for study.md, study.png, study.json.")],

@@ -72,12 +72,7 @@ def write_words(
 
 def _score(model: LoadedModel, batch: list[HeldOut], roles: Any) -> Iterator[dict[str, Any]]:
     encoded = [encode(model, sample) for sample in batch]
-    fields = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8)
-    arguments = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in fields.items()
-        if name in _FIELDS
-    }
+    fields, arguments = forward_arguments(model, encoded)
     with torch.inference_mode():
         _, is_right = scored_forward(model.module, arguments)
     assert is_right is not None
@@ -92,6 +87,19 @@ def _score(model: LoadedModel, batch: list[HeldOut], roles: Any) -> Iterator[dic
             "num_right": int(num_right),
             "num_visual_tokens": int((item.input_ids < 0).sum()),
         }
+
+
+def forward_arguments(
+    model: LoadedModel, encoded: list[EncodedChat]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A padded batch, and the part of it that the model's forward takes, on the model's device."""
+    fields = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8)
+    arguments = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for name, value in fields.items()
+        if name in _FIELDS
+    }
+    return fields, arguments
 
 
 def encode(model: LoadedModel, sample: HeldOut) -> EncodedChat:

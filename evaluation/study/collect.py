@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,6 +16,7 @@ import orjson
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import plan_cost
 from dct_tokenizer.registry import list_presets, preset_config
+from evaluation.step_speed import SPEED_NAME
 from evaluation.words import WORDS_NAME
 from training.estimate.model_sizes import model_sizes
 from training.report import read_validation, steady_throughput
@@ -45,7 +47,8 @@ class StudyRun:
     flops: float
     #: uint8 bytes from loader to model, one picture
     wire_bytes: int
-    #: training, median over the steady steps
+    #: a forward and backward pass measured alone (`evaluation speed`), else training's own figure:
+    #: the median over the steady steps, loading included
     samples_per_second: float
     #: what must be equal for runs to be comparable: data, bounds, steps, batch, learning rate
     conditions: dict[str, object]
@@ -116,7 +119,7 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
         visual_tokens=float(np.mean([line["num_visual_tokens"] for line in lines])),
         flops=cost.total_flops,
         wire_bytes=cost.wire_bytes,
-        samples_per_second=steady_throughput(steps),
+        samples_per_second=_speed(folder, steps),
         conditions={
             "data.path": config.data.path,
             "data.min_pixels": config.data.min_pixels,
@@ -127,6 +130,13 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
             "optim.lr": config.optim.lr,
         },
     )
+
+
+def _speed(folder: Path, steps: list[dict[str, Any]]) -> float:
+    measured = folder / SPEED_NAME
+    if measured.is_file():
+        return float(orjson.loads(measured.read_bytes())["samples_per_second"])
+    return steady_throughput(steps)
 
 
 def label(preset: Mapping[str, object]) -> str:
