@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from evaluation.compare.cli import compare
 from evaluation.generate.cli import generate
 from evaluation.score_cli import score, tasks_app
 
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 
 
+app.command()(compare)
 app.command()(generate)
 app.command()(score)
 app.add_typer(tasks_app, name="tasks")
@@ -128,7 +130,8 @@ def words(
 ) -> None:
     """Share of answer words predicted right, given the true text before them (teacher forcing)."""
     from evaluation.loading import find_checkpoint, load_checkpoint, with_data_path
-    from evaluation.words import WORDS_NAME, write_words
+    from evaluation.result_names import WORDS_NAME
+    from evaluation.words import write_words
 
     if output is not None and len(checkpoints) > 1:
         raise typer.BadParameter("--output names one file; leave it out for several runs")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import orjson
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.held_out import HeldOut, read_split
 from evaluation.quickstart.data import QuickstartResult, QuickstartRun, SamplePicture
 from evaluation.quickstart.report import write_quickstart_report
 from evaluation.quickstart.resume import resume_difference
+from evaluation.seen import look, tokenizer_of
 from training.config.schema import RunConfig
 from training.data.images import decode_rgb
 from training.run_files import read_config
@@ -64,7 +63,7 @@ def sample_pictures(
 
     As many of each source as of the others, so that the gallery shows them all.
     """
-    tokenizers = [_tokenizer(run) for run in (main, control)]
+    tokenizers = [tokenizer_of(run) for run in (main, control)]
     by_source: dict[str, list[HeldOut]] = {}
     for sample in read_split(main.data.path, "val"):
         if sample.key in asked and sample.images:
@@ -80,21 +79,8 @@ def sample_pictures(
             )
 
 
-def look(tokenizer: VisualTokenizer, frames: np.ndarray) -> np.ndarray:
-    """What the model is given of a picture (1, H, W, 3) uint8: (h, w, 3) uint8, unscaled."""
-    plan = tokenizer.plan(*frames.shape[1:3])
-    plan = tokenizer.refine(frames, plan)
-    return tokenizer.decode(tokenizer.encode(tokenizer.cells(frames, plan)), plan)[0]
-
-
 def _run(run: RunConfig, folder: Path, answers: Path) -> QuickstartRun:
     return QuickstartRun(tokenizer=str(run.tokenizer["name"]), run_dir=folder, answers=answers)
-
-
-def _tokenizer(run: RunConfig) -> VisualTokenizer:
-    return build_tokenizer(
-        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-    )
 
 
 def _asked_keys(answers: Path) -> set[str]:

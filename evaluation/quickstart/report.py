@@ -130,7 +130,7 @@ def _loss_chart(figures: Figures) -> Markup:
                 label=run.tokenizer,
                 x=column(run.steps, "step"),
                 y=column(run.steps, "loss"),
-                color=color,  # type: ignore[arg-type]
+                color=color,
                 style="solid" if color == 1 else "dashed",
                 smoothed="mean",
             )
@@ -142,7 +142,7 @@ def _loss_chart(figures: Figures) -> Markup:
                     label=f"{run.tokenizer}, validation",
                     x=column(run.validation, "step"),
                     y=column(run.validation, "loss"),
-                    color=color,  # type: ignore[arg-type]
+                    color=color,
                     style="points",
                 )
             )
