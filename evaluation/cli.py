@@ -71,6 +71,14 @@ def export(
     check: Annotated[
         int, typer.Option(min=0, help="Reload and compare so many validation samples.")
     ] = 0,
+    outside: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Ask the folder about so many validation samples in a process that cannot import "
+            "this project; OUTPUT.answers.jsonl holds what it said.",
+        ),
+    ] = 0,
     lora: Annotated[
         str, typer.Option(help="merge, or adapter for a PEFT folder of the adapters alone.")
     ] = "merge",
@@ -88,13 +96,19 @@ def export(
             num_bytes = export_adapters(checkpoint, output, dtype=chosen)
             typer.echo(f"{output}: adapters, {num_bytes / 1e6:,.1f} MB")
             return
-        exported = export_checkpoint(checkpoint, output, dtype=chosen, check=check)
+        exported = export_checkpoint(checkpoint, output, dtype=chosen, check=check, outside=outside)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     kind = "plain Qwen2-VL" if exported.is_plain else "with its tokenizer's code"
     typer.echo(f"{output}: {kind}, {exported.num_bytes / 1e6:,.1f} MB in {exported.dtype}")
     if exported.max_abs_logit_diff is not None:
         typer.echo(f"largest difference of a logit: {exported.max_abs_logit_diff:.2e}")
+    if exported.outside is not None:
+        asked = exported.outside
+        typer.echo(
+            f"without this project: {asked.exact_match:.4f} exact, {asked.num_questions} answers, "
+            f"largest difference of a logit {asked.max_abs_logit_diff:.2e}"
+        )
 
 
 @app.command(name="import")

@@ -39,7 +39,9 @@ def compare(
     """
     try:
         from evaluation.compare import read_runs, write_comparison
+        from training.compat.quiet import quieten
 
+        quieten()
         found = read_runs(
             runs,
             answers=_files(answers or []),

@@ -11,7 +11,7 @@ from evaluation.compare.runs import ComparedRun
 from evaluation.compare.streams import compare_streams
 from training.data.shard_index import keys_by_split
 
-#: settings that change neither what is learnt nor what is asked, and those with a check of their own
+#: settings that change neither what is learnt nor what is asked, or have a check of their own
 _NEUTRAL = (
     "experiment_name",
     "log_dir",

@@ -133,8 +133,7 @@ def _pictures(sample: HeldOut, runs: Sequence[ComparedRun]) -> tuple[tuple[View,
             views.append(
                 View(
                     title=", ".join(run.name for run in group),
-                    note=f"{group[0].tokenizer}: {view.plan.num_llm_tokens} tokens, "
-                    f"PSNR {psnr_text(view.psnr)}",
+                    note=f"{view.plan.num_llm_tokens} tokens, {psnr_text(view.psnr)} PSNR",
                     uri=reduced_uri(view.seen),
                 )
             )

@@ -96,11 +96,8 @@ def _pair(name: str, runs: Sequence[ComparedRun]) -> PairedSet:
             )
     shared = [i for i in first.items if all(i in file.items for file in files)]
     if not shared:
-        other = (
-            next(f for f in files if not first.items.keys() & f.items.keys())
-            if any(not first.items.keys() & f.items.keys() for f in files)
-            else files[-1]
-        )
+        apart = [file for file in files if not first.items.keys() & file.items.keys()]
+        other = [files[-1], *apart][-1]
         ours, theirs = (next(iter(file.items)) for file in (first, other))
         raise ValueError(
             f"{first.path} and {other.path} have no question in common: keys are like {ours[0]!r} "

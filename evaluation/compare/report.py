@@ -16,6 +16,7 @@ from data_prep.durable import write_durably
 from evaluation.compare.disagree import Disagreement, disagreements
 from evaluation.compare.figures import Comparison, SetFigures, as_json, collect, losses
 from evaluation.compare.runs import ComparedRun
+from evaluation.study.intervals import NUM_RESAMPLES
 from training.report import Line, Point, line_chart, point_chart, write_page
 from training.report.page import figure, percent
 
@@ -73,6 +74,7 @@ def write_comparison(
         "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         "score_text": score_text,
         "difference_text": difference_text,
+        "num_resamples": NUM_RESAMPLES,
     }
     write_page(folder / PAGE_NAME, "compare.html.jinja", context, package="evaluation.compare")
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE

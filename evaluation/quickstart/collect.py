@@ -7,10 +7,18 @@ from pathlib import Path
 
 import orjson
 
+from evaluation.compare import read_runs, write_comparison
 from evaluation.held_out import HeldOut, read_split
-from evaluation.quickstart.data import QuickstartResult, QuickstartRun, SamplePicture
+from evaluation.quickstart.data import (
+    COMPARE_FOLDER,
+    ExportProof,
+    QuickstartResult,
+    QuickstartRun,
+    SamplePicture,
+)
 from evaluation.quickstart.report import write_quickstart_report
 from evaluation.quickstart.resume import resume_difference
+from evaluation.result_names import EXPORT_NAME, outside_answers
 from evaluation.seen import look, tokenizer_of
 from training.config.schema import RunConfig
 from training.data.images import decode_rgb
@@ -25,7 +33,9 @@ def collect_and_report(
 ) -> Path:
     """Write report.html and summary.json from the layout that launch/quickstart.sh makes.
 
-    `folder` holds wds/, runs/{main,control,resumed} and answers/{main,blank,control}.jsonl.
+    `folder` holds wds/, runs/{main,control,resumed}, answers/{main,blank,control}.jsonl, and hf/
+    with hf.answers.jsonl of the exported main run. The page that compares main and control goes to
+    compare/.
 
     Args:
         folder: the quickstart's output folder.
@@ -47,10 +57,15 @@ def collect_and_report(
         control=_run(control, runs / "control", answers / "control.jsonl"),
         blank_answers=answers / "blank.jsonl",
         resume=resume_difference(runs / "main", runs / "resumed", resumed_from),
+        export=_export(folder / "hf"),
         pictures=tuple(sample_pictures(main, control, _asked_keys(answers / "main.jsonl"))),
         rejected=manifest["rejected"],
         num_prepared=manifest["kept"],
         seconds_total=seconds_total,
+    )
+    compared = {name: answers / f"{name}.jsonl" for name in ("main", "control")}
+    write_comparison(
+        read_runs([runs / name for name in compared], answers=compared), folder / COMPARE_FOLDER
     )
     write_quickstart_report(folder, result)
     return folder / "report.html"
@@ -77,6 +92,23 @@ def sample_pictures(
             yield SamplePicture(
                 key=sample.key, original=frames[0], seen=seen, seen_by_control=by_control
             )
+
+
+def _export(folder: Path) -> ExportProof:
+    record = folder / EXPORT_NAME
+    try:
+        asked = orjson.loads(record.read_bytes())["outside"]
+        return ExportProof(
+            folder=folder,
+            max_abs_logit_diff=asked["max_abs_logit_diff"],
+            num_prompts=asked["num_prompts_compared"],
+            answers=outside_answers(folder),
+        )
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{record} does not say how the folder answered ({error!r}): write it with `python -m "
+            f"evaluation export RUN {folder} --outside 40`"
+        ) from error
 
 
 def _run(run: RunConfig, folder: Path, answers: Path) -> QuickstartRun:
