@@ -113,7 +113,7 @@ def collect(data: QuickstartResult) -> Figures:
         ),
         num_only_main_right=len(main_right - control_right),
         num_only_control_right=len(control_right - main_right),
-        export=data.export and _export_figures(data.export, main),
+        export=None if data.export is None else _export_figures(data.export, main),
     )
 
 
