@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +108,12 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     Raises:
         ValueError: a folder is named twice.
     """
-    paths = [folder.resolve() for folder in folders]
-    if len(set(paths)) != len(paths):
-        twice = next(p for p in paths if paths.count(p) > 1)
+    # a link keeps its own name, but is no other run
+    real = [folder.resolve() for folder in folders]
+    if len(set(real)) != len(real):
+        twice = next(path for path in real if real.count(path) > 1)
         raise ValueError(f"{twice} is named twice: name two different runs")
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1

@@ -38,6 +38,8 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
         dtype: name of torch's dtype to compute in.
     """
     import numpy as np
+
+    wanted = np.load(expected)
     import torch
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
@@ -51,7 +53,6 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
     # use_fast is about pictures; the slow text tokenizer cannot decode ids that no token has
     processor.tokenizer = AutoTokenizer.from_pretrained(folder)
     marks = processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
-    wanted = np.load(expected)
     with open(requests, encoding="utf-8") as lines, open(output, "w", encoding="utf-8") as file:
         for number, line in enumerate(lines):
             request: dict[str, Any] = json.loads(line)

@@ -20,6 +20,7 @@ from data_prep.cli import app as data_prep_app
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.cli import app as evaluation_app
 from evaluation.quickstart import (
+    ExportProof,
     QuickstartResult,
     QuickstartRun,
     ResumeProof,
@@ -76,6 +77,14 @@ def answers(path: Path, rights: str, **changes: object) -> Path:
     return path
 
 
+def exported(path: Path, rights: str) -> Path:
+    """Of the first picture only, and of the text: as the exported folder was asked about fewer."""
+    one, text = (letter == "r" for letter in rights)
+    lines = [answer("s1", 1, one), answer("t1", 1, text, num_visual_tokens=0)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 @pytest.fixture
 def result(tmp_path: Path) -> QuickstartResult:
     losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 2.0, 1.0]
@@ -100,6 +109,12 @@ def result(tmp_path: Path) -> QuickstartResult:
         ),
         blank_answers=answers(tmp_path / "blank.jsonl", "wwrr"),
         resume=ResumeProof(from_step=20, num_steps=7, max_abs_loss_diff=0.0),
+        export=ExportProof(
+            folder=tmp_path / "hf",
+            max_abs_logit_diff=0.00025,
+            num_prompts=5,
+            answers=exported(tmp_path / "hf.answers.jsonl", "rw"),
+        ),
         pictures=(picture,),
         rejected={"truncated_image": 12, "missing_image": 3},
         num_prepared=985,
@@ -158,6 +173,10 @@ def test_summary_holds_the_agreed_figures(tmp_path: Path, result: QuickstartResu
         "num_rejected_samples": 15,
         "num_prepared_samples": 985,
         "seconds_total": 61.0,
+        "export_max_abs_logit_diff": 0.00025,
+        "eval_exact_match": 1.0,  # the text question does not count
+        "num_exported_answers": 1,
+        "num_exported_answers_differing": 0,
     }
     assert sources == {
         "pairs": {
@@ -202,6 +221,10 @@ def test_the_page_shows_the_figures(tmp_path: Path, result: QuickstartResult) ->
         "the loss is equal to the last digit",
         "985 samples were stored in shards. 15 were left out",
         "truncated image 12 missing image 3",
+        "100.0 % right answers after the export of 1 questions",
+        "Of 5 prompts no logit is further than 2.50e-04 from the trainer's. 1 of its 1 answers "
+        "about pictures are right (100.0 %); all are those of the run, word for word.",
+        "compare/compare.html puts them beside each other",
     ):
         assert expected in text
     chart = next(e for e in tree.iter() if str(e.tag).endswith("svg"))
@@ -336,6 +359,9 @@ def test_little_data_is_enough(tmp_path: Path, result: QuickstartResult) -> None
     assert summary["train_loss_first"] == summary["train_loss_last"] == 3.0
     assert summary["samples_per_second"] == 5.0
     assert summary["seconds_total"] is None
+    assert summary["export_max_abs_logit_diff"] is None
+    assert summary["eval_exact_match"] is None
+    assert "Without this project" not in text
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, result: QuickstartResult) -> None:
@@ -344,6 +370,26 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, result: QuickstartRe
     with pytest.raises(ValueError, match=r"1 questions are answered only by .* turn 1 of t1"):
         write_quickstart_report(tmp_path / "out", result)
     assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_the_export_changed_are_counted(
+    tmp_path: Path, result: QuickstartResult
+) -> None:
+    exported(tmp_path / "hf.answers.jsonl", "ww")
+    write_quickstart_report(tmp_path, result)
+    text = text_of(page_of(tmp_path)[1])
+    assert "0 of its 1 answers about pictures are right (0.0 %); 1 are not those of the run" in text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["eval_exact_match"], summary["num_exported_answers_differing"]) == (0.0, 1)
+
+
+def test_an_export_that_was_asked_something_else_is_refused(
+    tmp_path: Path, result: QuickstartResult
+) -> None:
+    strange = tmp_path / "hf.answers.jsonl"
+    strange.write_text(json.dumps(answer("s9", 1, True)) + "\n")
+    with pytest.raises(ValueError, match=r"turn 1 of s9, which the run was not asked"):
+        write_quickstart_report(tmp_path, result)
 
 
 def test_a_picture_that_was_not_asked_about_is_refused(
