@@ -39,7 +39,9 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
     """
     import numpy as np
 
+    # before the slow imports
     wanted = np.load(expected)
+
     import torch
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
