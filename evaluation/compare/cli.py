@@ -23,6 +23,10 @@ def compare(
     metric: Annotated[
         str | None, typer.Option(help="Score of samples files; else the task's headline.")
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK=PATH: a benchmark's data, for its pictures; may be repeated."),
+    ] = None,
     examples: Annotated[
         int, typer.Option(min=0, help="Samples to show on which the runs disagree.")
     ] = 12,
@@ -44,11 +48,17 @@ def compare(
         quieten()
         found = read_runs(
             runs,
-            answers=_files(answers or []),
+            answers=_files(answers or [], "answers", "NAME=FILE, NAME a run's folder name"),
             metric=metric,
             ask=(lambda run, file: _ask(run, file, split, limit)) if ask else None,
         )
-        page = write_comparison(found, output, baseline=baseline, num_disagreements=examples)
+        page = write_comparison(
+            found,
+            output,
+            baseline=baseline,
+            num_disagreements=examples,
+            data=_files(data or [], "data", "TASK=PATH, TASK of a samples file"),
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     for line in warnings_of(output):
@@ -65,12 +75,12 @@ def warnings_of(output: Path) -> list[str]:
     return list(orjson.loads((output / JSON_NAME).read_bytes())["warnings"])
 
 
-def _files(given: list[str]) -> dict[str, Path]:
+def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
     files = {}
     for text in given:
         name, equals, file = text.partition("=")
         if not (name and equals and file):
-            raise ValueError(f"--answers is {text!r}; expected NAME=FILE, NAME a run's folder name")
+            raise ValueError(f"--{option} is {text!r}; expected {expected}")
         files[name] = Path(file)
     return files
 

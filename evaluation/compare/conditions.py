@@ -59,7 +59,7 @@ def check_conditions(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> 
         _data(runs, "split", "split", "the same split into train, val and test"),
         *_streams(runs),
         *_questions(runs, sets),
-        _held_out(runs, sets),
+        *_held_out(runs, [one for one in sets if one.is_from_shards]),
         _settings(runs),
         _length(runs),
         _machine(runs),
@@ -161,25 +161,28 @@ def _questions(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterat
             yield _ok("questions", f"All runs answered the same questions of {one.name}.")
 
 
-def _held_out(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Finding:
+def _held_out(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterator[Finding]:
     subject = "held out"
+    if not sets:
+        return
     keys = {key for one in sets for key in one.keys}
     seen = {run.name: keys & {k for step in run.ledger.values() for k in step} for run in runs}
     trained_on = [f"{name} {len(found):,}" for name, found in seen.items() if found]
     if trained_on:
-        return _warning(
+        yield _warning(
             subject,
             f"Of the {len(keys):,} samples that were asked about, some were trained on: "
             f"{', '.join(trained_on)}.",
         )
-    if not all(run.ledger for run in runs):
-        return _warning(subject, "Without every ledger nobody can tell whether the questions are.")
-    splits = keys_by_split(runs[0].config.data.path) or {}
-    parts = [name for name, members in splits.items() if keys & members]
-    named = f", of the split {' and '.join(parts)}" if parts else ""
-    return _ok(
-        subject, f"No run was trained on any of the {len(keys):,} samples asked about{named}."
-    )
+    elif not all(run.ledger for run in runs):
+        yield _warning(subject, "Without every ledger nobody can tell whether the questions are.")
+    else:
+        splits = keys_by_split(runs[0].config.data.path) or {}
+        parts = [name for name, members in splits.items() if keys & members]
+        named = f", of the split {' and '.join(parts)}" if parts else ""
+        yield _ok(
+            subject, f"No run was trained on any of the {len(keys):,} samples asked about{named}."
+        )
 
 
 def _settings(runs: Sequence[ComparedRun]) -> Finding:

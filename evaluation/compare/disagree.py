@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 
 from dct_tokenizer.show import look
 from dct_tokenizer.show.figure import psnr_text
 from evaluation.compare.pairing import PairedSet
+from evaluation.compare.pictures import Asked, from_shards, from_task
 from evaluation.compare.results import ItemScore
 from evaluation.compare.runs import ComparedRun
-from evaluation.held_out import HeldOut, read_split
 from evaluation.seen import reduced_uri, tokenizer_of
 from training.data.images import decode_rgb
-from training.data.shard_index import keys_by_split
 
 #: pictures of one sample that are shown
 MAX_PICTURES = 3
@@ -50,11 +50,27 @@ def num_disagreements(paired: PairedSet) -> int:
     return sum(_differs(row) for row in paired.items)
 
 
-def disagreements(paired: PairedSet, runs: Sequence[ComparedRun], limit: int) -> list[Disagreement]:
-    """At most `limit` samples on which the runs disagree, of every kind and source some."""
+def disagreements(
+    paired: PairedSet, runs: Sequence[ComparedRun], limit: int, data: Path | None = None
+) -> list[Disagreement]:
+    """At most `limit` samples on which the runs disagree, of every kind and source some.
+
+    Args:
+        paired: the questions.
+        runs: whose tokenizers look at the pictures.
+        limit: of samples.
+        data: a benchmark's folder or file, for the pictures of its questions.
+
+    Raises:
+        ValueError: the data is not the benchmark's.
+    """
     keys = choose(paired, limit)
-    samples = find_samples(runs, set(keys))
     chosen = set(keys)
+    samples: dict[str, Asked] = {}
+    if data is not None:
+        samples = from_task(paired.name, data, chosen)
+    elif paired.is_from_shards:
+        samples = from_shards(runs, chosen)
     rows: dict[str, list[tuple[ItemScore, ...]]] = {key: [] for key in keys}
     for row in paired.items:
         if row[0].key in chosen and _differs(row):
@@ -91,33 +107,11 @@ def choose(paired: PairedSet, limit: int) -> list[str]:
     return list(dict.fromkeys(turns))[:limit]
 
 
-def find_samples(runs: Sequence[ComparedRun], keys: set[str]) -> dict[str, HeldOut]:
-    """Samples by key, from the shards of the first run that still has them."""
-    found: dict[str, HeldOut] = {}
-    for path in dict.fromkeys(run.config.data.path for run in runs):
-        for split, members in (keys_by_split(path) or {}).items():
-            missing = (keys & members) - found.keys()
-            if missing:
-                found |= {sample.key: sample for sample in _read(path, split, missing)}
-    return found
-
-
-def _read(path: str, split: str, wanted: set[str]) -> Iterator[HeldOut]:
-    left = set(wanted)
-    # a sample that does not follow the schema has no picture to show
-    for sample in read_split(path, split, on_fault=lambda key, error: left.discard(key)):
-        if sample.key in left:
-            left.remove(sample.key)
-            yield sample
-        if not left:
-            return
-
-
 def _differs(row: Sequence[ItemScore]) -> bool:
     return len({item.got for item in row}) > 1
 
 
-def _pictures(sample: HeldOut, runs: Sequence[ComparedRun]) -> tuple[tuple[View, ...], ...]:
+def _pictures(sample: Asked, runs: Sequence[ComparedRun]) -> tuple[tuple[View, ...], ...]:
     # runs that share a tokenizer and its bounds saw the same
     seen_by: dict[str, list[ComparedRun]] = defaultdict(list)
     for run in runs:
@@ -141,10 +135,8 @@ def _pictures(sample: HeldOut, runs: Sequence[ComparedRun]) -> tuple[tuple[View,
     return tuple(rows)
 
 
-def _filled(row: tuple[ItemScore, ...], sample: HeldOut | None) -> tuple[ItemScore, ...]:
-    """With question and truth from the sample where the file of scores has none."""
-    if sample is None or row[0].truth is not None:
+def _filled(row: tuple[ItemScore, ...], asked: Asked | None) -> tuple[ItemScore, ...]:
+    """With question and truth from the data where the file of scores has none."""
+    if asked is None or row[0].truth is not None:
         return row
-    asked = [t.text.replace("<image>", "").strip() for t in sample.record.turns if t.role == "user"]
-    told = [turn.text for turn in sample.record.turns if turn.role == "assistant"]
-    return tuple(replace(i, question=" / ".join(asked), truth=" / ".join(told)) for i in row)
+    return tuple(replace(item, question=asked.question, truth=asked.truth) for item in row)

@@ -22,6 +22,8 @@ class PairedSet:
     name: str
     metric: str
     higher_is_better: bool
+    #: the samples are in the runs' shards, not in a benchmark
+    is_from_shards: bool
     #: every score lies between 0 and 1, so that it reads as a percentage
     is_share: bool
     #: [question][run]
@@ -117,6 +119,7 @@ def _pair(name: str, runs: Sequence[ComparedRun]) -> PairedSet:
         name=name,
         metric=first.metric,
         higher_is_better=first.higher_is_better,
+        is_from_shards=first.is_from_shards,
         is_share=all(0 <= item.got <= item.of for row in pictured for item in row),
         items=tuple(pictured),
         num_without_picture=len(rows) - len(pictured),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -41,6 +41,7 @@ def write_comparison(
     *,
     baseline: str | None = None,
     num_disagreements: int = 12,
+    data: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write the page, which needs no other file, and its figures as JSON.
 
@@ -49,19 +50,26 @@ def write_comparison(
         output: folder, made where it is missing.
         baseline: name of the run that the others are compared with; the first by default.
         num_disagreements: samples of each set that are shown with their pictures, at most.
+        data: folders or files of benchmarks by their name, for the pictures of their questions.
 
     Returns:
         Path of the page.
 
     Raises:
-        ValueError: see `collect`.
+        ValueError: see `collect`; or `data` names no set, or is not that benchmark's.
     """
     found = collect(runs, baseline)
+    given = dict(data or {})
+    sets = [one.paired.name for one in found.sets]
+    for name in given.keys() - set(sets):
+        raise ValueError(f"--data names {name!r}; the runs are compared on {', '.join(sets)}")
     sections = [
         SetSection(
             figures=one,
             charts=tuple(_cost_charts(f"set{number}", found, one)),
-            disagreements=tuple(disagreements(one.paired, runs, num_disagreements)),
+            disagreements=tuple(
+                disagreements(one.paired, runs, num_disagreements, given.get(one.paired.name))
+            ),
         )
         for number, one in enumerate(found.sets)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from evaluation.result_names import WORDS_NAME
+from evaluation.result_names import ANSWERS_NAME, WORDS_NAME
 
 _SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>.+)\.jsonl$")
 #: whole numbers in a line of a samples file that are no score
@@ -54,6 +54,8 @@ class ResultFile:
     #: by `ItemScore.id`, in the order of the file
     items: dict[tuple[str, int], ItemScore]
     higher_is_better: bool = True
+    #: keys are those of samples in the run's shards; False for a benchmark's items
+    is_from_shards: bool = True
     #: (min_pixels, max_pixels) that the answers were made with, where that is written down
     pixel_bounds: tuple[int, int] | None = None
 
@@ -75,6 +77,12 @@ def find_results(folder: Path) -> dict[str, Path]:
         if match:
             found[match["task"]] = path
     return found
+
+
+def set_of(path: Path) -> str:
+    """The set that a file named by hand belongs to: its task's, or that of answers."""
+    match = _SAMPLES.match(path.name)
+    return match["task"] if match else Path(ANSWERS_NAME).stem
 
 
 def read_results(path: Path, metric: str | None = None) -> ResultFile:
@@ -127,6 +135,7 @@ def read_results(path: Path, metric: str | None = None) -> ResultFile:
         metric=name,
         items=by_id,
         higher_is_better=higher_is_better,
+        is_from_shards="filtered_resps" not in first,
         pixel_bounds=bounds,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from evaluation.compare.costs import TrainingCost, training_cost
-from evaluation.compare.results import ResultFile, find_results, read_results
+from evaluation.compare.results import ResultFile, find_results, read_results, set_of
 from evaluation.result_names import ANSWERS_NAME
 from evaluation.study.collect import label
 from training.config.schema import RunConfig
@@ -21,9 +21,6 @@ from training.report import read_validation
 from training.report.series import Steps
 from training.report.svg import NUM_SERIES
 from training.run_files import ENVIRONMENT_NAME, STEPS_NAME, latest_file, read_config, read_steps
-
-#: the set that files given by hand belong to
-GIVEN = Path(ANSWERS_NAME).stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ def read_runs(
     files = {}
     # all are found before any is answered, which may take long
     for name, folder in zip(names, folders, strict=True):
-        files[name] = {GIVEN: given[name]} if name in given else find_results(folder)
+        files[name] = {set_of(given[name]): given[name]} if name in given else find_results(folder)
         if not files[name] and ask is None:
             raise ValueError(
                 f"{folder} has no scores ({ANSWERS_NAME}, words.jsonl or *_samples_TASK.jsonl): "

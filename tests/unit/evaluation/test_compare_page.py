@@ -337,6 +337,29 @@ def test_the_page_stands_without_data_model_and_ledger(folders, lines, tmp_path)
     assert "1 questions about the pictures of 1 samples" in text
 
 
+def test_a_benchmarks_pictures_come_from_its_data(folders, samples, tmp_path):
+    (tmp_path / "picture.png").write_bytes(samples[0].images[0])
+    data = write_lines(
+        tmp_path / "qa.jsonl",
+        [{"key": "7", "question": "What?", "answers": ["x", "y"], "image": "picture.png"}],
+    )
+    files = {}
+    for name, right in (("ours", 1.0), ("theirs", 0.0)):
+        line = {"doc_id": 0, "key": "7", "filtered_resps": ["x"], "exact_match": right}
+        files[name] = write_lines(tmp_path / f"{name}_samples_qa.jsonl", [line])
+    runs = read_runs(folders, answers=files)
+    text = text_of(tree_of(write_comparison(runs, tmp_path)))
+    assert "Without --data qa=PATH the pictures are not at hand" in text
+    tree = tree_of(write_comparison(runs, tmp_path, data={"qa": data}))
+    with pytest.raises(ValueError, match=r"--data names 'vqa'; .* on qa"):
+        write_comparison(runs, tmp_path, data={"vqa": data})
+    with pytest.raises(ValueError, match="none does not exist; qa reads"):
+        write_comparison(runs, tmp_path, data={"qa": tmp_path / "none"})
+    (article,) = tree.iter("article")
+    assert len(list(article.iter("img"))) == 3
+    assert rows_of(next(article.iter("table")))[0] == ["What?", "x | y", "✓right: x", "✗wrong: x"]
+
+
 def test_an_unknown_baseline_is_refused_with_the_names(folders, tmp_path):
     with pytest.raises(ValueError, match=r"no run is named 'x'; the runs are ours, theirs"):
         write_comparison(read_runs(folders), tmp_path, baseline="x")
