@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from evaluation.compare.cli import compare
 from evaluation.generate.cli import generate
 from evaluation.score_cli import score, tasks_app
 
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 
 
+app.command()(compare)
 app.command()(generate)
 app.command()(score)
 app.add_typer(tasks_app, name="tasks")
@@ -69,6 +71,14 @@ def export(
     check: Annotated[
         int, typer.Option(min=0, help="Reload and compare so many validation samples.")
     ] = 0,
+    outside: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Ask the folder about so many validation samples in a process that cannot import "
+            "this project; OUTPUT.answers.jsonl holds what it said.",
+        ),
+    ] = 0,
     lora: Annotated[
         str, typer.Option(help="merge, or adapter for a PEFT folder of the adapters alone.")
     ] = "merge",
@@ -86,13 +96,19 @@ def export(
             num_bytes = export_adapters(checkpoint, output, dtype=chosen)
             typer.echo(f"{output}: adapters, {num_bytes / 1e6:,.1f} MB")
             return
-        exported = export_checkpoint(checkpoint, output, dtype=chosen, check=check)
+        exported = export_checkpoint(checkpoint, output, dtype=chosen, check=check, outside=outside)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     kind = "plain" if exported.is_plain else "with its tokenizer's code"
     typer.echo(f"{output}: {kind}, {exported.num_bytes / 1e6:,.1f} MB in {exported.dtype}")
     if exported.max_abs_logit_diff is not None:
         typer.echo(f"largest difference of a logit: {exported.max_abs_logit_diff:.2e}")
+    if exported.outside is not None:
+        asked = exported.outside
+        typer.echo(
+            f"without this project: {asked.exact_match:.4f} exact, {asked.num_questions} answers, "
+            f"largest difference of a logit {asked.max_abs_logit_diff:.2e}"
+        )
 
 
 @app.command(name="import")
@@ -128,7 +144,8 @@ def words(
 ) -> None:
     """Share of answer words predicted right, given the true text before them (teacher forcing)."""
     from evaluation.loading import find_checkpoint, load_checkpoint, with_data_path
-    from evaluation.words import WORDS_NAME, write_words
+    from evaluation.result_names import WORDS_NAME
+    from evaluation.words import write_words
 
     if output is not None and len(checkpoints) > 1:
         raise typer.BadParameter("--output names one file; leave it out for several runs")
@@ -152,7 +169,8 @@ def speed(
 ) -> None:
     """Samples a second of a forward and backward pass, alone and without a loader: speed.json."""
     from evaluation.loading import find_checkpoint, load_checkpoint
-    from evaluation.step_speed import SPEED_NAME, write_speed
+    from evaluation.result_names import SPEED_NAME
+    from evaluation.step_speed import write_speed
 
     for checkpoint in checkpoints:
         try:

@@ -19,7 +19,6 @@ from evaluation.held_out import read_split
 from evaluation.loading import LoadedModel
 from evaluation.words import encode, forward_arguments
 
-SPEED_NAME = "speed.json"
 _WARM_UP, _ROUNDS = 3, 10
 
 

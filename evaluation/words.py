@@ -24,7 +24,6 @@ from training.data.samples import EncodedChat
 from training.data.words import score_words, token_roles
 from training.model.scoring import scored_forward
 
-WORDS_NAME = "words.jsonl"
 #: arguments of the model's forward, as far as `pad_batch` fills them
 _FIELDS = (
     "input_ids",

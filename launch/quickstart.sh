@@ -2,7 +2,8 @@
 # The whole pipeline, small, on this machine: no GPU, no download, nothing to prepare.
 # Draws a dataset, makes shards, trains two visual tokenizers with the same number of tokens on the
 # same samples, resumes one of them from a checkpoint in its middle, asks both about held-out
-# pictures, and writes outputs/quickstart/report.html and summary.json. About 7 minutes on 2 cores.
+# pictures, exports one to a Hugging Face folder that answers without this project, and writes
+# outputs/quickstart/report.html, summary.json and compare/compare.html. About 8 minutes on 2 cores.
 set -euo pipefail
 
 : "${TOKENIZER:=dct28_420}"          # python -m dct_tokenizer list
@@ -38,33 +39,36 @@ rm -rf "$OUTPUT_DIR"
 mkdir -p "$OUTPUT_DIR"
 touch "$OUTPUT_DIR/.quickstart"
 
-step "1/8 drawing $NUM_ENTRIES conversations about pictures, in the layout of Cambrian737k"
+step "1/9 drawing $NUM_ENTRIES conversations about pictures, in the layout of Cambrian737k"
 "$PYTHON" -m data_prep draw --output-dir "$OUTPUT_DIR/raw" --num-entries "$NUM_ENTRIES"
 
-step "2/8 making shards and preparing them for Energon"
+step "2/9 making shards and preparing them for Energon"
 "$PYTHON" -m data_prep cambrian --data-dir "$OUTPUT_DIR/raw" --output-dir "$OUTPUT_DIR/wds"
 "$PYTHON" -m data_prep prepare "$OUTPUT_DIR/wds" --split 8,1,1
 
-step "3/8 writing a tiny Qwen2-VL with random weights and a tokenizer trained on the questions"
+step "3/9 writing a tiny Qwen2-VL with random weights and a tokenizer trained on the questions"
 "$PYTHON" -m training random-model "$OUTPUT_DIR/model" --corpus "$OUTPUT_DIR/raw/cambrian737k.json"
 "$PYTHON" -m training doctor "model.path=$OUTPUT_DIR/model" "data.path=$OUTPUT_DIR/wds"
 
-step "4/8 training with $TOKENIZER, $STEPS steps"
+step "4/9 training with $TOKENIZER, $STEPS steps"
 train "tokenizer=$TOKENIZER" experiment_name=main
 
-step "5/8 training with the control $CONTROL on the same samples"
+step "5/9 training with the control $CONTROL on the same samples"
 train "tokenizer=$CONTROL" experiment_name=control
 
-step "6/8 resuming $TOKENIZER from step $middle, to compare with the run that was not interrupted"
+step "6/9 resuming $TOKENIZER from step $middle, to compare with the run that was not interrupted"
 train "tokenizer=$TOKENIZER" experiment_name=resumed trainer.save_every=-1 \
   "trainer.resume=$OUTPUT_DIR/runs/main/checkpoints/step-$(printf %08d "$middle")" \
   "trainer.stop_at_step=$((middle + 20))"
 
-step "7/8 asking about held-out pictures, and about blank ones"
+step "7/9 asking about held-out pictures, and about blank ones"
 ask main --output "$OUTPUT_DIR/answers/main.jsonl"
 ask main --output "$OUTPUT_DIR/answers/blank.jsonl" --blank
 ask control --output "$OUTPUT_DIR/answers/control.jsonl"
 
-step "8/8 writing the report"
+step "8/9 exporting $TOKENIZER, and asking the folder in a process that cannot import this project"
+"$PYTHON" -m evaluation export "$OUTPUT_DIR/runs/main" "$OUTPUT_DIR/hf" --outside 40
+
+step "9/9 writing the report, and the page that compares both runs"
 "$PYTHON" -m evaluation quickstart "$OUTPUT_DIR" --resumed-from "$middle" \
   --seconds "$((SECONDS - started))"

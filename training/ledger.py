@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import orjson
-from braceexpand import braceexpand
-from omegaconf import OmegaConf
 
 from training.data.rejects import read_rejects
+from training.data.shard_index import keys_by_split
 from training.run_files import read_config, read_json_lines
 
 
@@ -161,20 +158,7 @@ def divide(keys: list[str], expected: set[str]) -> tuple[EpochSummary, ...]:
 def _training_keys(run_dir: Path) -> set[str] | None:
     """Keys of the run's training split from Energon's index; None where it is not at hand."""
     try:
-        meta = Path(read_config(run_dir).data.path) / ".nv-meta"
+        splits = keys_by_split(read_config(run_dir).data.path)
     except ValueError:
         return None
-    files = [meta / name for name in (".info.json", "split.yaml", "index.sqlite")]
-    if not all(path.is_file() for path in files):
-        return None
-    # tar_file_id is a shard's place in .info.json
-    shards = list(orjson.loads(files[0].read_bytes())["shard_counts"])
-    parts = OmegaConf.to_container(OmegaConf.load(files[1]))
-    assert isinstance(parts, dict)
-    split = {name for pattern in parts["split_parts"]["train"] for name in braceexpand(pattern)}
-    # whole shards, and single samples as SHARD/KEY
-    excluded = {name for pattern in parts.get("exclude") or () for name in braceexpand(pattern)}
-    chosen = {n: name for n, name in enumerate(shards) if name in split - excluded}
-    with closing(sqlite3.connect(f"file:{files[2]}?mode=ro", uri=True)) as index:
-        rows = index.execute("SELECT tar_file_id, sample_key FROM samples")
-        return {key for n, key in rows if n in chosen and f"{chosen[n]}/{key}" not in excluded}
+    return None if splits is None else splits["train"]

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from training.config.groups import ROOT
 from training.config.schema import RunConfig
+from training.data.shard_index import data_identity
 
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
@@ -58,6 +59,7 @@ def write_provenance(run: RunConfig, folder: Path, *, resumed_at: int = 0) -> No
         "platform": platform.platform(),
         "packages": package_versions(),
         "git": git_state(),
+        "data": data_identity(run.data.path),
     }
     _keep(folder / ENVIRONMENT_NAME, json.dumps(environment, indent=2), resumed_at)
 

@@ -47,7 +47,7 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
         )
         pictures = [Image.open(io.BytesIO(data)) for data in images]
         inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
-        wanted = _logits(model, turns, images)
+        wanted = prompt_logits(model, turns, images)
         found = theirs(**inputs.to(model.device)).logits[0]
         if found.shape != wanted.shape:
             raise ValueError(
@@ -66,7 +66,10 @@ def _prompts(samples: Iterable[HeldOut]) -> Iterator[tuple[tuple[Turn, ...], tup
             yield turns[: answers[-1]], sample.images
 
 
-def _logits(model: LoadedModel, turns: tuple[Turn, ...], images: tuple[bytes, ...]) -> torch.Tensor:
+@torch.inference_mode()
+def prompt_logits(
+    model: LoadedModel, turns: tuple[Turn, ...], images: tuple[bytes, ...]
+) -> torch.Tensor:
     """(S, vocabulary) of the trainer's model, the padding of the vocabulary cut off."""
     visual = model.visual
     plans = [visual.plan(*header_size(data)) for data in images]

@@ -14,14 +14,14 @@ from evaluation.export.card import write_card
 from evaluation.export.check import max_abs_logit_diff
 from evaluation.export.folder import write_json
 from evaluation.export.model import ExportOptions, check_place, export_module
+from evaluation.export.outside import Outside, ask_outside
 from evaluation.export.plain import why_not_plain
 from evaluation.export.tensors import ExportError
 from evaluation.held_out import read_split
 from evaluation.loading import find_checkpoint, load_checkpoint
+from evaluation.result_names import EXPORT_NAME, outside_answers
 from training.config.tuning import trained_parts
 
-#: file in an exported folder
-EXPORT_NAME = "dct_vl_export.json"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -48,6 +48,8 @@ class Exported:
     is_plain: bool
     #: against the trainer's model, after a reload in transformers; None where it was not asked for
     max_abs_logit_diff: float | None
+    #: asked in a process that cannot import this project; None where it was not
+    outside: Outside | None
 
 
 def export_adapters(path: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> int:
@@ -80,7 +82,12 @@ def export_adapters(path: str | Path, out: str | Path, dtype: torch.dtype | None
 
 
 def export_checkpoint(
-    path: str | Path, out: str | Path, dtype: torch.dtype | None = None, *, check: int = 0
+    path: str | Path,
+    out: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    check: int = 0,
+    outside: int = 0,
 ) -> Exported:
     """Write a run's newest checkpoint, or the given one, as a Hugging Face folder.
 
@@ -91,6 +98,8 @@ def export_checkpoint(
         out: a new or empty folder.
         dtype: of the written weights; the checkpoint's own by default.
         check: reload the folder and compare the logits of so many validation samples.
+        outside: ask the folder about so many of them in a process that cannot import this project;
+            the answers go to `outside_answers(out)`.
 
     Raises:
         ValueError: no checkpoint there; or see `export_module`.
@@ -108,12 +117,16 @@ def export_checkpoint(
     if check:
         samples = read_split(model.run.data.path, "val", check)
         difference = max_abs_logit_diff(model, out, samples)
+    asked = None
+    if outside:
+        asked = ask_outside(model, Path(out), outside_answers(out), num_samples=outside)
     exported = Exported(
         step=model.step,
         dtype=str(written).removeprefix("torch."),
         num_bytes=num_bytes,
         is_plain=why_not_plain(model.visual) is None,
         max_abs_logit_diff=difference,
+        outside=asked,
     )
     write_json(Path(out) / EXPORT_NAME, asdict(exported))
     return exported

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import orjson
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer
+from evaluation.compare import read_runs, write_comparison
 from evaluation.held_out import HeldOut, read_split
-from evaluation.quickstart.data import QuickstartResult, QuickstartRun, SamplePicture
+from evaluation.quickstart.data import (
+    COMPARE_FOLDER,
+    ExportProof,
+    QuickstartResult,
+    QuickstartRun,
+    SamplePicture,
+)
 from evaluation.quickstart.report import write_quickstart_report
 from evaluation.quickstart.resume import resume_difference
+from evaluation.result_names import EXPORT_NAME, outside_answers
+from evaluation.seen import look, tokenizer_of
 from training.config.schema import RunConfig
 from training.data.images import decode_rgb
 from training.run_files import read_config
@@ -26,7 +33,9 @@ def collect_and_report(
 ) -> Path:
     """Write report.html and summary.json from the layout that launch/quickstart.sh makes.
 
-    `folder` holds wds/, runs/{main,control,resumed} and answers/{main,blank,control}.jsonl.
+    `folder` holds wds/, runs/{main,control,resumed}, answers/{main,blank,control}.jsonl, and hf/
+    with hf.answers.jsonl of the exported main run. The page that compares main and control goes to
+    compare/.
 
     Args:
         folder: the quickstart's output folder.
@@ -48,10 +57,15 @@ def collect_and_report(
         control=_run(control, runs / "control", answers / "control.jsonl"),
         blank_answers=answers / "blank.jsonl",
         resume=resume_difference(runs / "main", runs / "resumed", resumed_from),
+        export=_export(folder / "hf"),
         pictures=tuple(sample_pictures(main, control, _asked_keys(answers / "main.jsonl"))),
         rejected=manifest["rejected"],
         num_prepared=manifest["kept"],
         seconds_total=seconds_total,
+    )
+    compared = {name: answers / f"{name}.jsonl" for name in ("main", "control")}
+    write_comparison(
+        read_runs([runs / name for name in compared], answers=compared), folder / COMPARE_FOLDER
     )
     write_quickstart_report(folder, result)
     return folder / "report.html"
@@ -64,7 +78,7 @@ def sample_pictures(
 
     As many of each source as of the others, so that the gallery shows them all.
     """
-    tokenizers = [_tokenizer(run) for run in (main, control)]
+    tokenizers = [tokenizer_of(run) for run in (main, control)]
     by_source: dict[str, list[HeldOut]] = {}
     for sample in read_split(main.data.path, "val"):
         if sample.key in asked and sample.images:
@@ -80,21 +94,25 @@ def sample_pictures(
             )
 
 
-def look(tokenizer: VisualTokenizer, frames: np.ndarray) -> np.ndarray:
-    """What the model is given of a picture (1, H, W, 3) uint8: (h, w, 3) uint8, unscaled."""
-    plan = tokenizer.plan(*frames.shape[1:3])
-    plan = tokenizer.refine(frames, plan)
-    return tokenizer.decode(tokenizer.encode(tokenizer.cells(frames, plan)), plan)[0]
+def _export(folder: Path) -> ExportProof:
+    record = folder / EXPORT_NAME
+    try:
+        asked = orjson.loads(record.read_bytes())["outside"]
+        return ExportProof(
+            folder=folder,
+            max_abs_logit_diff=asked["max_abs_logit_diff"],
+            num_prompts=asked["num_prompts_compared"],
+            answers=outside_answers(folder),
+        )
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{record} does not say how the folder answered ({error!r}): write it with `python -m "
+            f"evaluation export RUN {folder} --outside 40`"
+        ) from error
 
 
 def _run(run: RunConfig, folder: Path, answers: Path) -> QuickstartRun:
     return QuickstartRun(tokenizer=str(run.tokenizer["name"]), run_dir=folder, answers=answers)
-
-
-def _tokenizer(run: RunConfig) -> VisualTokenizer:
-    return build_tokenizer(
-        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-    )
 
 
 def _asked_keys(answers: Path) -> set[str]:

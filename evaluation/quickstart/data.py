@@ -10,6 +10,9 @@ import numpy as np
 
 from evaluation.quickstart.resume import ResumeProof
 
+#: the page that compares both runs lies there, below the quickstart's folder
+COMPARE_FOLDER = "compare"
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartRun:
@@ -19,6 +22,18 @@ class QuickstartRun:
     tokenizer: str
     run_dir: Path
     #: JSONL of `python -m evaluation answers`
+    answers: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportProof:
+    """The main run as a Hugging Face folder, in a process that could not import this project."""
+
+    folder: Path
+    #: against the trainer's model, over `num_prompts` prompts
+    max_abs_logit_diff: float
+    num_prompts: int
+    #: JSONL of the folder's own answers, to some of the questions that the run was asked
     answers: Path
 
 
@@ -59,6 +74,8 @@ class QuickstartResult:
     blank_answers: Path
     resume: ResumeProof
     pictures: tuple[SamplePicture, ...]
+    #: None: not shown
+    export: ExportProof | None = None
     #: samples that the data preparation left out, by reason
     rejected: Mapping[str, int] = field(default_factory=dict)
     #: samples that it stored; None: not shown

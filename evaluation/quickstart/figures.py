@@ -16,7 +16,7 @@ from evaluation.quickstart.answers import (
     count_pictures,
     read_answers,
 )
-from evaluation.quickstart.data import QuickstartResult, QuickstartRun
+from evaluation.quickstart.data import ExportProof, QuickstartResult, QuickstartRun
 from training.report import first_and_last_loss, read_validation, steady_throughput
 from training.report.series import Steps
 from training.run_files import read_steps
@@ -58,6 +58,16 @@ class SourceAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportFigures:
+    """The exported folder's own answers."""
+
+    #: over the answers about pictures
+    accuracy: Accuracy
+    #: answers about pictures that are not those of the run that was exported
+    num_differing: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """Everything that is counted."""
 
@@ -68,6 +78,7 @@ class Figures:
     #: answers about pictures that only one of the two runs has right
     num_only_main_right: int
     num_only_control_right: int
+    export: ExportFigures | None
 
 
 def collect(data: QuickstartResult) -> Figures:
@@ -102,6 +113,7 @@ def collect(data: QuickstartResult) -> Figures:
         ),
         num_only_main_right=len(main_right - control_right),
         num_only_control_right=len(control_right - main_right),
+        export=None if data.export is None else _export_figures(data.export, main),
     )
 
 
@@ -139,7 +151,26 @@ def summary(figures: Figures, data: QuickstartResult) -> dict[str, Any]:
         "num_rejected_samples": sum(data.rejected.values()),
         "num_prepared_samples": data.num_prepared,
         "seconds_total": data.seconds_total,
+        "export_max_abs_logit_diff": data.export and data.export.max_abs_logit_diff,
+        "eval_exact_match": figures.export and figures.export.accuracy.share,
+        "num_exported_answers": figures.export and figures.export.accuracy.num_answers,
+        "num_exported_answers_differing": figures.export and figures.export.num_differing,
     }
+
+
+def _export_figures(export: ExportProof, main: RunFigures) -> ExportFigures:
+    lines = about_pictures(read_answers(export.answers))
+    own = {(line.key, line.turn): line.answer for line in main.answers}
+    strange = [line for line in lines if (line.key, line.turn) not in own]
+    if strange:
+        raise ValueError(
+            f"{export.answers} answers turn {strange[0].turn} of {strange[0].key}, which the run "
+            "was not asked: ask both about the same samples"
+        )
+    return ExportFigures(
+        accuracy=accuracy(lines),
+        num_differing=sum(own[line.key, line.turn] != line.answer for line in lines),
+    )
 
 
 def _run_figures(run: QuickstartRun) -> RunFigures:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image
-
 from evaluation.quickstart.answers import AnswerLine
 from evaluation.quickstart.data import SamplePicture
-from training.report import picture_uri
-
-#: longer sides are reduced to this many pixels, so that the page stays small
-_LONGEST_SIDE = 512
+from evaluation.seen import reduced_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +75,9 @@ def _views(picture: SamplePicture, titles: tuple[str, str]) -> list[View]:
     return [
         View(
             title=title,
-            uri=picture_uri(_reduced(array)),
+            uri=reduced_uri(array),
             height=array.shape[0],
             width=array.shape[1],
         )
         for title, array in zip(("original", *titles), arrays, strict=True)
     ]
-
-
-def _reduced(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    scale = _LONGEST_SIDE / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))

@@ -11,7 +11,8 @@ import orjson
 from markupsafe import Markup
 
 from data_prep.durable import write_durably
-from evaluation.quickstart.data import QuickstartResult
+from evaluation.compare.report import PAGE_NAME
+from evaluation.quickstart.data import COMPARE_FOLDER, QuickstartResult
 from evaluation.quickstart.figures import Figures, RunFigures, collect, summary
 from evaluation.quickstart.gallery import gallery
 from training.report import Line, line_chart, steady_steps, write_page
@@ -39,7 +40,15 @@ NEXT_COMMANDS = (
     ),
     (
         "Ask a run about held-out pictures",
-        "python -m evaluation answers RUN --output answers.jsonl",
+        "python -m evaluation answers RUN --output RUN/answers.jsonl",
+    ),
+    (
+        "Put runs beside each other: scores against cost, and where they disagree",
+        "python -m evaluation compare RUN OTHER_RUN --output compare",
+    ),
+    (
+        "Make a Hugging Face folder of a run, and ask it without this project",
+        "python -m evaluation export RUN HF_DIR --outside 40",
     ),
 )
 
@@ -67,6 +76,7 @@ def write_quickstart_report(output_dir: str | Path, data: QuickstartResult) -> N
         "rates": [_rates(figures.main), _rates(figures.control)],
         "entries": gallery(data.pictures, figures.main.answers, figures.control.answers, names),
         "commands": NEXT_COMMANDS,
+        "compare_page": f"{COMPARE_FOLDER}/{PAGE_NAME}",
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_page(
@@ -78,7 +88,7 @@ def write_quickstart_report(output_dir: str | Path, data: QuickstartResult) -> N
 
 def _headline(figures: Figures, data: QuickstartResult) -> list[dict[str, str]]:
     main, control, resume = figures.main, figures.control, data.resume
-    return [
+    cards = [
         {
             "value": percent(main.accuracy.share),
             "label": "right answers",
@@ -120,6 +130,17 @@ def _headline(figures: Figures, data: QuickstartResult) -> list[dict[str, str]]:
             f"{resume.from_step:,}; 0 is equal to the last digit.",
         },
     ]
+    if data.export and figures.export:
+        cards.append(
+            {
+                "value": percent(figures.export.accuracy.share),
+                "label": "right answers after the export",
+                "note": f"of {figures.export.accuracy.num_answers:,} questions, asked in plain "
+                "transformers without this project; logits differ by up to "
+                f"{figure(data.export.max_abs_logit_diff)}.",
+            }
+        )
+    return cards
 
 
 def _loss_chart(figures: Figures) -> Markup:
@@ -130,7 +151,7 @@ def _loss_chart(figures: Figures) -> Markup:
                 label=run.tokenizer,
                 x=column(run.steps, "step"),
                 y=column(run.steps, "loss"),
-                color=color,  # type: ignore[arg-type]
+                color=color,
                 style="solid" if color == 1 else "dashed",
                 smoothed="mean",
             )
@@ -142,7 +163,7 @@ def _loss_chart(figures: Figures) -> Markup:
                     label=f"{run.tokenizer}, validation",
                     x=column(run.validation, "step"),
                     y=column(run.validation, "loss"),
-                    color=color,  # type: ignore[arg-type]
+                    color=color,
                     style="points",
                 )
             )

@@ -16,8 +16,7 @@ import orjson
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import plan_cost
 from dct_tokenizer.registry import list_presets, preset_config
-from evaluation.step_speed import SPEED_NAME
-from evaluation.words import WORDS_NAME
+from evaluation.result_names import SPEED_NAME, WORDS_NAME
 from training.estimate.model_sizes import model_sizes
 from training.report import read_validation, steady_throughput
 from training.run_files import read_config, read_steps

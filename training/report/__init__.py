@@ -1,6 +1,6 @@
 """Self-contained HTML pages about runs: plots, page frame, and the summary of one run."""
 
-from training.report.charts import Area, Line, area_chart, line_chart
+from training.report.charts import Area, Line, Point, area_chart, line_chart, point_chart
 from training.report.page import picture_uri, write_page
 from training.report.run_facts import read_validation
 from training.report.run_summary import SUMMARY_NAME, write_run_summary
@@ -10,10 +10,12 @@ __all__ = [
     "SUMMARY_NAME",
     "Area",
     "Line",
+    "Point",
     "area_chart",
     "first_and_last_loss",
     "line_chart",
     "picture_uri",
+    "point_chart",
     "read_validation",
     "steady_steps",
     "steady_throughput",

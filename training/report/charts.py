@@ -1,4 +1,4 @@
-"""The two charts of the pages: lines over steps, and areas that add up."""
+"""The charts of the pages: lines over steps, areas that add up, and points with whiskers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from training.report.series import frame_top, smooth, thin
 from training.report.svg import COLORS, drawing, figure_markup
@@ -17,6 +17,9 @@ from training.report.svg import COLORS, drawing, figure_markup
 #: below this many points each one is marked: a line through one point cannot be seen
 _FEW_POINTS = 12
 _AREA_POINTS = 300
+#: ratio of the largest to the smallest place from which an axis is logarithmic
+_LOG_FROM = 20
+_MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Line:
     Args:
         label: in the legend; None leaves the curve out of it.
         x, y: float (num_points,); points whose `y` is not finite are left out.
-        color: number of the page's series colour.
+        color: number of the page's series colour, from 1 to `NUM_SERIES`.
         style: solid, dashed, or points (no line, for few measurements).
         smoothed: draw a moving mean or median, and the values themselves faintly behind it.
     """
@@ -34,7 +37,7 @@ class Line:
     label: str | None
     x: np.ndarray
     y: np.ndarray
-    color: Literal[1, 2, 3] = 1
+    color: int = 1
     style: Literal["solid", "dashed", "points"] = "solid"
     smoothed: Literal["mean", "median"] | None = None
 
@@ -46,6 +49,17 @@ class Area:
     label: str
     values: np.ndarray
     color: Literal[1, 2, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point with its whisker from `low` to `high`, as coordinates; none where they are None."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    color: int = 1
 
 
 def line_chart(
@@ -104,6 +118,45 @@ def area_chart(
             floor = floor + layer
         axes.set_ylim(0, frame_top(floor))
         _label(axes, "step", y_label)
+        return figure_markup(figure, name, description)
+
+
+def point_chart(
+    name: str, points: Sequence[Point], *, x_label: str, y_label: str, description: str
+) -> Markup:
+    """Points as inline SVG, the horizontal axis logarithmic where they lie far apart.
+
+    Args:
+        name: unique on the page.
+        points: at least one; every colour has a shape of its own.
+        x_label, y_label: quantity and unit.
+        description: for readers who cannot see it.
+    """
+    with drawing(name) as figure:
+        axes = figure.subplots()
+        for point in points:
+            whisker = None
+            if point.low is not None and point.high is not None:
+                whisker = [[max(0.0, point.y - point.low)], [max(0.0, point.high - point.y)]]
+            axes.errorbar(
+                point.x,
+                point.y,
+                yerr=whisker,
+                fmt=_MARKERS[(point.color - 1) % len(_MARKERS)],
+                color=COLORS[f"series-{point.color}"],
+                markersize=7,
+                capsize=3,
+            )
+        places = [point.x for point in points]
+        if min(places) > 0 and max(places) > _LOG_FROM * min(places):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+        else:
+            axes.margins(x=0.12)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_axisbelow(True)
         return figure_markup(figure, name, description)
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def write_page(
     Args:
         path: of the page; a reader sees the page before or the one after, never a part.
         template: file name. It gets `context`, the macros of parts.html.jinja by import, and the
-            filters `figure`, `percent`, `amount` and `duration`.
+            filters `figure`, `percent`, `amount`, `duration` and `zip`.
         context: values; text in them is escaped.
         package: of the template.
     """
@@ -44,6 +45,7 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters.update(figure=figure, percent=percent, amount=amount, duration=duration)
+    environment.filters["zip"] = partial(zip, strict=True)
     style = (files(_PACKAGE) / "templates" / "page.css").read_text()
     html = environment.get_template(template).render(style=style, **context)
     write_durably(Path(path), html.encode())

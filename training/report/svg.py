@@ -24,7 +24,14 @@ COLORS = {
     "series-1": "#01fe03",
     "series-2": "#01fe04",
     "series-3": "#01fe05",
+    "series-4": "#01fe06",
+    "series-5": "#01fe07",
+    "series-6": "#01fe08",
+    "series-7": "#01fe09",
+    "series-8": "#01fe0a",
 }
+#: colours that curves and bars may have, by number
+NUM_SERIES = sum(name.startswith("series-") for name in COLORS)
 _ATTRIBUTE_WITH_ID = re.compile(r'(?<= )(id="|xlink:href="#|clip-path="url\(#)')
 _STYLES: Any = {
     "axes.edgecolor": COLORS["text-soft"],

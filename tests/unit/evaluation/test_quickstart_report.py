@@ -8,113 +8,31 @@ import io
 import json
 import re
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
-import html5lib
 import numpy as np
 import pytest
 import typer.main
 from PIL import Image
+from quickstart_results import answers, make_result, page_of, text_of, write_run
 
 from data_prep.cli import app as data_prep_app
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.cli import app as evaluation_app
 from evaluation.quickstart import (
     QuickstartResult,
-    QuickstartRun,
-    ResumeProof,
     SamplePicture,
     write_quickstart_report,
 )
 from evaluation.quickstart.report import NEXT_COMMANDS
-from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
+from training.run_files import VALIDATION_NAME, append_json_line
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'
 
 
-def write_run(folder: Path, losses: list[float], rates: list[float]) -> Path:
-    folder.mkdir(parents=True)
-    for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), start=1):
-        line = {
-            "step": step,
-            "loss": loss,
-            "samples_per_second": rate,
-            "seconds": 4 / rate,
-            "num_text_tokens": 200,
-            "num_visual_tokens": 40,
-            "num_padding_tokens": 10,
-        }
-        append_json_line(folder / STEPS_NAME, line)
-    return folder
-
-
-def answer(key: str, turn: int, right: bool, **changes: object) -> dict[str, object]:
-    line: dict[str, object] = {
-        "key": key,
-        "turn": turn,
-        "question": "<image>\nWhich shape?" if turn == 1 else "Which color?",
-        "truth": "circle",
-        "answer": "circle" if right else "square",
-        "correct": right,
-        "source": "shapes",
-        "num_visual_tokens": 9,
-    }
-    return line | changes
-
-
-def answers(path: Path, rights: str, **changes: object) -> Path:
-    """Two turns about one picture, one about two pictures, one without: r is right, w wrong."""
-    one, two, pair, text = (letter == "r" for letter in rights)
-    lines = [
-        answer("s1", 1, one, **changes),
-        answer("s1", 3, two),
-        answer("p1", 1, pair, question="<image><image>Same?", source="pairs", num_visual_tokens=24),
-        answer("t1", 1, text, question="2 + 2?", source="text", num_visual_tokens=0),
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
 @pytest.fixture
 def result(tmp_path: Path) -> QuickstartResult:
-    losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 2.0, 1.0]
-    rates = [1.0] * 10 + [30.0, 50.0, 40.0]
-    generator = np.random.default_rng(0)
-    picture = SamplePicture(
-        key="s1",
-        original=generator.integers(0, 256, (60, 80, 3), dtype=np.uint8),
-        seen=generator.integers(0, 256, (56, 84, 3), dtype=np.uint8),
-        seen_by_control=generator.integers(0, 256, (28, 56, 3), dtype=np.uint8),
-    )
-    return QuickstartResult(
-        main=QuickstartRun(
-            tokenizer="dct28_420",
-            run_dir=write_run(tmp_path / "main", losses, rates),
-            answers=answers(tmp_path / "main.jsonl", "rrwr"),
-        ),
-        control=QuickstartRun(
-            tokenizer="pixel_downscale",
-            run_dir=write_run(tmp_path / "control", losses[:3], rates[-3:]),
-            answers=answers(tmp_path / "control.jsonl", "rwww"),
-        ),
-        blank_answers=answers(tmp_path / "blank.jsonl", "wwrr"),
-        resume=ResumeProof(from_step=20, num_steps=7, max_abs_loss_diff=0.0),
-        pictures=(picture,),
-        rejected={"truncated_image": 12, "missing_image": 3},
-        num_prepared=985,
-        seconds_total=61.0,
-    )
-
-
-def page_of(folder: Path) -> tuple[str, Element]:
-    page = (folder / "report.html").read_text()
-    parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
-    return page, parser.parse(page)
-
-
-def text_of(element: Element) -> str:
-    return re.sub(r"\s+", " ", "".join(element.itertext()))
+    return make_result(tmp_path)
 
 
 def test_summary_holds_the_agreed_figures(tmp_path: Path, result: QuickstartResult) -> None:
@@ -158,6 +76,10 @@ def test_summary_holds_the_agreed_figures(tmp_path: Path, result: QuickstartResu
         "num_rejected_samples": 15,
         "num_prepared_samples": 985,
         "seconds_total": 61.0,
+        "export_max_abs_logit_diff": 0.00025,
+        "eval_exact_match": 1.0,  # the text question does not count
+        "num_exported_answers": 1,
+        "num_exported_answers_differing": 0,
     }
     assert sources == {
         "pairs": {
@@ -202,6 +124,10 @@ def test_the_page_shows_the_figures(tmp_path: Path, result: QuickstartResult) ->
         "the loss is equal to the last digit",
         "985 samples were stored in shards. 15 were left out",
         "truncated image 12 missing image 3",
+        "100.0 % right answers after the export of 1 questions",
+        "Of 5 prompts no logit is further than 2.50e-04 from the trainer's. 1 of its 1 answers "
+        "about pictures are right (100.0 %); all are those of the run, word for word.",
+        "compare/compare.html puts them beside each other",
     ):
         assert expected in text
     chart = next(e for e in tree.iter() if str(e.tag).endswith("svg"))
@@ -336,6 +262,9 @@ def test_little_data_is_enough(tmp_path: Path, result: QuickstartResult) -> None
     assert summary["train_loss_first"] == summary["train_loss_last"] == 3.0
     assert summary["samples_per_second"] == 5.0
     assert summary["seconds_total"] is None
+    assert summary["export_max_abs_logit_diff"] is None
+    assert summary["eval_exact_match"] is None
+    assert "Without this project" not in text
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, result: QuickstartResult) -> None:

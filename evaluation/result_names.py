@@ -1,0 +1,21 @@
+"""Names of the files that scores are kept in, in a run's folder or beside an exported one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: of `python -m evaluation answers`
+ANSWERS_NAME = "answers.jsonl"
+#: of `python -m evaluation words`
+WORDS_NAME = "words.jsonl"
+#: what `python -m evaluation export` says of a folder, in that folder
+EXPORT_NAME = "dct_vl_export.json"
+
+
+def outside_answers(out: str | Path) -> Path:
+    """Where the answers of an exported folder go: beside it."""
+    return Path(out).with_name(f"{Path(out).name}.answers.jsonl")
+
+
+#: a pass timed alone, by `evaluation speed`
+SPEED_NAME = "speed.json"

@@ -1,0 +1,95 @@
+"""What Energon says of prepared shards: keys by split, and whether two folders are equal."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import orjson
+from braceexpand import braceexpand
+from omegaconf import OmegaConf
+
+_META = ".nv-meta"
+_FILES = (".info.json", "split.yaml", "index.sqlite")
+
+
+def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
+    """Keys of the samples of each split; None where `path` is no folder that Energon prepared."""
+    meta = Path(path) / _META
+    files = [meta / name for name in _FILES]
+    if not all(file.is_file() for file in files):
+        return None
+    # tar_file_id is a shard's place in .info.json
+    shards = list(orjson.loads(files[0].read_bytes())["shard_counts"])
+    parts = _split_parts(files[1])
+    # whole shards, and single samples as SHARD/KEY
+    excluded = {name for pattern in parts.get("exclude") or () for name in braceexpand(pattern)}
+    split_of = {
+        name: split
+        for split, patterns in parts["split_parts"].items()
+        for pattern in patterns
+        for name in braceexpand(pattern)
+    }
+    found: dict[str, set[str]] = {split: set() for split in parts["split_parts"]}
+    with closing(sqlite3.connect(f"file:{files[2]}?mode=ro", uri=True)) as index:
+        for number, key in index.execute("SELECT tar_file_id, sample_key FROM samples"):
+            shard = shards[number]
+            if shard in split_of and not {shard, f"{shard}/{key}"} & excluded:
+                found[split_of[shard]].add(key)
+    return found
+
+
+def data_identity(path: str | Path) -> dict[str, str] | None:
+    """Hashes of prepared shards, and of how they are split.
+
+    `shards` covers names and sample counts, and contents by the SHA-256 of the manifest beside the
+    shards; shards that other tools made, and have no manifest, count by their size.
+
+    Args:
+        path: folder that Energon prepared, or a metadataset, of which only the file itself counts.
+
+    Returns:
+        `{"shards", "split"}`, 16 hexadecimal digits each; None where nothing is there.
+    """
+    root = Path(path)
+    if root.is_file():
+        text = root.read_bytes()
+        return {"shards": _digest(text), "split": _digest(text)}
+    info, split = (root / _META / name for name in _FILES[:2])
+    if not (info.is_file() and split.is_file()):
+        return None
+    contents = _hashes(root)
+    shards = [
+        [name, count, contents.get(name) or _size(root / name)]
+        for name, count in sorted(orjson.loads(info.read_bytes())["shard_counts"].items())
+    ]
+    parts = _split_parts(split)
+    return {
+        "shards": _digest(orjson.dumps(shards)),
+        "split": _digest(orjson.dumps([parts["split_parts"], parts.get("exclude") or []])),
+    }
+
+
+def _split_parts(file: Path) -> dict[str, Any]:
+    parts = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(parts, dict)
+    return {str(name): value for name, value in parts.items()}
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    manifest = root / "manifest.json"
+    if not manifest.is_file():
+        return {}
+    shards = orjson.loads(manifest.read_bytes()).get("shards", [])
+    return {shard["name"]: shard["sha256"] for shard in shards if shard.get("sha256")}
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
