@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from training.data.video import read_frames, read_header
 
 #: frames of a video that are shown side by side
 _MOST_FRAMES = 8
+#: pixels between the two rows
+_GAP = 12
 
 
 def describe(medium: Medium, engine: Engine) -> str:
@@ -43,9 +46,10 @@ def describe(medium: Medium, engine: Engine) -> str:
 def numbers(view: View) -> str:
     """Tokens and loss of a view in a line."""
     height, width = view.picture.shape[:2]
+    loss = psnr_text(view.psnr)
     return (
         f"{view.tokenizer.name}: {view.plan.num_llm_tokens} visual tokens, "
-        f"{width} x {height} pixels, PSNR {psnr_text(view.psnr)}"
+        f"{width} x {height} pixels, {loss if math.isinf(view.psnr) else f'PSNR {loss}'}"
     )
 
 
@@ -85,6 +89,7 @@ def _write_strip(medium: Medium, engine: Engine, path: Path) -> str:
     )
     places = np.linspace(0, len(taken) - 1, min(_MOST_FRAMES, len(taken))).round().astype(int)
     strips = [np.concatenate([row[place] for place in places], axis=1) for row in rows]
-    Image.fromarray(np.concatenate(strips)).save(path)
+    gap = np.full((_GAP, *strips[0].shape[1:]), 255, np.uint8)
+    Image.fromarray(np.concatenate([strips[0], gap, strips[1]])).save(path)
     tokens = f"{engine.visual.name}: {plan.num_llm_tokens} visual tokens"
     return f"{tokens}, {len(taken)} frames, above as they are, below as seen: {path}"

@@ -11,6 +11,8 @@ from evaluation.generate.engine import Engine, Reply
 
 #: what a tokenizer writes for the first bytes of a character whose last ones are still to come
 _INCOMPLETE = "\ufffd"
+#: engines answer one question at a time, whoever asks: they share a device, and Megatron's state
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class _AbandonedError(Exception):
@@ -24,7 +26,7 @@ def stream(engine: Engine, encoded: Any) -> Generator[str | Reply, None, None]:
     at its next token, and the engine is free again once closing returns.
 
     Args:
-        engine: no other thread may ask it meanwhile.
+        engine: that answers, once no other stream is being answered.
         encoded: what `engine.encode` gave.
     """
     pieces: SimpleQueue[str | Reply | BaseException] = SimpleQueue()
@@ -37,7 +39,8 @@ def stream(engine: Engine, encoded: Any) -> Generator[str | Reply, None, None]:
 
     def work() -> None:
         try:
-            pieces.put(engine.answer([encoded], watch)[0])
+            with _ONE_AT_A_TIME:
+                pieces.put(engine.answer([encoded], watch)[0])
         except BaseException as error:
             pieces.put(error)
 

@@ -148,7 +148,8 @@ def typed_lines() -> Iterator[str]:
     if not sys.stdin.isatty():
         # bytes that are no text belong to one question, not to the whole conversation
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-        for line in sys.stdin:
+        # not `yield from`, which would close the standard input with this iterator
+        for line in sys.stdin:  # noqa: UP028
             yield line
         return
     with contextlib.suppress(ImportError):

@@ -123,6 +123,7 @@ def build(page: Page) -> gr.Blocks:
                     image_mode=None,
                     sources=["upload", "clipboard"],
                     height=300,
+                    buttons=["fullscreen"],
                     elem_id="picture",
                 )
                 choice = gr.Dropdown(
@@ -138,11 +139,16 @@ def build(page: Page) -> gr.Blocks:
                     format="png",
                     interactive=False,
                     height=300,
+                    buttons=["download", "fullscreen"],
                     elem_id="seen",
                 )
             with gr.Column():
                 messages = gr.Chatbot(
-                    label="Conversation", height=560, render_markdown=False, elem_id="messages"
+                    label="Conversation",
+                    height=560,
+                    render_markdown=False,
+                    buttons=["copy"],
+                    elem_id="messages",
                 )
                 question = gr.Textbox(label="Question", elem_id="question")
                 with gr.Row():
@@ -153,7 +159,8 @@ def build(page: Page) -> gr.Blocks:
             event(page.look, [picture, choice], [seen, facts], api_visibility="private")
             # another picture, or other eyes: what was said is about something else
             event(lambda: ([], Conversation()), **blank, api_visibility="private")
-        again.click(lambda: ([], Conversation()), **blank, api_visibility="private")
+        for event in (again.click, messages.clear):
+            event(lambda: ([], Conversation()), **blank, api_visibility="private")
         for event in (ask.click, question.submit):
             event(
                 page.ask,
@@ -189,9 +196,11 @@ def serve(engines: Mapping[Path, Engine], max_new_tokens: int, *, host: str, por
     # gradio asks its own page whether it is there, which a proxy would not find
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), *_LOOPBACK)))
+    # with the fonts of the browser, where gradio's own would be loaded from elsewhere
     theme = gr.themes.Default(font=_FONTS, font_mono=_MONO)
+    blocks = build(Page(labels(engines), max_new_tokens))
     try:
-        build(Page(labels(engines), max_new_tokens)).launch(
+        _, address, _ = blocks.launch(
             server_name=host,
             server_port=port,
             share=False,
@@ -199,8 +208,12 @@ def serve(engines: Mapping[Path, Engine], max_new_tokens: int, *, host: str, por
             ssr_mode=False,
             theme=theme,
             footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
         )
     except OSError as error:
         raise ValueError(
             f"nothing can listen at {host}:{port} ({error}): choose another --port"
         ) from error
+    print(f"open {address}; Ctrl-C ends it", flush=True)
+    blocks.block_thread()
