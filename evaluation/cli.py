@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from evaluation.chat.cli import chat
 from evaluation.compare.cli import compare
 from evaluation.generate.cli import generate
 from evaluation.score_cli import score, tasks_app
@@ -17,6 +18,7 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(chat)
 app.command()(generate)
 app.command()(score)
 app.add_typer(tasks_app, name="tasks")

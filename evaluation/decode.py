@@ -45,6 +45,7 @@ def decode(
     prompts: Sequence[EncodedChat],
     limits: Sequence[int],
     options: DecodeOptions | None = None,
+    watch: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Decoded]:
     """Answer a batch of prompts.
 
@@ -55,6 +56,7 @@ def decode(
         prompts: any number that fits the memory; their keys seed what is drawn.
         limits: most tokens of each answer, at least 1.
         options: greedy by default.
+        watch: called after each step with the tokens of the first answer so far.
     """
     options = options or DecodeOptions()
     device = model.device
@@ -77,7 +79,10 @@ def decode(
         places.end_prompts()
         while True:
             chosen = _choose(choose, logits, lengths)
-            if not rows.add(chosen.tolist()):
+            wants_more = rows.add(chosen.tolist())
+            if watch is not None:
+                watch(rows.tokens[0])
+            if not wants_more:
                 return rows.decoded()
             position = position + 1
             logits = staged_forward(

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dct_tokenizer import VisualTokenizer
 from evaluation.decode import DecodeOptions, cut_at, decode, visual_embeddings
-from evaluation.generate.engine import AnswerSettings, Reply, score_of
+from evaluation.generate.engine import AnswerSettings, Reply, Watch, score_of
 from evaluation.generate.requests import Request
 from evaluation.loading import LoadedModel, load_checkpoint
 from training.config.video import video_rules
@@ -59,6 +60,16 @@ class CheckpointEngine:
         self.model = replace(model, visual=bounded)
         self.min_pixels, self.max_pixels = bounded.min_pixels, bounded.max_pixels
 
+    @property
+    def visual(self) -> VisualTokenizer:
+        """See `Engine`."""
+        return self.model.visual
+
+    @property
+    def video_rules(self) -> VideoRules:
+        """See `Engine`."""
+        return _rules(self.model)
+
     def identity(self) -> dict[str, Any]:
         """See `Engine`."""
         run = self.model.run
@@ -73,12 +84,13 @@ class CheckpointEngine:
         """Prompt and cells; of videos as much as training would take."""
         return encode_request(self.model, request)
 
-    def answer(self, encoded: Sequence[EncodedRequest]) -> list[Reply]:
+    def answer(self, encoded: Sequence[EncodedRequest], watch: Watch | None = None) -> list[Reply]:
         """See `Engine`."""
         settings = self.settings
         options = DecodeOptions(sampling=settings.sampling, stop=settings.stop)
         limits = [one.max_new_tokens for one in encoded]
-        found = decode(self.model, [one.prompt for one in encoded], limits, options)
+        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
+        found = decode(self.model, [one.prompt for one in encoded], limits, options, follow)
         return [
             Reply(
                 text=cut_at(self.model.text(given.tokens), settings.stop)[0].strip(),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
+from dct_tokenizer import VisualTokenizer
 from evaluation.generate.requests import Request
 from evaluation.sampling import Sampling
+from training.data.video_rules import VideoRules
+
+#: is called after each token with the text of a batch's first answer so far
+Watch = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,14 @@ class Engine(Protocol):
     min_pixels: int
     max_pixels: int
 
+    @property
+    def visual(self) -> VisualTokenizer:
+        """The tokenizer through which pictures are seen, under these bounds."""
+
+    @property
+    def video_rules(self) -> VideoRules:
+        """What is taken of a video."""
+
     def identity(self) -> dict[str, Any]:
         """What makes two engines give the same answers, fit for JSON."""
 
@@ -56,8 +69,11 @@ class Engine(Protocol):
             ValueError, OSError: the request cannot be answered.
         """
 
-    def answer(self, encoded: Sequence[Any]) -> list[Reply]:
-        """Answer a batch; where a model is divided, all its ranks call this together."""
+    def answer(self, encoded: Sequence[Any], watch: Watch | None = None) -> list[Reply]:
+        """Answer a batch; where a model is divided, all its ranks call this together.
+
+        What `watch` raises ends the answer and is raised here.
+        """
 
     def score(self, encoded: Any, continuation: str) -> tuple[float, bool]:
         """Log-probability of a text after a prompt, and whether it is what greedy decoding says.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
 )
+from transformers.generation.streamers import BaseStreamer
 
-from dct_tokenizer import build_tokenizer
+from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.decode import cut_at
-from evaluation.generate.engine import AnswerSettings, Reply, score_of
+from evaluation.generate.engine import AnswerSettings, Reply, Watch, score_of
 from evaluation.generate.requests import Request
 from evaluation.sampling import Sampling, TokenChooser
 from training.data.chat import ChatTokenizer
@@ -93,6 +95,8 @@ class HfEngine:
         self.chat = ChatTokenizer(self.processor.tokenizer)
         pictures = self.processor.image_processor
         self.min_pixels, self.max_pixels = pictures.min_pixels, pictures.max_pixels
+        self.visual = _visual(folder).within(self.min_pixels, self.max_pixels)
+        self.video_rules = VideoRules()
 
     def identity(self) -> dict[str, Any]:
         """See `Engine`."""
@@ -104,7 +108,7 @@ class HfEngine:
         messages = self.chat.messages(request.turns, len(images), len(videos))
         frames, rates, damage = [], [], []
         for data in videos:
-            clip = make_clip(read_header(data), VideoRules())
+            clip = make_clip(read_header(data), self.video_rules)
             plan = clip.plan(build_tokenizer("pixel"))
             read = read_frames(data, clip.num_frames, plan.height, plan.width)
             # an odd number of frames is no whole number of the model's pairs
@@ -124,7 +128,7 @@ class HfEngine:
         )
 
     @torch.inference_mode()
-    def answer(self, encoded: Sequence[HfPrompt]) -> list[Reply]:
+    def answer(self, encoded: Sequence[HfPrompt], watch: Watch | None = None) -> list[Reply]:
         """See `Engine`."""
         settings, tokenizer = self.settings, self.processor.tokenizer
         inputs = self._inputs(encoded)
@@ -134,6 +138,8 @@ class HfEngine:
         if settings.sampling.temperature:
             chosen = _OwnChoice(settings.sampling, [one.key for one in encoded])
             options["logits_processor"] = LogitsProcessorList([chosen])
+        if watch is not None:
+            options["streamer"] = _Watcher(tokenizer, watch)
         ids = inputs["input_ids"]
         found = self.model.generate(
             **inputs,
@@ -206,6 +212,29 @@ class _OwnChoice(LogitsProcessor):
         """Scores (B, V) of 0 at the drawn tokens."""
         chosen = self._choose(scores.float())
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+class _Watcher(BaseStreamer):
+    """Tells of the first row's text after each token; transformers sends the prompt first."""
+
+    def __init__(self, tokenizer: Any, watch: Watch) -> None:
+        self._tokenizer, self._watch = tokenizer, watch
+        self._tokens: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompts (B, S), or the next tokens (B,)."""
+        if value.ndim == 1:
+            self._tokens.append(int(value[0]))
+            self._watch(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _visual(folder: Path) -> VisualTokenizer:
+    """The tokenizer whose code the folder brings, or the stock one."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return build_tokenizer(settings.get("visual_tokenizer", "pixel"))
 
 
 def brings_code(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Requests:
     Attributes:
         keys: of all of them.
         rejected: (key or line, error) of lines that ask nothing.
-        digest: changes with the keys and texts.
+        digest: changes with the keys, the texts and, of a file's lines, the media's paths.
     """
 
     keys: list[str]
@@ -91,9 +92,11 @@ class FileRequests(Requests):
                 entry = orjson.loads(line)
                 if not isinstance(entry, dict):
                     raise SchemaError(f"a {type(entry).__name__}; expected an object")
-                name = _key(entry)
-                if name in self._requests:
-                    raise SchemaError(f"line {number} repeats the key")
+                key = _key(entry)
+                if key in self._requests:
+                    # by its line: what is rejected under a key is not asked in the next start
+                    raise SchemaError(f"the key {key!r} was asked before")
+                name = key
                 self._requests[name] = _request(name, entry, path.parent, max_new_tokens)
             except ValueError as error:
                 wrong = error if isinstance(error, SchemaError) else SchemaError(str(error))
@@ -102,7 +105,7 @@ class FileRequests(Requests):
             first = f": {self.rejected[0][0]}: {self.rejected[0][1]}" if self.rejected else ""
             raise ValueError(f"{path} asks nothing{first}")
         self.keys = list(self._requests)
-        self.digest = _digest(self._requests.values())
+        self.digest = _digest(self._requests.values(), path.parent)
 
     def __iter__(self) -> Iterator[Request]:
         yield from self._requests.values()
@@ -150,11 +153,16 @@ class TaskRequests(Requests):
         )
 
 
-def _digest(requests: Iterable[Request]) -> str:
+def _digest(requests: Iterable[Request], folder: Path | None = None) -> str:
+    """Of keys, texts and limits, and of the media's paths as seen from a folder."""
     total = hashlib.sha256()
     for one in requests:
         turns = [[turn.role, turn.text] for turn in one.turns]
-        total.update(orjson.dumps([one.key, turns, one.max_new_tokens]))
+        content: list[Any] = [one.key, turns, one.max_new_tokens]
+        if folder is not None:
+            files = [path for path in (*one.images, *one.videos) if isinstance(path, Path)]
+            content.append([os.path.relpath(path, folder) for path in files])
+        total.update(orjson.dumps(content))
     return total.hexdigest()[:16]
 
 
@@ -169,7 +177,10 @@ def _key(entry: dict[str, Any]) -> str:
 def _request(key: str, entry: dict[str, Any], folder: Path, max_new_tokens: int) -> Request:
     media = {kind: _paths(entry, kind) for kind in _MARKS}
     if "question" in entry:
-        turns: tuple[Turn, ...] = (Turn(role="user", text=str(entry["question"])),)
+        question = entry["question"]
+        if not isinstance(question, str) or not question.strip():
+            raise SchemaError(f"question is {question!r}; expected a text")
+        turns: tuple[Turn, ...] = (Turn(role="user", text=question),)
     elif "conversations" in entry:
         turns = parse_turns(entry["conversations"])
     elif "messages" in entry:
@@ -197,7 +208,14 @@ def _paths(entry: dict[str, Any], kind: str) -> list[str]:
     paths = [] if found is None else found if isinstance(found, list) else [found]
     if not all(isinstance(path, str) and path for path in paths):
         raise SchemaError(f"{kind} is {found!r}; expected a path or a list of paths")
-    return list(paths)
+    return [_path(path) for path in paths]
+
+
+def _path(text: str) -> str:
+    path = text.removeprefix("file://")
+    if "://" in path:
+        raise SchemaError(f"{text} is an address; expected a file: download it first")
+    return path
 
 
 def _turns_of_messages(messages: object, media: dict[str, list[str]]) -> tuple[Turn, ...]:
@@ -220,7 +238,7 @@ def _turns_of_messages(messages: object, media: dict[str, list[str]]) -> tuple[T
                     '{"type": "image", "image": PATH} or {"type": "video", "video": PATH}'
                 )
             if kind in _MARKS:
-                media[str(kind)].append(value.removeprefix("file://"))
+                media[str(kind)].append(_path(value))
             pieces.append(_MARKS.get(str(kind), value))
         turns.append(Turn(role=role, text="\n".join(pieces)))
     return tuple(turns)

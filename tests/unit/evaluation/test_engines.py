@@ -183,6 +183,7 @@ def test_lmms_eval_gets_the_same_answers_and_scores(folders, engines, requests, 
     expected = engine.answer([engine.encode(one) for one in plain])
     given = [sample["filtered_resps"][0] for sample in found["samples"]["asked"]]
     assert given == [reply.text for reply in expected]
+    _assert_same_shape(found, tmp_path)
     from lmms_eval.api.instance import Instance
 
     model.task_dict = {"asked": {"train": rows}}
@@ -197,6 +198,37 @@ def test_lmms_eval_gets_the_same_answers_and_scores(folders, engines, requests, 
     ]
     scores = [engine.score(engine.encode(one), "on the left") for one in plain]
     assert model.loglikelihood(asked) == [(pytest.approx(s, abs=1e-4), g) for s, g in scores]
+
+
+def _assert_same_shape(found: dict, tmp_path: Path) -> None:
+    """What lmms-eval writes of its results has the keys of what `score` writes."""
+    from lmms_eval.loggers import EvaluationTracker
+
+    from evaluation.score import read_predictions, score_predictions
+    from evaluation.score_files import write_results
+    from evaluation.tasks.item import TaskItem
+    from evaluation.tasks.registry import find_task
+
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    tracker.general_config_tracker.model_name_sanitized = "model"
+    samples = found.pop("samples")
+    tracker.save_results_aggregated(found, samples, datetime_str="20260101_000000")
+    tracker.save_results_samples("asked", samples["asked"])
+    (tmp_path / "said.jsonl").write_text('{"key": "a", "answer": "b"}\n')
+    turns = (Turn(role="user", text="?"),)
+    item = TaskItem(key="a", turns=turns, images=(), references=("b",), max_new_tokens=1)
+    report = score_predictions(find_task("qa"), [item], read_predictions(tmp_path / "said.jsonl"))
+    results, lines = write_results(report, tmp_path / "ours")
+    folder = tmp_path / "theirs" / "model"
+    own, other = (
+        json.loads(path.read_text()) for path in (results, folder / "20260101_000000_results.json")
+    )
+    assert own.keys() - {"problems"} <= other.keys()
+    own, other = (
+        json.loads(path.read_text().splitlines()[0])
+        for path in (lines, folder / "20260101_000000_samples_asked.jsonl")
+    )
+    assert own.keys() - {"key", "group", "num_visual_tokens", "exact_match"} <= other.keys()
 
 
 def _open(row: dict) -> list[Image.Image]:

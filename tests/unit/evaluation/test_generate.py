@@ -91,6 +91,18 @@ def test_answers_come_in_order_and_rejected_questions_with_reasons(questions, tm
     assert read.by_key["k0"].num_visual_tokens == 0
 
 
+def test_a_repeated_key_does_not_stop_the_first_from_being_asked_after_a_kill(tmp_path):
+    path, output = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    lines = [{"key": key, "question": f"q{n}"} for n, key in enumerate("abac")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(KeyboardInterrupt):
+        run(EchoEngine(fail_after=0), path, output)
+    run(EchoEngine(), path, output)
+    assert [json.loads(x)["key"] for x in output.read_text().splitlines()] == ["a", "b", "c"]
+    (rejected,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
+    assert rejected["key"] == "line 3"
+
+
 @pytest.mark.parametrize("fail_after", [0, 1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_file(fail_after, questions, tmp_path):
     run(EchoEngine(), questions, tmp_path / "whole.jsonl")
@@ -169,6 +181,9 @@ def test_lines_in_all_their_forms(tmp_path):
         {"key": "six", "messages": [{"role": "user", "content": [{"type": "sound"}]}]},
         {"key": "seven", "question": "q", "max_new_tokens": 0},
         {"key": "eight", "conversations": talk[1:]},
+        {"key": "nine", "question": None},
+        {"key": "ten", "question": " "},
+        {"key": "eleven", "question": "q", "image": "https://a.b/c.jpg"},
     ]
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{no json\n[]\n\n")
@@ -182,11 +197,17 @@ def test_lines_in_all_their_forms(tmp_path):
     assert (three.images, three.videos) == ((Path("/x/y.jpg"),), (tmp_path / "z.mp4",))
     assert four.videos == (tmp_path / "c.mp4",)
     wrong = dict(asked.rejected)
-    assert list(wrong) == ["four", "five", "line 7", "six", "seven", "eight", "line 11", "line 12"]
-    assert "line 5 repeats the key" in str(wrong["four"])
+    assert list(wrong) == [
+        *["line 5", "five", "line 7", "six", "seven", "eight", "nine", "ten", "eleven"],
+        *["line 14", "line 15"],
+    ]
+    assert "the key 'four' was asked before" in str(wrong["line 5"])
+    assert "https://a.b/c.jpg is an address" in str(wrong["eleven"])
     assert "max_new_tokens is 0" in str(wrong["seven"])
     assert FileRequests(path, max_new_tokens=9, limit=2).keys == ["1", "two"]
     assert FileRequests(path, max_new_tokens=8).digest != asked.digest
+    path.write_text(path.read_text().replace("c.mp4", "d.mp4"))
+    assert FileRequests(path, max_new_tokens=9).digest != asked.digest, "another video"
     path.write_text("{}\n")
     with pytest.raises(ValueError, match=r"asks nothing: line 1: .*expected a key"):
         FileRequests(path, max_new_tokens=9)

@@ -1,0 +1,1 @@
+"""Talk with a model about pictures and videos, in the terminal or in a browser."""

@@ -1,0 +1,113 @@
+"""The verb `chat` of `python -m evaluation`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from evaluation.generate.engine import AnswerSettings, Engine
+
+
+def chat(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Runs, checkpoints in them, or Hugging Face folders; several with --web."
+        ),
+    ],
+    web: Annotated[bool, typer.Option("--web", help="In a browser instead of here.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address of the page; by default this machine alone sees it.")
+    ] = "127.0.0.1",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among tokens of this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, with the turn's number.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text before which an answer ends; may be repeated.")
+    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU, fp32 on the CPU.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run the code that a Hugging Face folder brings.")
+    ] = False,
+) -> None:
+    """Talk with a model about pictures and videos; /help lists the commands.
+
+    Through a pipe, each line is a command or a question, answers alone go to the standard output,
+    and the exit status says whether every line could be done.
+    """
+    if dtype not in (None, "bf16", "fp32"):
+        raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
+    if len(models) > 1 and not web:
+        raise typer.BadParameter(f"{len(models)} models: the terminal takes one, --web several")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise typer.BadParameter("a chat runs in one process: start it without torchrun")
+    if web and importlib.util.find_spec("gradio") is None:
+        raise typer.BadParameter(
+            "--web needs Gradio, which is not installed: python -m pip install "
+            "--constraint constraints/cpu.txt --editable '.[web]'"
+        )
+    from evaluation.generate.engine import AnswerSettings
+    from evaluation.sampling import Sampling
+
+    try:
+        settings = AnswerSettings(
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            stop=tuple(stop or ()),
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+        engines = [_open(path, settings, dtype, trust_remote_code) for path in models]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if web:
+        from evaluation.chat.web import serve
+
+        try:
+            serve(dict(zip(models, engines, strict=True)), max_new_tokens, host=host, port=port)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        return
+    from evaluation.chat.terminal import HELP, Terminal, typed_lines
+
+    engine = engines[0]
+    typer.echo(f"{models[0]}: {engine.visual.name}, {_bounds(engine)}", err=True)
+    if sys.stdin.isatty():
+        typer.echo(HELP, err=True)
+    terminal = Terminal(engine, max_new_tokens=max_new_tokens, output=sys.stdout, errors=sys.stderr)
+    terminal.run(typed_lines())
+    # a person has seen the errors
+    raise typer.Exit(int(terminal.num_failed > 0 and not sys.stdin.isatty()))
+
+
+def _open(path: Path, settings: AnswerSettings, dtype: str | None, trusted: bool) -> Engine:
+    import torch
+
+    from evaluation.generate.open_engine import open_engine
+    from evaluation.generate.teams import Layout, start_team
+
+    layout = Layout()
+    start_team(layout)
+    return open_engine(
+        path,
+        settings,
+        layout,
+        trust_remote_code=trusted,
+        dtype={None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype],
+    )
+
+
+def _bounds(engine: Engine) -> str:
+    return f"pixels {engine.min_pixels}-{engine.max_pixels}"
