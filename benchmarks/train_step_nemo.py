@@ -129,7 +129,6 @@ def run_config(case: dict[str, Any], folder: Path, seq_length: int) -> RunConfig
             "save_every": -1,
             # a line of the log waits for the device
             "log_every": case["block"],
-            "distributed_optimizer": torch.cuda.is_available(),
         },
         "logger": {"tensorboard": False},
     }
