@@ -122,6 +122,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    #: ranks that each sequence is divided over, in the language model; they divide its heads too
     context_parallel_size: int = 1
     sequence_parallel: bool = False
     #: shard the optimizer state over data-parallel ranks (CUDA only)
