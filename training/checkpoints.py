@@ -217,7 +217,8 @@ class CheckpointWriter(pl.Callback):
     def wait(self, trainer: pl.Trainer) -> None:
         """Wait for the checkpoint that is being written, if there is one; every rank calls it."""
         if self.is_async:
-            trainer.strategy.checkpoint_io.maybe_finalize_save_checkpoint(blocking=True)
+            writer: Any = trainer.strategy.checkpoint_io
+            writer.maybe_finalize_save_checkpoint(blocking=True)
 
     def _publish(self, trainer: pl.Trainer, step: int, unfinished: Path) -> None:
         """Give a checkpoint its name, after all ranks have written their parts."""
