@@ -15,7 +15,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ activate()
 import lightning.pytorch as pl  # noqa: E402
 from nemo.collections.multimodal.data.energon.base import SequentialMegatronSampler  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from train_step_times import PROFILED, StepTimes  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
 from training.build import build_data, build_model, build_visual  # noqa: E402
@@ -46,72 +46,6 @@ from training.out_of_memory import MemoryWatch  # noqa: E402
 from training.run_files import run_dir  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 from training.trainer import build_trainer  # noqa: E402
-
-
-class StepTimes(pl.Callback):
-    """When each block of steps ended; the device is waited for only there.
-
-    Args:
-        warmup: steps before the first block.
-        block: steps of a block.
-        profile_at: the step that a profile of two steps starts after; None for none.
-    """
-
-    def __init__(self, *, warmup: int, block: int, profile_at: int | None) -> None:
-        self.warmup = warmup
-        self.block = block
-        self.profile_at = profile_at
-        self.step = 0
-        self.ends: list[float] = []
-        self.losses: list[float] = []
-        self.profiler: Any = None
-        self.profile: dict[str, Any] | None = None
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Note the time at the end of the warm-up and of every block."""
-        self.step += 1
-        if self.profile_at is not None:
-            self._profile()
-        elif self.step >= self.warmup and (self.step - self.warmup) % self.block == 0:
-            self._wait()
-            self.losses.append(float(trainer.callback_metrics["reduced_train_loss"]))
-
-    def _wait(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-
-    def _profile(self) -> None:
-        if self.step == self.profile_at:
-            self._wait()
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self.profiler = torch.profiler.profile(activities=activities)
-            self.profiler.__enter__()
-            self.ends[-1] = time.perf_counter()
-        elif self.step == self.profile_at + 2:
-            self._wait()
-            self.profiler.__exit__(None, None, None)
-            self.profile = summarise(self.profiler, self.ends[-1] - self.ends[-2])
-
-
-def summarise(profiler: Any, wall: float) -> dict[str, Any]:
-    """Share of the wall time in which a kernel ran, and the table of the 20 longest kernels."""
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    )
-    busy, reached = 0.0, 0.0
-    for start, end in spans:
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    key = "self_device_time_total" if spans else "self_cpu_time_total"
-    table = profiler.key_averages().table(
-        sort_by=key, row_limit=20, max_name_column_width=70, max_src_column_width=1
-    )
-    return {"busy_share": busy / 1e6 / wall, "wall": wall, "table": table}
 
 
 class Repeat(pl.LightningDataModule):
@@ -195,7 +129,6 @@ def run_config(case: dict[str, Any], folder: Path, seq_length: int) -> RunConfig
             "save_every": -1,
             # a line of the log waits for the device
             "log_every": case["block"],
-            "distributed_optimizer": torch.cuda.is_available(),
         },
         "logger": {"tensorboard": False},
     }
@@ -218,7 +151,7 @@ def write_model_folder(case: dict[str, Any], folder: Path, *, with_tokenizer: bo
 
         tokenizer = train_tokenizer(
             list(shard_texts(case["data_path"]))[:2000],
-            max_bpe_size=8192 if case["shape"] == "2b" else 1024,
+            max_bpe_size=min(8192, case["max_text_id"]),
             first_special_id=case["max_text_id"],
         )
         tokenizer.save_pretrained(folder)
@@ -251,15 +184,18 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     model = build_model(run, visual, load_weights=False)
     layout = Layout(world_size=1, data_parallel_size=1, num_micro_batches=1)
     trainer = build_trainer(run, run_folder, layout, StopSignals(), MemoryWatch(run, 1))
-    trainer.callbacks.append(times)
+    trainer.callbacks.insert(0, times)
     trainer.fit(model, data)
     lines = [json.loads(line) for line in (run_folder / "steps.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["step"] > case["warmup"]] or lines
+    samples = sum(line["num_samples"] for line in kept)
     return {
         "layer_spec": resolve_layer_spec(run.model.layer_spec),
-        "data_wait_share": statistics.fmean(line["data_wait_share"] for line in kept),
+        "data_wait_share": times.data_wait / (times.ends[-1] - times.ends[0]),
         "logged_mfu": kept[-1]["mfu"] and statistics.median(line["mfu"] for line in kept),
-        "samples_per_step": statistics.fmean(line["num_samples"] for line in kept),
+        "samples_per_step": samples / len(kept),
+        "text_per_sample": sum(line["num_text_tokens"] for line in kept) / samples,
+        "visual_per_sample": sum(line["num_visual_tokens"] for line in kept) / samples,
     }
 
 
@@ -280,7 +216,7 @@ def main() -> None:
             facts = run_stock(case, times, data)
         else:
             facts = run_ours(case, times, Path(folder))
-    steps = np.diff(times.ends) / (2 if times.profile else case["block"])
+    steps = np.diff(times.ends) / (PROFILED if times.profile else case["block"])
     on_cuda = torch.cuda.is_available()
     te = importlib.util.find_spec("transformer_engine") is not None
     facts |= {

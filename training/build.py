@@ -128,7 +128,6 @@ def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(run.model.path))
     ids_per_second = vision_sizes(read_hf_config(run.model.path)).ids_per_second
     trainer = run.trainer
-    tp = trainer.tensor_parallel_size
 
     def options(rejects: str) -> dict[str, Any]:
         return {
@@ -147,7 +146,7 @@ def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
             **options(rejects),
             # pipeline stages exchange activations of one fixed shape
             pad_to=run.data.seq_length if trainer.pipeline_parallel_size > 1 else None,
-            pad_multiple=8 * tp,
+            pad_multiple=8 * trainer.tensor_parallel_size * trainer.context_parallel_size,
         )
 
     return ChatDataModule(

@@ -155,6 +155,7 @@ class StepLog(pl.Callback):
         """One line a step and data-parallel rank, by the first rank of each replica."""
         if (
             parallel_state.get_tensor_model_parallel_rank() == 0
+            and parallel_state.get_context_parallel_rank() == 0
             and parallel_state.is_pipeline_first_stage()
         ):
             rank = parallel_state.get_data_parallel_rank()

@@ -2,6 +2,11 @@
 
 A checkpoint is a NeMo distributed checkpoint in RUN/checkpoints/step-00000100. It is written under
 another name and renamed when all ranks are done, so that a killed run leaves nothing half-made.
+
+Where it is written while training goes on, Megatron copies the state to host memory, forks a
+process on each rank that writes it, and looks after each step whether all are done. A trainer that
+is killed leaves such processes behind, at work: each start writes under names of its own, so that
+they cannot reach what a later one writes.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +25,9 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 from training.checkpoint_files import META_NAME, find_fault, list_files, read_meta
-from training.errors import StopRequested
+from training.errors import RunError, StopRequested
 from training.run_files import VALIDATION_NAME, read_json_lines
+from training.save_processes import shield_from_signals
 from training.stop_signals import StopSignals
 
 __all__ = ["META_NAME", "CheckpointWriter", "list_checkpoints", "newest_checkpoint", "read_meta"]
@@ -118,6 +125,7 @@ class CheckpointWriter(pl.Callback):
         meta: written into each checkpoint.
         stop: signals that end the run.
         keep_best: checkpoints of lowest validation loss that are kept besides.
+        is_async: go on training while a checkpoint is written; the strategy must do so too.
     """
 
     def __init__(
@@ -130,6 +138,7 @@ class CheckpointWriter(pl.Callback):
         meta: dict[str, Any],
         stop: StopSignals,
         keep_best: int = 0,
+        is_async: bool = False,
     ) -> None:
         self.folder = Path(run_dir) / "checkpoints"
         self.every = every
@@ -138,6 +147,9 @@ class CheckpointWriter(pl.Callback):
         self.keep_best = keep_best
         self.meta = meta
         self.stop = stop
+        self.is_async = is_async
+        #: ends the names of what this start of the run has not finished
+        self._mark = ""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Set damaged checkpoints aside; every rank has read those that it goes on from.
@@ -149,8 +161,15 @@ class CheckpointWriter(pl.Callback):
         self.stop.install()
         trainer._signal_connector.received_sigterm = False
         self.stop.connect()
+        if self.every >= 0:
+            shield_from_signals()
+        mark = [os.urandom(4).hex()]
+        dist.broadcast_object_list(mark, src=0)
+        self._mark = mark[0]
         if trainer.is_global_zero:
             set_aside_after(self.folder.parent, trainer.global_step)
+            for stale in self.folder.glob("step-*-unfinished*"):
+                shutil.rmtree(stale, ignore_errors=True)
         if self.stop.agreed():
             raise StopRequested(trainer.global_step, saved=True)
 
@@ -165,8 +184,17 @@ class CheckpointWriter(pl.Callback):
         due = step == self.last_step or (self.every > 0 and step % self.every == 0)
         if self.every >= 0 and (due or stops):
             self.save(trainer, step)
+        if stops or step == self.last_step:
+            self.wait(trainer)
         if stops:
             raise StopRequested(step, saved=self.every >= 0)
+
+    def on_exception(
+        self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Where all ranks end the run together, what is being written is still worth having."""
+        if isinstance(exception, RunError | StopRequested):
+            self.wait(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """The newest checkpoint has its validation loss now."""
@@ -174,21 +202,34 @@ class CheckpointWriter(pl.Callback):
             self._drop()
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
-        """Write the checkpoint of `step`, publish it, drop others."""
-        final = self.folder / f"step-{step:08d}"
-        unfinished = self.folder / f"{final.name}-unfinished"
-        if trainer.is_global_zero:
-            for stale in (unfinished, final):
-                shutil.rmtree(stale, ignore_errors=True)
-        dist.barrier()
+        """Write the checkpoint of `step`, publish it, drop others; or begin to."""
+        self.wait(trainer)
+        unfinished = self.folder / f"step-{step:08d}-unfinished-{self._mark}"
+        publish = partial(self._publish, trainer, step, unfinished)
+        if self.is_async:
+            trainer.save_checkpoint(unfinished, storage_options={"finalize_fn": publish})
+            return
         trainer.save_checkpoint(unfinished)
         dist.barrier()
-        if trainer.is_global_zero:
-            meta = {"step": step, **self.meta, "files": list_files(unfinished)}
-            (unfinished / META_NAME).write_text(json.dumps(meta, indent=2))
-            os.replace(unfinished, final)
-            self._drop()
+        publish()
         dist.barrier()
+
+    def wait(self, trainer: pl.Trainer) -> None:
+        """Wait for the checkpoint that is being written, if there is one; every rank calls it."""
+        if self.is_async:
+            writer: Any = trainer.strategy.checkpoint_io
+            writer.maybe_finalize_save_checkpoint(blocking=True)
+
+    def _publish(self, trainer: pl.Trainer, step: int, unfinished: Path) -> None:
+        """Give a checkpoint its name, after all ranks have written their parts."""
+        if not trainer.is_global_zero:
+            return
+        meta = {"step": step, **self.meta, "files": list_files(unfinished)}
+        (unfinished / META_NAME).write_text(json.dumps(meta, indent=2))
+        final = self.folder / f"step-{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(unfinished, final)
+        self._drop()
 
     def _drop(self) -> None:
         drop_checkpoints(self.folder.parent, keep_last=self.keep, keep_best=self.keep_best)

@@ -147,7 +147,8 @@ class GuardRails(pl.Callback):
         folder = self.run_dir / BAD_STEPS_NAME
         done = "the update was left out" if self.policy == "skip" else "the run stops before it"
         text = f"step {step}: {fault}; {done}. Its samples are in {folder}/*.jsonl"
-        if ps.is_pipeline_last_stage() and ps.get_tensor_model_parallel_rank() == 0:
+        inner = ps.get_tensor_model_parallel_rank() + ps.get_context_parallel_rank()
+        if ps.is_pipeline_last_stage() and inner == 0:
             folder.mkdir(exist_ok=True)
             path = folder / f"dp{ps.get_data_parallel_rank():04d}.jsonl"
             entry = {

@@ -110,10 +110,11 @@ class WordMeter:
     def totals(self) -> tuple[int, int]:
         """(words, right words) over all ranks; every rank must call it.
 
-        The tensor-parallel ranks of the last pipeline stage each counted the same words.
+        The tensor- and context-parallel ranks of a last pipeline stage each counted the same words.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         values = torch.tensor([self.num_words, self.num_right], device=device)
         dist.all_reduce(values)
-        num_words, num_right = (values // ps.get_tensor_model_parallel_world_size()).tolist()
+        copies = ps.get_tensor_model_parallel_world_size() * ps.get_context_parallel_world_size()
+        num_words, num_right = (values // copies).tolist()
         return num_words, num_right

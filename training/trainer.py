@@ -47,7 +47,7 @@ def build_trainer(
             grad_reduce_in_fp32=dtype != torch.float32,
             overlap_grad_reduce=False,
         ),
-        ckpt_async_save=False,
+        ckpt_async_save=trainer.async_save,
         # a layout that any number of ranks can read back, and the one that copes with torch's
         # AdamW (used where Transformer Engine's or Apex's is absent), whose state has a step
         ckpt_optim_fully_reshardable=True,
@@ -96,6 +96,7 @@ def build_trainer(
                 last_step=last_step(run),
                 keep=trainer.keep_last,
                 keep_best=trainer.keep_best,
+                is_async=trainer.async_save,
                 meta=meta,
                 stop=stop,
             ),

@@ -80,6 +80,20 @@ def check_model_layout(run: RunConfig) -> None:
         if count and count % by:
             name = "PP_SIZE" if what == "layers" else "TP_SIZE"
             raise ConfigError(f"{name}={by} does not divide the model's {count} {what}: lower it")
+    heads, groups = model.get("num_attention_heads"), model.get("num_key_value_heads")
+    cp = run.trainer.context_parallel_size
+    if cp > 1 and heads and groups:
+        # context-parallel ranks divide the heads among them; few key-value heads go to several
+        fault = None
+        if heads // tp % cp:
+            fault = f"{heads // tp} attention heads"
+        elif groups // tp % cp and cp % (groups // tp):
+            fault = f"{groups // tp} key-value heads"
+        if fault:
+            raise ConfigError(
+                f"CP_SIZE={cp} does not divide the model's {fault} of a tensor-parallel rank: set "
+                "CP_SIZE to a divisor of them, or change TP_SIZE"
+            )
 
 
 def check_layout(run: RunConfig, world_size: int) -> Layout:
@@ -103,21 +117,17 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
     ):
         if value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
-    if cp > 1:
-        raise ConfigError(
-            f"CP_SIZE={cp}: context parallelism is not supported with pictures in the sequence "
-            "yet; set CP_SIZE=1"
-        )
     model_parallel = tp * pp * cp
+    sizes = f"TP_SIZE={tp} × PP_SIZE={pp}" + (f" × CP_SIZE={cp}" if cp > 1 else "")
     if model_parallel > world_size:
         raise ConfigError(
-            f"TP_SIZE={tp} × PP_SIZE={pp} = {model_parallel} needs {model_parallel} processes, but "
-            f"there are {world_size}: lower them or raise DEVICES"
+            f"{sizes} = {model_parallel} needs {model_parallel} processes, but there are "
+            f"{world_size}: lower them or raise DEVICES"
         )
     if world_size % model_parallel:
         raise ConfigError(
-            f"{world_size} processes cannot be divided into model replicas of TP_SIZE={tp} × "
-            f"PP_SIZE={pp} = {model_parallel}"
+            f"{world_size} processes cannot be divided into model replicas of {sizes} = "
+            f"{model_parallel}"
         )
     dp = world_size // model_parallel
     unit = trainer.micro_batch_size * dp
@@ -129,6 +139,7 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
             f"{dp} data-parallel ranks = {unit}: set GBS={' or '.join(options)}"
         )
     check_packing(run)
+    check_parts(run)
     check_guards(run)
     if trainer.sequence_parallel and tp == 1:
         raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
@@ -165,7 +176,7 @@ def check_guards(run: RunConfig) -> None:
 
 def check_packing(run: RunConfig) -> None:
     """Bounds of packs; see `check_run`."""
-    data, trainer = run.data, run.trainer
+    data = run.data
     if not data.packing:
         return
     for name, value in (
@@ -174,16 +185,22 @@ def check_packing(run: RunConfig) -> None:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
-    if trainer.context_parallel_size > 1:
+
+
+def check_parts(run: RunConfig) -> None:
+    """Do rows of a fixed length divide into the parts of ranks? See `check_run`."""
+    trainer, length = run.trainer, run.data.seq_length
+    if not run.data.packing and trainer.pipeline_parallel_size == 1:
+        return  # rows are padded to a length that does
+    tp = trainer.tensor_parallel_size if trainer.sequence_parallel else 1
+    parts = tp * trainer.context_parallel_size
+    if length % parts:
+        why = [f"TP_SIZE={tp} parts, as trainer.sequence_parallel needs"] if tp > 1 else []
+        if trainer.context_parallel_size > 1:
+            why.append(f"CP_SIZE={trainer.context_parallel_size} parts")
         raise ConfigError(
-            f"data.packing=on with CP_SIZE={trainer.context_parallel_size}: the boundaries of "
-            "packs are not divided over context-parallel ranks; set CP_SIZE=1 or data.packing=off"
-        )
-    tp = trainer.tensor_parallel_size
-    if trainer.sequence_parallel and data.seq_length % tp:
-        raise ConfigError(
-            f"data.seq_length={data.seq_length} does not divide into TP_SIZE={tp} parts, as "
-            f"trainer.sequence_parallel needs: set it to {data.seq_length // tp * tp}"
+            f"data.seq_length={length} does not divide into {' times '.join(why)}: set it to "
+            f"{length // parts * parts}"
         )
 
 

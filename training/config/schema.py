@@ -123,6 +123,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    #: ranks that each sequence is divided over, in the language model; they divide its heads too
     context_parallel_size: int = 1
     sequence_parallel: bool = False
     #: shard the optimizer state over data-parallel ranks (CUDA only)
@@ -133,6 +134,8 @@ class TrainerConfig:
     val_batches: int = 10
     #: steps between checkpoints; 0 saves at the end only, -1 never
     save_every: int = 500
+    #: write checkpoints from a copy in host memory while training goes on; one at a time
+    async_save: bool = False
     #: newest checkpoints that are kept
     keep_last: int = 2
     #: checkpoints of lowest validation loss that are kept besides; needs one at every validation

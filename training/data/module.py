@@ -187,8 +187,10 @@ class ChatDataModule(EnergonMultiModalDataModule):
         which refuses Energon's state classes.
         """
         state = None
-        if not parallel_state.get_tensor_model_parallel_rank() and (
-            parallel_state.is_pipeline_first_stage()
+        if (
+            not parallel_state.get_tensor_model_parallel_rank()
+            and not parallel_state.get_context_parallel_rank()
+            and parallel_state.is_pipeline_first_stage()
         ):
             # collective over the data-parallel group; one rank of each model replica takes part
             state = self.train_dataloader().loader.save_state_global(global_dst_rank=0)

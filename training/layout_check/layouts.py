@@ -49,6 +49,8 @@ LAYOUTS = (
     ParallelLayout(name="cp2", cp=2),
     ParallelLayout(name="tp2pp2", tp=2, pp=2),
     ParallelLayout(name="tp2dp2_sp", tp=2, dp=2, sequence_parallel=True),
+    ParallelLayout(name="tp2cp2_sp", tp=2, cp=2, sequence_parallel=True),
+    ParallelLayout(name="pp2cp2", pp=2, cp=2),
     ParallelLayout(name="tp4", tp=4),
     ParallelLayout(name="pp4", pp=4),
     ParallelLayout(name="dp4", dp=4),

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state as ps
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from training.model.context_parallel import attend_with_part_of_heads
 from training.model.kv_cache import LayerCache
 
 
@@ -63,11 +65,10 @@ class SegmentedAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError(
-                "context parallelism needs Transformer Engine's attention: set CP_SIZE=1 or "
-                "install Transformer Engine"
-            )
+        #: ranks that the sequence is divided over; None where it is not
+        self.context_group = (
+            ps.get_context_parallel_group() if config.context_parallel_size > 1 else None
+        )
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
         #: upper bound of a segment's length for the flash kernel's grid; whoever passes boundaries
@@ -89,7 +90,7 @@ class SegmentedAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: (S, B, H, D).
+            query: (S, B, H, D); with context parallelism this rank's part of S.
             key: (S, B, G, D).
             value: (S, B, G, D).
             attention_mask: None, or cumulative segment boundaries (N+1,) int32 over B*S places,
@@ -107,17 +108,27 @@ class SegmentedAttention(MegatronModule):
             attended = self.cache.attend(query, key, value, self.softmax_scale)
             if attended is not None:
                 return attended
-        if attention_mask is None:
-            context = self._sdpa(query, key, value, mask=None)
-        elif (
+        attend = functools.partial(self._attend, boundaries=attention_mask)
+        if self.context_group is None:
+            return attend(query, key, value)
+        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if boundaries is None:
+            return self._sdpa(query, key, value, mask=None)
+        if (
             query.is_cuda
             and query.dtype in (torch.float16, torch.bfloat16)
             and have_varlen_attention()
         ):
-            context = self._flash_segments(query, key, value, attention_mask)
-        else:
-            context = self._sdpa(query, key, value, mask=self._block_mask(query, attention_mask))
-        return context
+            return self._flash_segments(query, key, value, boundaries)
+        return self._sdpa(query, key, value, mask=self._block_mask(query, boundaries))
 
     def _sdpa(
         self,

@@ -9,12 +9,14 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state as ps
 from megatron.core.tensor_parallel import (
     get_cuda_rng_tracker,
     scatter_to_sequence_parallel_region,
 )
 from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLConfig
 
+from training.model.context_parallel import part_of_sequence
 from training.model.fused.answer_loss import AnswerLossGPTModel
 from training.model.vision import Windows
 
@@ -57,7 +59,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
 
         Args:
             input_ids: (B, S) int64 with `VISUAL_TOKEN_INDEX` at visual tokens; first stage only.
-            position_ids: (3, B, S) int64 M-RoPE ids (temporal, row, column).
+            position_ids: (3, B, S) int64 M-RoPE ids (temporal, row, column); of them, labels and
+                loss_mask a context-parallel rank gets its part of S, and gives the losses of these.
             labels: (B, S) int64, already shifted; last stage only.
             loss_mask: (B, S) float; last stage only.
             cells: (N, T, 3, B, B) uint8 of all samples in order; first stage only.
@@ -89,7 +92,8 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             ValueError: the number of visual tokens in `input_ids` is not the number planned.
         """
         if text_cu_seqlens is not None:
-            self._note_longest(longest_text_segment or position_ids.shape[-1])
+            parts = ps.get_context_parallel_world_size()
+            self._note_longest(longest_text_segment or parts * position_ids.shape[-1])
         decoder_input = None
         if self.pre_process:
             assert input_ids is not None
@@ -135,7 +139,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
         visual: torch.Tensor | None,
         visual_places: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Text embeddings with the visual ones in their places: (S, B, H), sequence-parallel."""
+        """Text embeddings with the visual ones in their places: this rank's part of (S, B, H)."""
         is_visual = input_ids == VISUAL_TOKEN_INDEX
         embeddings = self.language_model.embedding(
             input_ids=input_ids.masked_fill(is_visual, 0), position_ids=None
@@ -144,6 +148,7 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             embeddings = self._place(
                 embeddings, visual.to(embeddings.dtype), is_visual, visual_places
             )
+        embeddings = part_of_sequence(embeddings, dim=0)
         if self.sequence_parallel_lm:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         return embeddings
@@ -216,4 +221,6 @@ class TokenizerQwen2VLConfig(Qwen2VLConfig):
         # the three sub-configurations; the subclass adds methods only, so adopting it is safe.
         model.__class__ = TokenizerQwen2VL
         model.language_model.__class__ = AnswerLossGPTModel
+        # it would take a context-parallel rank's part, another than ours, of ids that are a part
+        model.language_model.rotary_pos_emb.cp_group = None
         return model

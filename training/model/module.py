@@ -19,6 +19,7 @@ from training.config.schema import LoraConfig
 from training.config.tuning import PARTS, Part
 from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from training.metering import StepMeter, WordMeter
+from training.model.context_parallel import part_of_sequence, whole_sequence
 from training.model.hf_weights import load_hf_weights
 from training.model.lora import apply_lora
 from training.model.mcore import VISUAL_TOKEN_INDEX, TokenizerQwen2VLConfig
@@ -49,6 +50,14 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, **tensors}
 
 
+def own_part(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with this context-parallel rank's part of what tokens have; the ids of tokens stay
+    whole, as visual embeddings are put in their places before the sequence is divided.
+    """
+    parts = {name: part_of_sequence(batch[name], dim=1) for name in LAST_STAGE_FIELDS}
+    return {**batch, **parts, "position_ids": part_of_sequence(batch["position_ids"], dim=2)}
+
+
 def with_places(batch: dict[str, Any], *, answers: bool) -> dict[str, Any]:
     """Add the places of the visual tokens, and of the tokens with loss if `answers`, found on the
     host: the device would have to be waited for.
@@ -77,7 +86,10 @@ def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
         return model(**fields, **places)
     output, is_right = scored_forward(model, fields)
     if is_right is not None:
-        model.words.add(fields["labels"], fields["loss_mask"], is_right)
+        # a word may begin in one rank's part and end in the next one's
+        model.words.add(
+            *(whole_sequence(x, 1) for x in (fields["labels"], fields["loss_mask"], is_right))
+        )
     return output
 
 
@@ -87,8 +99,8 @@ class LossOfStep(MaskedTokenLossReductionWithLossMask):
 
     Attributes:
         latest: what `reduce` returned last, still on the device; None on other pipeline stages.
-        sums: (M, 2), of the same step: sum and number of answer tokens of each of this rank's micro
-            batches.
+        sums: (M, 2), of the same step: sum and number of answer tokens of each of this replica's
+            micro batches.
     """
 
     def __init__(self) -> None:
@@ -102,10 +114,10 @@ class LossOfStep(MaskedTokenLossReductionWithLossMask):
         if not sums:
             return torch.tensor(0.0, device=torch.cuda.current_device())
         self.sums = torch.vstack(sums)
+        if ps.get_context_parallel_world_size() > 1:
+            torch.distributed.all_reduce(self.sums, group=ps.get_context_parallel_group())
         total = self.sums.sum(dim=0)
-        torch.distributed.all_reduce(
-            total, group=ps.get_data_parallel_group(with_context_parallel=True)
-        )
+        torch.distributed.all_reduce(total, group=ps.get_data_parallel_group())
         self.latest = total[0] / total[1]
         return self.latest
 
@@ -189,9 +201,9 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
             batch = with_windows(batch, self.window_side)
         if self.training:
             self.meter.add(batch)
-            # context-parallel ranks hold parts of the sequence, where these places are others
-            if ps.get_context_parallel_world_size() == 1:
-                batch = with_places(batch, answers=self.answer_loss)
+        batch = own_part(batch)
+        if self.training:
+            batch = with_places(batch, answers=self.answer_loss)
         return to_stage(batch)
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import megatron.core.optimizer as megatron_optimizer
 import torch
+from megatron.core import parallel_state as ps
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
 
@@ -44,6 +46,28 @@ class PartOptimizer(MegatronOptimizerModule):
             return super().optimizers(model)
         with _groups_by(self._multiplier, sorted(set(self.multipliers.values()))):
             return super().optimizers(model)
+
+    def finalize_model_grads(
+        self,
+        model: Sequence[Any],
+        num_tokens: torch.Tensor | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        """Gradients summed over ranks and divided by the tokens with loss of the global batch.
+
+        Megatron asks the device whether there are any, and the host then prepares the update only
+        after the backward pass has ended; without the question it does so meanwhile.
+        """
+        finalize_model_grads(model, None, pg_collection=pg_collection)
+        if num_tokens is None:
+            return
+        stages = ps.get_pipeline_model_parallel_group()
+        last = ps.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(num_tokens, src=last, group=stages)
+        replicas = ps.get_data_parallel_group(with_context_parallel=True)
+        torch.distributed.all_reduce(num_tokens, group=replicas)
+        for chunk in model:
+            chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

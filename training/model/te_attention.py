@@ -5,13 +5,16 @@ Imported only where Transformer Engine is.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
+from megatron.core import parallel_state as ps
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 
+from training.model.context_parallel import attend_with_part_of_heads, config_of_one_rank
 from training.model.kv_cache import LayerCache
 
 
@@ -24,7 +27,13 @@ class SegmentedTEAttention(TEDotProductAttention):
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        #: ranks that the sequence is divided over; None where it is not
+        context_group = None
+        if config.context_parallel_size > 1:
+            context_group = ps.get_context_parallel_group()
+            config = config_of_one_rank(config)
         super().__init__(config, *args, **kwargs)
+        self.context_group = context_group
         self.max_segment_length: int | None = None
         self.given_scale: float | None = kwargs.get("softmax_scale")
         #: keys and values of earlier tokens, while answers are generated
@@ -45,16 +54,31 @@ class SegmentedTEAttention(TEDotProductAttention):
             attended = self.cache.attend(query, key, value, self.given_scale)
             if attended is not None:
                 return attended
-        if attention_mask is None:
-            return super().forward(
-                query, key, value, None, attn_mask_type, attention_bias, packed_seq_params
-            )
+        if packed_seq_params is not None or attention_bias is not None:
+            raise ValueError("SegmentedTEAttention takes segment boundaries as attention_mask only")
+        attend = functools.partial(
+            self._attend, boundaries=attention_mask, attn_mask_type=attn_mask_type
+        )
+        if self.context_group is None:
+            return attend(query, key, value)
+        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor | None,
+        attn_mask_type: AttnMaskType,
+    ) -> torch.Tensor:
+        if boundaries is None:
+            return super().forward(query, key, value, None, attn_mask_type)
         length, rows = query.shape[:2]
         longest = min(self.max_segment_length or length, length)
         segments = PackedSeqParams(
             qkv_format="thd",
-            cu_seqlens_q=attention_mask,
-            cu_seqlens_kv=attention_mask,
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
         )

@@ -80,7 +80,11 @@ def test_sections_and_keys_are_known():
         (["trainer.tensor_parallel_size=0"], 1, "TP_SIZE .* is 0"),
         (["trainer.pipeline_parallel_size=-1"], 1, "PP_SIZE .* is -1"),
         (["trainer.max_steps=0"], 1, "trainer.max_steps is 0"),
-        (["trainer.context_parallel_size=2"], 2, "CP_SIZE=2: .* set CP_SIZE=1"),
+        (
+            ["trainer.context_parallel_size=2", "trainer.tensor_parallel_size=2"],
+            2,
+            "TP_SIZE=2 × PP_SIZE=1 × CP_SIZE=2 = 4 needs 4 processes, but there are 2",
+        ),
         (
             ["trainer.tensor_parallel_size=4", "trainer.pipeline_parallel_size=2"],
             4,

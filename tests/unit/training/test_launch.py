@@ -147,7 +147,7 @@ def test_the_script_prints_what_it_would_start(shards):
         ({"GBS": "5", "MBS": "2"}, "error: GBS=5 is not divisible by MBS=2"),
         ({"TP_SIZE": "2"}, "error: TP_SIZE=2 × PP_SIZE=1 = 2 needs 2 processes"),
         ({"PP_SIZE": "3", "NUM_PROC_PER_NODE": "4"}, "error: 4 processes cannot be divided"),
-        ({"CP_SIZE": "2", "NUM_PROC_PER_NODE": "2"}, "error: CP_SIZE=2: context parallelism"),
+        ({"CP_SIZE": "2"}, "error: TP_SIZE=1 × PP_SIZE=1 × CP_SIZE=2 = 2 needs 2 processes"),
         ({"MINPIXELS": "9000", "MAXPIXELS": "800"}, "error: MINPIXELS=9000 is more than MAXPIXELS"),
         ({"TOKENIZER": "dtc14"}, "error: unknown tokenizer 'dtc14'; did you mean dct14"),
         ({"DATA_PATH": "/none"}, "error: DATA_PATH=/none does not exist"),

@@ -10,7 +10,7 @@ from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.layout_check.cli import line
 from training.layout_check.inputs import Inputs, make_inputs
-from training.layout_check.layouts import LAYOUTS, REFERENCE, choose_layouts
+from training.layout_check.layouts import LAYOUTS, REFERENCE, ParallelLayout, choose_layouts
 from training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases
 from training.layout_check.verdict import FP32, judge
 
@@ -62,13 +62,13 @@ def test_every_run_reads_the_same_streams(settings, layout, variant):
 
 
 def test_what_cannot_work_is_refused_without_a_start(settings):
-    """Context parallelism, and three pipeline stages of a model of two layers."""
-    cp2 = next(layout for layout in LAYOUTS if layout.name == "cp2")
+    """Heads that do not divide, and four pipeline stages of a model of two layers."""
+    cp3 = ParallelLayout(name="cp3", cp=3)
     pp4 = next(layout for layout in LAYOUTS if layout.name == "pp4")
     seen: list[Outcome] = []
-    cases = [Case(variant="padded", layout=layout) for layout in (cp2, pp4)]
+    cases = [Case(variant="padded", layout=layout) for layout in (cp3, pp4)]
     assert run_cases(cases, settings, seen.append) == seen
-    assert "CP_SIZE=2" in seen[0].refusal
+    assert "CP_SIZE=3 does not divide" in seen[0].refusal
     assert "PP_SIZE=4 does not divide the model's 2 layers" in seen[1].refusal
     assert not list(settings.work_dir.iterdir())
 
