@@ -134,6 +134,7 @@ def markdown(rows: Sequence[dict], baseline: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _natural(source: str) -> tuple[int, str]:
+def _natural(source: str) -> tuple[str, int]:
+    """By kind, then by the number in the name."""
     digits = "".join(c for c in source if c.isdigit())
-    return int(digits or 0), source
+    return source.replace(digits, ""), int(digits or 0)

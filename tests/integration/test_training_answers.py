@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from evaluation.answers import AnswerOptions, write_answers
 from evaluation.loading import load_checkpoint
+from evaluation.step_speed import write_speed
+from evaluation.study.collect import read_run
 from evaluation.words import write_words
 from training.run_files import VALIDATION_NAME, read_json_lines
 
@@ -66,3 +69,32 @@ def test_words_of_a_checkpoint_are_those_of_its_validation(reference, tmp_path):
     assert sum(line["num_words"] for line in lines) == seen["num_words"] > 8
     assert share == pytest.approx(seen["word_accuracy"])
     assert {line["source"] for line in lines} == {"shapes"}
+
+
+def test_a_pass_is_timed_alone_and_the_study_takes_that_time(reference, tmp_path):
+    model = load_checkpoint(reference.checkpoint(3))
+    gradients = []
+    first = next(model.module.parameters())
+    first.register_hook(lambda grad: gradients.append(float(grad.abs().sum())))
+    output = tmp_path / "speed.json"
+    speed = write_speed(model, output, split="val", batch_size=3)
+    line = json.loads(output.read_text())
+    assert line["samples_per_second"] == speed > 0
+    assert (line["batch_size"], line["device"]) == (3, "cpu")
+    assert line["visual_tokens"] > 0
+    assert len(gradients) == 13, "each pass goes back to the first layer"
+    assert min(gradients) > 0
+    assert first.grad is None
+
+    run = tmp_path / "run"
+    shutil.copytree(reference.folder, run)
+    write_words(model, run / "words.jsonl", split="val", limit=4, batch_size=4)
+    by_log = read_run(run, (112, 112)).samples_per_second
+    (run / "speed.json").write_text('{"samples_per_second": 123.0}')
+    assert read_run(run, (112, 112)).samples_per_second == 123.0 != by_log
+
+
+def test_a_split_without_samples_has_no_speed(reference, tmp_path):
+    model = load_checkpoint(reference.checkpoint(3))
+    with pytest.raises(ValueError, match="no sample"):
+        write_speed(model, tmp_path / "speed.json", split="val", batch_size=0)
