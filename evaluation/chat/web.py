@@ -152,7 +152,7 @@ def build(page: Page) -> gr.Blocks:
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     again = gr.Button("New conversation", elem_id="again")
-        blank = {"outputs": [messages, conversation], "show_progress": "hidden"}
+        blank: dict[str, Any] = {"outputs": [messages, conversation], "show_progress": "hidden"}
         for event in (picture.change, choice.change):
             event(page.look, [picture, choice], [seen, facts], api_visibility="private")
             # another picture, or other eyes: what was said is about something else
