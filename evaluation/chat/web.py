@@ -26,8 +26,6 @@ from evaluation.generate.engine import Engine, Reply
 from training.data.images import decode_rgb
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_FONTS = ["system-ui", "sans-serif"]
-_MONO = ["ui-monospace", "monospace"]
 _TITLE = "dct-vl: see what the model sees, and ask"
 
 Messages = list[dict[str, str]]
@@ -154,7 +152,7 @@ def build(page: Page) -> gr.Blocks:
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     again = gr.Button("New conversation", elem_id="again")
-        blank = {"outputs": [messages, conversation], "show_progress": "hidden"}
+        blank: dict[str, Any] = {"outputs": [messages, conversation], "show_progress": "hidden"}
         for event in (picture.change, choice.change):
             event(page.look, [picture, choice], [seen, facts], api_visibility="private")
             # another picture, or other eyes: what was said is about something else
@@ -196,8 +194,6 @@ def serve(engines: Mapping[Path, Engine], max_new_tokens: int, *, host: str, por
     # gradio asks its own page whether it is there, which a proxy would not find
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), *_LOOPBACK)))
-    # with the fonts of the browser, where gradio's own would be loaded from elsewhere
-    theme = gr.themes.Default(font=_FONTS, font_mono=_MONO)
     blocks = build(Page(labels(engines), max_new_tokens))
     try:
         _, address, _ = blocks.launch(
@@ -206,7 +202,6 @@ def serve(engines: Mapping[Path, Engine], max_new_tokens: int, *, host: str, por
             share=False,
             inbrowser=False,
             ssr_mode=False,
-            theme=theme,
             footer_links=[],
             quiet=True,
             prevent_thread_lock=True,
