@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.parametrize(
     ("size", "heads", "groups"),
-    [(2, 4, 2), (3, 6, 1)],
-    ids=["heads divide", "one key-value head for three ranks"],
+    [(2, 4, 2), (4, 4, 2)],
+    ids=["heads divide", "two key-value heads for four ranks"],
 )
 def test_attention_from_parts(tmp_path, size, heads, groups):
     script = Path(__file__).with_name("sequence_parts.py")
