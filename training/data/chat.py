@@ -95,11 +95,11 @@ class ChatTokenizer:
             pieces.append((prompt[len(rendered) :], False))
             pieces += self._answer_pieces(whole[len(prompt) :])
             rendered = whole
-        # one call for all pieces: most of a call's time is its own, not the text's
-        encoded = self.tokenizer([text for text, _ in pieces], add_special_tokens=False)
         ids: list[int] = []
         mask: list[bool] = []
-        for piece, (_, is_answer) in zip(encoded["input_ids"], pieces, strict=True):
+        for text, is_answer in pieces:
+            # not all pieces in one call: a tokenizer's threads hang a loader process forked later
+            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += piece
             mask += [is_answer] * len(piece)
         return self._tokenized(ids, mask)
