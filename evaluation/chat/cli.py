@@ -57,7 +57,7 @@ def chat(
     if web and importlib.util.find_spec("gradio") is None:
         raise typer.BadParameter(
             "--web needs Gradio, which is not installed: python -m pip install "
-            "--constraint constraints/cpu.txt --editable '.[web]'"
+            "--constraint constraints/cpu.txt --constraint constraints/web.txt --editable '.[web]'"
         )
     from evaluation.generate.engine import AnswerSettings
     from evaluation.sampling import Sampling

@@ -20,14 +20,16 @@ pytestmark = pytest.mark.slow
 OVERRIDES = ("trainer.async_save=true",)
 
 
-def start_on_slow_disk(train, name: str, log: Path, *more: str) -> subprocess.Popen[bytes]:
-    """A run whose every file takes four seconds to write, which is longer than it trains."""
+def start_on_slow_disk(
+    train, name: str, log: Path, *more: str, seconds: int = 4
+) -> subprocess.Popen[bytes]:
+    """A run whose every file takes `seconds` to write, which is longer than a few steps."""
     _, _, _, *words = train.command(name, (*OVERRIDES, *more))
     script = Path(__file__).with_name("slow_disk.py")
     environ = {**train.environ(), "PYTHONPATH": str(Path(__file__).parents[2])}
     with open(log, "w") as out:
         return subprocess.Popen(
-            [sys.executable, script, "4", *words], env=environ, stdout=out, stderr=out
+            [sys.executable, script, str(seconds), *words], env=environ, stdout=out, stderr=out
         )
 
 
@@ -40,7 +42,7 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int, log
 def test_killed_while_it_is_written(train, reference, tmp_path):
     """The writing process lives on for a while, and cannot reach what the next start writes."""
     folder, log = train.folder("killed"), tmp_path / "log"
-    process = start_on_slow_disk(train, "killed", log)
+    process = start_on_slow_disk(train, "killed", log, seconds=30)
     wait_for_step(process, folder, 4, log)
     assert list((folder / "checkpoints").glob("step-00000003-unfinished-*"))
     assert not list_checkpoints(folder)  # steps went on meanwhile

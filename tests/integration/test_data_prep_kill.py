@@ -1,5 +1,6 @@
 """A run that is killed at any moment, and run again, ends as if nothing had happened."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -126,14 +127,18 @@ def test_workers_end_with_a_killed_parent(data, tmp_path):
 
 
 def test_ctrl_c_is_quiet_and_the_same_command_goes_on(data, undisturbed, tmp_path):
-    output = tmp_path / "W"
-    process = subprocess.Popen(
-        command(data, output, 2), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while process.poll() is None and not list(output.glob("pretrain-*.tar")):
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    for attempt in range(8):
+        output = tmp_path / str(attempt)
+        process = subprocess.Popen(
+            command(data, output, 2), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        while process.poll() is None and not list(output.glob("pretrain-*.tar")):
+            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode != 0:  # it was not at its end already, as on a busy machine
+            break
     assert process.returncode == 130
     assert errors == "interrupted; the same command goes on from here\n"
     subprocess.run(command(data, output, 2), check=True, capture_output=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -247,4 +248,5 @@ def test_command_trains_on_the_conversations_of_a_json(tmp_path):
     corpus.write_text("{]")
     broken = CliRunner().invoke(app, [str(tmp_path / "out"), "--corpus", str(corpus)])
     assert broken.exit_code == 2
-    assert "talk.json" in broken.output
+    # the error's frame breaks long paths anywhere
+    assert "talk.json" in re.sub(r"[\s│]", "", broken.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -291,16 +292,23 @@ def test_a_person_gets_a_prompt_and_may_interrupt_an_answer(tiny_model):
         os.write(ours, b"How many?\n")
         _read_until(ours, "How many?")
         time.sleep(1)
-        os.write(ours, b"\x03")
-        _read_until(ours, "interrupted")
+        _read_until(ours, "interrupted", again=b"\x03")
         os.write(ours, b"/image nowhere.png\n")
         _read_until(ours, "cannot be read")
-        os.write(ours, b"\x04")
-        assert process.wait(30) == 0
+        assert _end(process, ours) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def _end(process: subprocess.Popen[bytes], terminal: int) -> int:
+    """Ctrl-D, again where it came before the prompt was ready for it; the exit status."""
+    for _ in range(20):
+        os.write(terminal, b"\x04")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(3)
+    raise AssertionError("Ctrl-D does not end the chat")
 
 
 def _take_terminal() -> None:
@@ -310,10 +318,16 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _read_until(terminal: int, text: str) -> str:
-    seen, end = "", time.monotonic() + 180
+def _read_until(terminal: int, text: str, again: bytes = b"") -> str:
+    """Read, writing `again` at the start and after every five seconds, as an impatient person."""
+    seen, end, due = "", time.monotonic() + 180, 0.0
     while text not in seen:
-        ready, _, _ = select.select([terminal], [], [], max(0, end - time.monotonic()))
-        assert ready, f"no {text!r} in {seen!r}"
-        seen += os.read(terminal, 4096).decode(errors="replace")
+        now = time.monotonic()
+        assert now < end, f"no {text!r} in {seen!r}"
+        if again and now >= due:
+            os.write(terminal, again)
+            due = now + 5
+        ready, _, _ = select.select([terminal], [], [], 1)
+        if ready:
+            seen += os.read(terminal, 4096).decode(errors="replace")
     return seen
