@@ -97,7 +97,11 @@ def _run(folder: Path, tokenizer: str) -> RunConfig:
 def _pixel_bounds(folder: Path) -> tuple[int, int]:
     path = folder / "preprocessor_config.json"
     settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return settings.get("min_pixels", QWEN_MIN_PIXELS), settings.get("max_pixels", QWEN_MAX_PIXELS)
+    # later releases of transformers leave the first two out, or null
+    size = settings.get("size") or {}
+    low = settings.get("min_pixels") or size.get("shortest_edge") or QWEN_MIN_PIXELS
+    high = settings.get("max_pixels") or size.get("longest_edge") or QWEN_MAX_PIXELS
+    return low, high
 
 
 def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:

@@ -65,6 +65,16 @@ def test_an_imported_checkpoint_is_a_models(tiny_model, build_module, tmp_path):
         assert torch.equal(found[name], tensor), name
 
 
+def test_pixel_bounds_of_later_releases_are_read(tiny_model, tmp_path):
+    folder = tmp_path / "later"
+    shutil.copytree(tiny_model, folder)
+    settings = {"min_pixels": None, "size": {"shortest_edge": 6272, "longest_edge": 200704}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    import_folder(folder, tmp_path / "imported")
+    visual = load_checkpoint(tmp_path / "imported").visual
+    assert (visual.min_pixels, visual.max_pixels) == (6272, 200704)
+
+
 def test_a_broken_folder_is_described(half, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(half, folder)
