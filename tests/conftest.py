@@ -6,6 +6,8 @@ Everything here runs on the CPU, also where there are GPUs, so that figures are 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 # Set before torch is imported. Several processes share few cores in these tests, and OpenMP
 # threads that spin while they wait make each of them many times slower.
@@ -18,6 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start too.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
