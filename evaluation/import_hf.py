@@ -81,8 +81,11 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
 
 def _run(folder: Path, tokenizer: str) -> RunConfig:
     """What a run that started from the folder would have recorded."""
-    dtype = getattr(read_hf_config(folder), "torch_dtype", None) or torch.float32
-    names = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+    config = read_hf_config(folder)
+    # later releases of transformers write it as dtype
+    dtype = getattr(config, "torch_dtype", None) or getattr(config, "dtype", None) or torch.float32
+    names = dict.fromkeys((torch.bfloat16, "bfloat16"), "bf16")
+    names |= dict.fromkeys((torch.float32, "float32"), "fp32")
     if dtype not in names:
         raise ValueError(f"{folder}/config.json says torch_dtype={dtype}; expected bf16 or fp32")
     bounds = _pixel_bounds(folder)
@@ -96,7 +99,10 @@ def _run(folder: Path, tokenizer: str) -> RunConfig:
 
 def _pixel_bounds(folder: Path) -> tuple[int, int]:
     path = folder / "preprocessor_config.json"
-    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): fetch the file again") from error
     # later releases of transformers leave the first two out, or null
     size = settings.get("size") or {}
     low = settings.get("min_pixels") or size.get("shortest_edge") or QWEN_MIN_PIXELS

@@ -105,7 +105,15 @@ class HFFolder:
     def _index(self) -> dict[str, str]:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            return dict(json.loads(index.read_text())["weight_map"])
+            try:
+                return {
+                    str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()
+                }
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise WeightsError(
+                    f"{index} is no index of weights ({type(error).__name__}: {error}): expected "
+                    'JSON with a "weight_map" of tensor to file; fetch the file again'
+                ) from error
         single = self.folder / "model.safetensors"
         if not single.is_file():
             raise WeightsError(

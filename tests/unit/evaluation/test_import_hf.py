@@ -143,3 +143,29 @@ def test_an_exported_folder_says_what_it_is(tiny_model, tmp_path):
     assert "| pixels of a picture | 3,136 to 12,845,056 |" in body
     assert "luma_keep: 28" in body
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("model.safetensors.index.json", '{"weight_map": {"a"', "no index of weights"),
+        ("model.safetensors.index.json", "{}", "no index of weights"),
+        ("preprocessor_config.json", "{", "is no JSON"),
+    ],
+)
+def test_a_damaged_json_is_named(tiny_model, tmp_path, name, text, says):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} {says}|{name} is {says}"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_the_dtype_of_later_releases_is_kept(tiny_model, tmp_path):
+    folder = tmp_path / "later"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    import_folder(folder, tmp_path / "imported")
+    assert load_checkpoint(tmp_path / "imported").run.model.dtype == "bf16"
