@@ -80,7 +80,8 @@ class ChatTokenizer:
         messages = self.messages(turns, num_images, num_videos)
         if not any(m["role"] == "assistant" for m in messages):
             raise ChatError("no_answer", "the conversation has no assistant turn")
-        pieces: list[tuple[str, bool]] = []
+        ids: list[int] = []
+        mask: list[bool] = []
         rendered = ""
         for position, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -92,16 +93,16 @@ class ChatTokenizer:
                     "the chat template rewrites earlier turns, so that answers cannot be located; "
                     "use Qwen2-VL's own template"
                 )
-            pieces.append((prompt[len(rendered) :], False))
-            pieces += self._answer_pieces(whole[len(prompt) :])
+            for text, is_answer in (
+                (prompt[len(rendered) :], False),
+                *self._answer_pieces(whole[len(prompt) :]),
+            ):
+                # not all pieces in one call: a tokenizer's threads hang a loader process that is
+                # forked later
+                piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids += piece
+                mask += [is_answer] * len(piece)
             rendered = whole
-        ids: list[int] = []
-        mask: list[bool] = []
-        for text, is_answer in pieces:
-            # not all pieces in one call: a tokenizer's threads hang a loader process forked later
-            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            mask += [is_answer] * len(piece)
         return self._tokenized(ids, mask)
 
     def prompt(self, turns: Sequence[Turn], num_images: int, num_videos: int = 0) -> TokenizedChat:
