@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state as ps
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from training.model.context_parallel import attend_with_part_of_heads
+from training.model.context_parallel import attend_with_part_of_heads, context_group
 from training.model.kv_cache import LayerCache
 
 
@@ -65,10 +64,7 @@ class SegmentedAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        #: ranks that the sequence is divided over; None where it is not
-        self.context_group = (
-            ps.get_context_parallel_group() if config.context_parallel_size > 1 else None
-        )
+        self.context_group = context_group(config)
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
         #: upper bound of a segment's length for the flash kernel's grid; whoever passes boundaries
@@ -109,8 +105,6 @@ class SegmentedAttention(MegatronModule):
             if attended is not None:
                 return attended
         attend = functools.partial(self._attend, boundaries=attention_mask)
-        if self.context_group is None:
-            return attend(query, key, value)
         return attend_with_part_of_heads(attend, query, key, value, self.context_group)
 
     def _attend(

@@ -62,12 +62,17 @@ class _Exchange(torch.autograd.Function):
         return _Exchange.apply(grad, ctx.group), None
 
 
+def context_group(config: Any) -> dist.ProcessGroup | None:
+    """The ranks that a sequence is divided over; None where it is not."""
+    return ps.get_context_parallel_group() if config.context_parallel_size > 1 else None
+
+
 def attend_with_part_of_heads(
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    group: dist.ProcessGroup,
+    group: dist.ProcessGroup | None,
 ) -> torch.Tensor:
     """Attention over the whole sequence, of which each rank holds a part.
 
@@ -76,11 +81,13 @@ def attend_with_part_of_heads(
         query: (S/C, B, Q, D).
         key: (S/C, B, G, D); where there are fewer key/value heads than ranks, each goes to several.
         value: likewise.
-        group: the ranks.
+        group: the ranks; None where one holds it all.
 
     Returns:
         (S/C, B, Q*D).
     """
+    if group is None:
+        return attend(query, key, value)
     size = group.size()
     if key.shape[2] % size:
         copies = size // key.shape[2]

@@ -9,12 +9,15 @@ import functools
 from typing import Any
 
 import torch
-from megatron.core import parallel_state as ps
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 
-from training.model.context_parallel import attend_with_part_of_heads, config_of_one_rank
+from training.model.context_parallel import (
+    attend_with_part_of_heads,
+    config_of_one_rank,
+    context_group,
+)
 from training.model.kv_cache import LayerCache
 
 
@@ -27,13 +30,10 @@ class SegmentedTEAttention(TEDotProductAttention):
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        #: ranks that the sequence is divided over; None where it is not
-        context_group = None
-        if config.context_parallel_size > 1:
-            context_group = ps.get_context_parallel_group()
-            config = config_of_one_rank(config)
-        super().__init__(config, *args, **kwargs)
-        self.context_group = context_group
+        group = context_group(config)
+        own = config if group is None else config_of_one_rank(config)
+        super().__init__(own, *args, **kwargs)
+        self.context_group = group
         self.max_segment_length: int | None = None
         self.given_scale: float | None = kwargs.get("softmax_scale")
         #: keys and values of earlier tokens, while answers are generated
@@ -59,8 +59,6 @@ class SegmentedTEAttention(TEDotProductAttention):
         attend = functools.partial(
             self._attend, boundaries=attention_mask, attn_mask_type=attn_mask_type
         )
-        if self.context_group is None:
-            return attend(query, key, value)
         return attend_with_part_of_heads(attend, query, key, value, self.context_group)
 
     def _attend(
