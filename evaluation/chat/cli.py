@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evaluation.generate.options import (
+    Dtype,
+    PixelBound,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+    answer_settings,
+    check_dtype,
+    torch_dtype,
+)
+
 if TYPE_CHECKING:
     from evaluation.generate.engine import AnswerSettings, Engine
 
@@ -27,29 +40,22 @@ def chat(
         str, typer.Option(help="Address of the page; by default this machine alone sees it.")
     ] = "127.0.0.1",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw among tokens of this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 for all.")] = 0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
     seed: Annotated[int, typer.Option(help="Of what is drawn, with the turn's number.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text before which an answer ends; may be repeated.")
-    ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU, fp32 on the CPU.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run the code that a Hugging Face folder brings.")
-    ] = False,
+    stop: Stop = None,
+    min_pixels: PixelBound = None,
+    max_pixels: PixelBound = None,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with a model about pictures and videos; /help lists the commands.
 
     Through a pipe, each line is a command or a question, answers alone go to the standard output,
     and the exit status says whether every line could be done.
     """
-    if dtype not in (None, "bf16", "fp32"):
-        raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
+    check_dtype(dtype)
     if len(models) > 1 and not web:
         raise typer.BadParameter(f"{len(models)} models: the terminal takes one, --web several")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -59,13 +65,13 @@ def chat(
             "--web needs Gradio, which is not installed: python -m pip install "
             "--constraint constraints/cpu.txt --constraint constraints/web.txt --editable '.[web]'"
         )
-    from evaluation.generate.engine import AnswerSettings
-    from evaluation.sampling import Sampling
-
     try:
-        settings = AnswerSettings(
-            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            stop=tuple(stop or ()),
+        settings = answer_settings(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
@@ -93,8 +99,6 @@ def chat(
 
 
 def _open(path: Path, settings: AnswerSettings, dtype: str | None, trusted: bool) -> Engine:
-    import torch
-
     from evaluation.generate.open_engine import open_engine
     from evaluation.generate.teams import Layout, start_team
 
@@ -105,7 +109,7 @@ def _open(path: Path, settings: AnswerSettings, dtype: str | None, trusted: bool
         settings,
         layout,
         trust_remote_code=trusted,
-        dtype={None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype],
+        dtype=torch_dtype(dtype),
     )
 
 

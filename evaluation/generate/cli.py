@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evaluation.generate.options import (
+    Dtype,
+    PixelBound,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+    answer_settings,
+    check_dtype,
+    torch_dtype,
+)
+
 if TYPE_CHECKING:
     from evaluation.generate.engine import AnswerSettings
     from evaluation.generate.requests import Requests
@@ -33,26 +46,20 @@ def generate(
         int | None, typer.Option(min=1, help="Most tokens of an answer where no line says so.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw among tokens of this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 for all.")] = 0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
     seed: Annotated[int, typer.Option(help="Of what is drawn, with each question's key.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text before which an answer ends; may be repeated.")
-    ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Instead of the model's own.")] = None,
+    stop: Stop = None,
+    min_pixels: PixelBound = None,
+    max_pixels: PixelBound = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Copies of the model that share the questions.")
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Divide each matrix over so many ranks.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Divide the layers over so many ranks.")] = 1,
-    dtype: Annotated[
-        str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU, fp32 on the CPU.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run the code that a Hugging Face folder brings.")
-    ] = False,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer questions about pictures and videos; a second start goes on where one was stopped.
 
@@ -62,20 +69,19 @@ def generate(
     """
     if (input is None) == (task is None) or (task is None) != (data is None):
         raise typer.BadParameter("expected either --input, or --task with --data")
-    if dtype not in (None, "bf16", "fp32"):
-        raise typer.BadParameter(f"dtype is {dtype!r}, expected bf16 or fp32")
+    check_dtype(dtype)
     from evaluation.generate.teams import layout_of
 
     try:
         layout = layout_of(tp, pp, workers)
         if layout.num_processes > 1 and "WORLD_SIZE" not in os.environ:
             raise typer.Exit(_start_processes(layout.num_processes))
-        from evaluation.generate.engine import AnswerSettings
-        from evaluation.sampling import Sampling
-
-        settings = AnswerSettings(
-            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            stop=tuple(stop or ()),
+        settings = answer_settings(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
@@ -134,8 +140,6 @@ def _answer(
     trust_remote_code: bool,
     dtype: str | None,
 ) -> None:
-    import torch
-
     from evaluation.generate.journal import Journal
     from evaluation.generate.open_engine import open_engine
     from evaluation.generate.run import generate as run
@@ -147,7 +151,7 @@ def _answer(
         settings,
         layout,
         trust_remote_code=trust_remote_code,
-        dtype={None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype],
+        dtype=torch_dtype(dtype),
     )
     journal = Journal(output)
     done = run(engine, requests, journal, team, settings, batch_size=batch_size)
