@@ -124,6 +124,10 @@ class VisualTokenizer(abc.ABC):
     def decode(self, coefficients: torch.Tensor, plan: Plan) -> np.ndarray:
         """uint8 (T, H, W, 3): what the model sees, at the plan's size."""
 
+    def seen(self, frames: Frames, plan: Plan) -> np.ndarray:
+        """uint8 (T, H, W, 3): what the model sees of frames; both arguments as of `cells`."""
+        return self.decode(self.encode(self.cells(frames, plan)), plan)
+
     def view_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which what the model sees is compared with the picture."""
         plan = self.plan(height, width)

@@ -8,6 +8,8 @@ from pathlib import Path
 ANSWERS_NAME = "answers.jsonl"
 #: of `python -m evaluation words`
 WORDS_NAME = "words.jsonl"
+#: of `python -m evaluation speed`
+SPEED_NAME = "speed.json"
 #: what `python -m evaluation export` says of a folder, in that folder
 EXPORT_NAME = "dct_vl_export.json"
 
@@ -15,7 +17,3 @@ EXPORT_NAME = "dct_vl_export.json"
 def outside_answers(out: str | Path) -> Path:
     """Where the answers of an exported folder go: beside it."""
     return Path(out).with_name(f"{Path(out).name}.answers.jsonl")
-
-
-#: a pass timed alone, by `evaluation speed`
-SPEED_NAME = "speed.json"

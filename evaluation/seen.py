@@ -24,7 +24,7 @@ def look(tokenizer: VisualTokenizer, frames: np.ndarray) -> np.ndarray:
     """What the model is given of a picture (1, H, W, 3) uint8: (h, w, 3) uint8, unscaled."""
     plan = tokenizer.plan(*frames.shape[1:3])
     plan = tokenizer.refine(frames, plan)
-    return tokenizer.decode(tokenizer.encode(tokenizer.cells(frames, plan)), plan)[0]
+    return tokenizer.seen(frames, plan)[0]
 
 
 def reduced_uri(picture: np.ndarray) -> str:

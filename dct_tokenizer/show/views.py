@@ -48,7 +48,7 @@ def look(tokenizer: VisualTokenizer, picture: np.ndarray) -> View:
     height, width = picture.shape[:2]
     frames = picture[None]
     plan = tokenizer.refine(frames, tokenizer.plan(height, width))
-    decoded = tokenizer.decode(tokenizer.encode(tokenizer.cells(frames, plan)), plan)
+    decoded = tokenizer.seen(frames, plan)
     size = tokenizer.view_size(height, width)
     resized = resize_frames(frames, *size)[0]
     seen = resize_frames(decoded, *size)[0]

@@ -81,7 +81,7 @@ def _write_strip(medium: Medium, engine: Engine, path: Path) -> str:
     if len(taken) < clip.num_frames:
         plan = clip.plan(engine.visual, len(taken))
     plan = engine.visual.refine(taken, plan)
-    seen = engine.visual.decode(engine.visual.encode(engine.visual.cells(taken, plan)), plan)
+    seen = engine.visual.seen(taken, plan)
     # a tokenizer may see less than what it plans: both rows have one size
     rows = (
         resize_frames(taken, plan.height, plan.width),
