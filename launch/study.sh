@@ -13,7 +13,7 @@ set -euo pipefail
 : "${REPEATED:=pixel28 dct28_lp dct28_420}"
 : "${ONCE:=pixel pixel_downscale dct21_420 post_dct adaptive}"      # with the first seed
 : "${NUM_GPUS:=1}"
-: "${RUNS_PER_GPU:=3}"               # of stage 2, side by side: small steps leave a GPU idle
+: "${RUNS_PER_GPU:=8}"               # of stage 2, side by side: small steps leave a GPU idle
 : "${NUM_PROCS:=$(nproc)}"           # for drawing and preparing
 : "${BATCH:=128}"                    # pages at once in scoring and in measuring speed
 : "${PRETRAIN:=}"                    # more overrides of stage 1, like trainer.max_steps=100
@@ -71,7 +71,8 @@ echo "dct28_420-measured-$first tokenizer=dct28_420" \
   "tokenizer.statistics=$OUTPUT_DIR/measured.json seed=$first" >>"$jobs"
 
 step "stage 2: $(wc -l <"$jobs") runs, $at_once at once"
-workers=$((NUM_PROCS / at_once > 1 ? NUM_PROCS / at_once - 1 : 1))
+# pages are read by these; a trainer itself waits for its GPU most of the time
+workers=$((NUM_PROCS > at_once ? NUM_PROCS / at_once : 1))
 on_gpu() { if [ "$NUM_GPUS" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=$((SLOT % NUM_GPUS)); fi; }
 run_one() {
   read -ra words <<<"$1"
@@ -97,9 +98,9 @@ score() {
     { echo "error: see $log" >&2; return 1; }
 }
 # the runs without a file, in as many processes as can go at once
-each_run() {  # verb file processes
+each_run() {  # verb file processes runs
   local missing per_process
-  missing=$(for run in "$OUTPUT_DIR"/runs/*; do [ -s "$run/$2" ] || echo "$run"; done)
+  missing=$(for run in "${@:4}"; do [ -s "$run/$2" ] || echo "$run"; done)
   per_process=$((($(wc -w <<<"$missing") + $3 - 1) / $3))
   # shellcheck disable=SC2016,SC2086
   printf '%s\n' $missing | xargs -r -n "$((per_process > 0 ? per_process : 1))" |
@@ -112,9 +113,9 @@ mkdir -p "$OUTPUT_DIR/logs"
 xargs -d '\n' -P "$at_once" -n 1 --process-slot-var=SLOT bash -c 'run_one "$0"' <"$jobs"
 
 step "words of held-out pages, teacher-forced"
-each_run words words.jsonl "$at_once"
+each_run words words.jsonl "$at_once" "$OUTPUT_DIR"/runs/*
 step "speed of each tokenizer, one at a time on a GPU"
-each_run speed speed.json "$NUM_GPUS"
+each_run speed speed.json "$NUM_GPUS" "$OUTPUT_DIR"/runs/*-"$first"
 
 step "table and plots"
 "$PYTHON" -m evaluation study "$OUTPUT_DIR/runs" --output "$OUTPUT_DIR/report"

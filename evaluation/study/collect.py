@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -46,9 +45,10 @@ class StudyRun:
     flops: float
     #: uint8 bytes from loader to model, one picture
     wire_bytes: int
-    #: a forward and backward pass measured alone (`evaluation speed`), else training's own figure:
-    #: the median over the steady steps, loading included
-    samples_per_second: float
+    #: samples/s of a forward and backward pass measured alone (`evaluation speed`), if it was
+    measured_speed: float | None
+    #: samples/s in training: the median over the steady steps, loading included
+    training_speed: float
     #: what must be equal for runs to be comparable: data, bounds, steps, batch, learning rate
     conditions: dict[str, object]
 
@@ -118,7 +118,8 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
         visual_tokens=float(np.mean([line["num_visual_tokens"] for line in lines])),
         flops=cost.total_flops,
         wire_bytes=cost.wire_bytes,
-        samples_per_second=_speed(folder, steps),
+        measured_speed=_measured_speed(folder),
+        training_speed=steady_throughput(steps),
         conditions={
             "data.path": config.data.path,
             "data.min_pixels": config.data.min_pixels,
@@ -131,11 +132,11 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
     )
 
 
-def _speed(folder: Path, steps: list[dict[str, Any]]) -> float:
+def _measured_speed(folder: Path) -> float | None:
     measured = folder / SPEED_NAME
-    if measured.is_file():
-        return float(orjson.loads(measured.read_bytes())["samples_per_second"])
-    return steady_throughput(steps)
+    if not measured.is_file():
+        return None
+    return float(orjson.loads(measured.read_bytes())["samples_per_second"])
 
 
 def label(preset: Mapping[str, object]) -> str:

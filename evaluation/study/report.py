@@ -33,8 +33,9 @@ class Variant:
 
     @property
     def samples_per_second(self) -> float:
-        """Median over the seeds."""
-        return float(np.median([run.samples_per_second for run in self.runs]))
+        """Median over the seeds whose speed was measured alone, if any was, else over all."""
+        alone = [run.measured_speed for run in self.runs if run.measured_speed is not None]
+        return float(np.median(alone or [run.training_speed for run in self.runs]))
 
     def share(self, chosen: np.ndarray) -> float:
         """Share of right words of the chosen samples, bool (K,), mean over the seeds."""

@@ -32,7 +32,8 @@ def make_run(tokenizer: str, seed: int, chance: float, flops: float) -> StudyRun
         visual_tokens=16.0,
         flops=flops,
         wire_bytes=1000,
-        samples_per_second=100.0 * seed,
+        measured_speed=None,
+        training_speed=100.0 * seed,
         conditions={"steps": 100, "optim.lr": 1e-3},
     )
 
@@ -51,6 +52,11 @@ def test_runs_are_grouped_by_tokenizer_dearest_first(runs):
     assert [v.tokenizer for v in variants] == ["pixel", "dct28_420", "pixel28"]
     assert [len(v.runs) for v in variants] == [1, 3, 3]
     assert variants[1].samples_per_second == 200
+
+
+def test_speed_is_of_the_runs_that_were_measured_alone(runs):
+    runs[0] = replace(runs[0], measured_speed=950.0)
+    assert group(runs)[2].samples_per_second == 950
 
 
 def test_intervals_hold_the_truth_and_shrink_with_samples():
