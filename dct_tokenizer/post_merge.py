@@ -25,7 +25,6 @@ def compact_side(side: int, ratio: float) -> int:
     return max(1, math.floor(side * ratio + 0.5))
 
 
-@lru_cache(maxsize=256)
 def resampling_matrix(side: int, kept: int, dc_gain: bool) -> torch.Tensor:
     """float32 (kept, side): DCT of `side`, crop to `kept`, inverse DCT of `kept`.
 
@@ -34,6 +33,13 @@ def resampling_matrix(side: int, kept: int, dc_gain: bool) -> torch.Tensor:
     """
     gain = math.sqrt(kept / side) if dc_gain else 1.0
     return (gain * dct_matrix(kept).T @ dct_matrix(side, kept)).float()
+
+
+@lru_cache(maxsize=512)
+def _matrix_on(side: int, ratio: float, dc_gain: bool, device: torch.device) -> torch.Tensor:
+    """`resampling_matrix` on a device, made and copied once."""
+    with torch.inference_mode(False):  # what is kept may meet autograd later
+        return resampling_matrix(side, compact_side(side, ratio), dc_gain).to(device)
 
 
 class SpectrumCrop(nn.Module):
@@ -47,11 +53,12 @@ class SpectrumCrop(nn.Module):
     def forward(
         self, features: torch.Tensor, grid_thw: torch.Tensor | Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Compact the grid of every picture.
+        """Compact the grid of every picture; pictures of one size are transformed together.
 
         Args:
             features: (M', C), any float dtype, pictures one after another, rows (t, h/2, w/2).
-            grid_thw: (num_pictures, 3) ViT grids in cells, `Plan.grid_thw`.
+            grid_thw: (num_pictures, 3) ViT grids in cells, `Plan.grid_thw`, on the host: on a
+                device they have to be waited for.
 
         Raises:
             ValueError: grids that do not add up to the number of features.
@@ -64,14 +71,42 @@ class SpectrumCrop(nn.Module):
                 f"{len(features)} features for grids {grids} of {sum(lengths)} merged cells: "
                 "pass the ViT grids of exactly these pictures"
             )
-        compact = []
-        for (_, h, w), part in zip(sizes, features.split(lengths), strict=True):
-            rows, columns = (
-                resampling_matrix(n, compact_side(n, self.ratio), self.dc_gain).to(features.device)
-                for n in (h, w)
-            )
-            with torch.autocast(features.device.type, enabled=False):
-                grid = part.float().unflatten(0, (-1, h, w))
-                small = torch.einsum("ih,jw,thwc->tijc", rows, columns, grid)
-            compact.append(small.flatten(0, 2).to(features.dtype))
-        return torch.cat(compact) if compact else features
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, (_, h, w) in enumerate(sizes):
+            by_size.setdefault((h, w), []).append(index)
+        if not by_size:
+            return features
+        if len(by_size) == 1:
+            return self._crop(features, *next(iter(by_size)))
+        order = [index for group in by_size.values() for index in group]
+        rows = _concatenated(_ranges(lengths), order, features.device)
+        grouped = [sum(lengths[i] for i in group) for group in by_size.values()]
+        parts = features[rows].split(grouped)
+        compact = torch.cat(
+            [self._crop(part, h, w) for part, (h, w) in zip(parts, by_size, strict=True)]
+        )
+        kept = [
+            t * compact_side(h, self.ratio) * compact_side(w, self.ratio)
+            for t, h, w in (sizes[i] for i in order)
+        ]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return compact[_concatenated(_ranges(kept), back, features.device)]
+
+    def _crop(self, features: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        """(F h w, C) of any number of frames of one size -> (F h' w', C)."""
+        rows, columns = (_matrix_on(n, self.ratio, self.dc_gain, features.device) for n in (h, w))
+        with torch.autocast(features.device.type, enabled=False):
+            grid = features.float().unflatten(0, (-1, h, w))
+            small = torch.einsum("ih,jw,thwc->tijc", rows, columns, grid)
+        return small.flatten(0, 2).to(features.dtype)
+
+
+def _ranges(lengths: Sequence[int]) -> list[torch.Tensor]:
+    """int64 places of consecutive parts of these lengths."""
+    return list(torch.arange(sum(lengths)).split(list(lengths)))
+
+
+def _concatenated(
+    ranges: Sequence[torch.Tensor], order: Sequence[int], device: torch.device
+) -> torch.Tensor:
+    return torch.cat([ranges[index] for index in order]).to(device, non_blocking=True)

@@ -106,7 +106,7 @@ def visual_embeddings(
         fields["cells"].to(device),
         fields["vit_positions"].to(device),
         fields["vit_cu_seqlens"].to(device),
-        fields["vit_grids"].to(device),
+        fields["vit_grids"],
         fields["longest_segment"],
     )
 

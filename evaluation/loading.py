@@ -146,7 +146,7 @@ def load_checkpoint(
     return LoadedModel(
         run=run,
         step=read_meta(checkpoint)["step"],
-        module=module.to(dtype).eval(),
+        module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
         visual=build_tokenizer(
             run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
         ),

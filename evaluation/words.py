@@ -18,7 +18,7 @@ from tqdm import tqdm
 from evaluation.greedy import encode_chat
 from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
-from training.data.batch import pad_batch
+from training.data.batch import HOST_FIELDS, pad_batch
 from training.data.images import decode_rgb
 from training.data.samples import EncodedChat
 from training.data.words import score_words, token_roles
@@ -94,7 +94,9 @@ def forward_arguments(
     """A padded batch, and the part of it that the model's forward takes, on the model's device."""
     fields = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8)
     arguments = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        name: value.to(model.device)
+        if isinstance(value, torch.Tensor) and name not in HOST_FIELDS
+        else value
         for name, value in fields.items()
         if name in _FIELDS
     }

@@ -21,6 +21,8 @@ from training.data.samples import EncodedChat
 FIRST_STAGE_FIELDS = ("input_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
 LAST_STAGE_FIELDS = ("labels", "loss_mask")
 EVERY_STAGE_FIELDS = ("position_ids", "text_cu_seqlens")
+#: tensors whose numbers the host needs: read off a device, they would have to be waited for
+HOST_FIELDS = frozenset({"vit_grids"})
 
 
 def pad_batch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +28,9 @@ from training.data.task_encoder import ChatTaskEncoder
 from training.data.worker_watch import WorkerBoard, watch
 from training.stop_signals import ignore_in_worker
 
+#: of validation batches that stay in a trainer's memory
+KEPT_BYTES = 2**30
+
 
 def _init_worker(energons: Callable[[int], None], worker_id: int) -> None:
     """First thing in a loader process."""
@@ -43,18 +46,27 @@ def _end_loader_processes() -> None:
 class RepeatedLoader:
     """Goes over a finite loader again and again; every `iter()` starts at its beginning.
 
+    The first batches stay in memory: a validation reads the same ones each time, and reading them
+    anew can take longer than the model needs for them.
+
     Args:
         make_loader: makes a fresh loader. Energon's loaders keep their place between two `iter()`
             calls, so that a used one would go on where the last validation stopped.
+        kept_bytes: of tensors at most that stay.
     """
 
-    def __init__(self, make_loader: Callable[[], SavableDataLoader]) -> None:
+    def __init__(
+        self, make_loader: Callable[[], Iterable[Any]], kept_bytes: int = KEPT_BYTES
+    ) -> None:
         self.make_loader = make_loader
+        self._room = kept_bytes
+        self._kept: list[Any] = []
+        self._kept_all = False
 
     def __iter__(self) -> Iterator[Any]:
         while True:
             empty = True
-            for batch in self.make_loader():
+            for batch in self._once():
                 empty = False
                 yield batch
             if empty:
@@ -62,6 +74,26 @@ class RepeatedLoader:
                     "the validation split yields no batch: give it more shards "
                     "(python -m data_prep prepare … --split 8,1,1) or set trainer.val_every=0"
                 )
+
+    def _once(self) -> Iterator[Any]:
+        known = len(self._kept)
+        yield from self._kept[:known]
+        if self._kept_all:
+            return
+        number = 0
+        for number, batch in enumerate(self.make_loader(), start=1):
+            if number > known:
+                self._keep(batch)
+                yield batch
+        self._kept_all = len(self._kept) == number
+
+    def _keep(self, batch: Any) -> None:
+        size = sum(x.nbytes for x in batch.values() if isinstance(x, torch.Tensor))
+        fits = size <= self._room
+        # what comes after a batch that found no room is not kept either
+        self._room = self._room - size if fits else -1
+        if fits:
+            self._kept.append(batch)
 
 
 class EndlessLoader:

@@ -17,7 +17,12 @@ from nemo.utils import logging
 from training.config.overrides import ConfigError
 from training.config.schema import LoraConfig
 from training.config.tuning import PARTS, Part
-from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
+from training.data.batch import (
+    EVERY_STAGE_FIELDS,
+    FIRST_STAGE_FIELDS,
+    HOST_FIELDS,
+    LAST_STAGE_FIELDS,
+)
 from training.metering import StepMeter, WordMeter
 from training.model.context_parallel import part_of_sequence, whole_sequence
 from training.model.hf_weights import load_hf_weights
@@ -32,7 +37,8 @@ WINDOW_FIELDS = ("vit_window_order", "vit_window_cu_seqlens")
 
 
 def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with the tensors that this pipeline stage needs on its device, the others None.
+    """The batch with the tensors that this pipeline stage needs on its device, the others None;
+    `HOST_FIELDS` stay where they are.
 
     Does what `qwen2vl_data_step` of NeMo does, which drops fields that it does not know.
     """
@@ -45,7 +51,7 @@ def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
         # out of pinned memory the copy does not wait for what the device is doing
         name: value.pin_memory().cuda(non_blocking=True) if name in wanted else None
         for name, value in batch.items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor) and name not in HOST_FIELDS
     }
     return {**batch, **tensors}
 

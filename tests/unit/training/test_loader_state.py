@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+import torch
 from megatron.energon import (
     Cooker,
     DefaultTaskEncoder,
@@ -124,10 +125,29 @@ def test_an_empty_validation_split_says_what_to_do():
         next(iter(RepeatedLoader(lambda: iter(()))))
 
 
-def test_every_validation_starts_at_the_beginning():
+@pytest.mark.parametrize(
+    ("room", "read_anew"),
+    [
+        pytest.param(100, 0, id="all are kept"),
+        pytest.param(17, 1, id="two are kept"),
+        pytest.param(0, 1, id="none"),
+    ],
+)
+def test_every_validation_starts_at_the_beginning_and_reads_once_what_fits(room, read_anew):
     from training.data.module import RepeatedLoader
 
-    loader = RepeatedLoader(lambda: iter((1, 2, 3)))
+    batches = [{"key": n, "x": torch.zeros(1, dtype=torch.int64)} for n in (1, 2, 3)]
+    made: list[int] = []
+
+    def make():
+        made.append(1)
+        return iter(batches)
+
+    loader = RepeatedLoader(make, kept_bytes=room)
     for _ in range(2):
-        batches = iter(loader)
-        assert [next(batches) for _ in range(5)] == [1, 2, 3, 1, 2]
+        again = iter(loader)
+        assert [next(again)["key"] for _ in range(4)] == [1, 2, 3, 1]
+    before = len(made)
+    short = iter(loader)
+    assert [next(short)["key"] for _ in range(3)] == [1, 2, 3]
+    assert len(made) - before == read_anew
