@@ -13,6 +13,6 @@ if [ $# -eq 0 ]; then
   "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
 fi
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc)  # which answers that variable where it is set
 : "${TEST_PROCS:=$((cores < 4 ? 2 : cores > 16 ? 8 : cores / 2))}"
 exec "$PYTHON" -m pytest --numprocesses "$TEST_PROCS" --dist loadfile "$@"
