@@ -10,6 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from evaluation.study.names import by_kind
 
 _SIZE_INCHES = (13, 4.6)
 
@@ -41,6 +44,8 @@ def _cost(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -
             capsize=3,
         )
     axes.set_xscale("log")
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())
     axes.set_xlabel("GFLOP a picture (forward, log scale)")
     axes.set_ylabel("words read, %")
     axes.set_title("accuracy against cost")
@@ -48,13 +53,13 @@ def _cost(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -
 
 
 def _sources(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -> None:
-    sources = sorted(rows[0]["by_source"], key=lambda s: int("".join(filter(str.isdigit, s)) or 0))
+    sources = sorted(rows[0]["by_source"], key=by_kind)
     width = 0.8 / len(rows)
     for number, row in enumerate(rows):
         places = np.arange(len(sources)) - 0.4 + (number + 0.5) * width
         heights = [100 * row["by_source"][source] for source in sources]
         axes.bar(places, heights, width=width, color=palette[row["tokenizer"]])
-    axes.set_xticks(range(len(sources)), sources, fontsize=8)
+    axes.set_xticks(range(len(sources)), sources, fontsize=8, rotation=40, ha="right")
     axes.set_title("words read by source, %")
     axes.grid(alpha=0.3, axis="y")
 

@@ -11,6 +11,7 @@ import orjson
 
 from evaluation.study.collect import StudyRun
 from evaluation.study.intervals import difference_interval, share_interval
+from evaluation.study.names import by_kind
 from evaluation.study.plots import draw_study
 
 
@@ -34,8 +35,16 @@ class Variant:
     @property
     def samples_per_second(self) -> float:
         """Median over the seeds whose speed was measured alone, if any was, else over all."""
-        alone = [run.measured_speed for run in self.runs if run.measured_speed is not None]
+        alone = self._measured_speeds()
         return float(np.median(alone or [run.training_speed for run in self.runs]))
+
+    @property
+    def is_speed_measured(self) -> bool:
+        """Whether `samples_per_second` is of runs alone, not of training beside others."""
+        return bool(self._measured_speeds())
+
+    def _measured_speeds(self) -> list[float]:
+        return [run.measured_speed for run in self.runs if run.measured_speed is not None]
 
     def share(self, chosen: np.ndarray) -> float:
         """Share of right words of the chosen samples, bool (K,), mean over the seeds."""
@@ -89,6 +98,7 @@ def _row(variant: Variant, base: Variant) -> dict[str, object]:
     run = variant.runs[0]
     low, high = variant.interval()
     worse, better = difference_interval(variant.right, base.right, run.num_words)
+    sources = {str(source): run.sources == source for source in np.unique(run.sources)}
     return {
         "tokenizer": variant.tokenizer,
         "seeds": [r.seed for r in variant.runs],
@@ -96,46 +106,71 @@ def _row(variant: Variant, base: Variant) -> dict[str, object]:
         "gflops": run.flops / 1e9,
         "wire_bytes": run.wire_bytes,
         "samples_per_second": variant.samples_per_second,
+        "is_speed_measured": variant.is_speed_measured,
         "accuracy": variant.accuracy,
         "accuracy_by_seed": [r.accuracy for r in variant.runs],
         "interval": [low, high],
         "difference": variant.accuracy - base.accuracy,
         "difference_interval": [worse, better],
-        "by_source": {
-            str(source): variant.share(run.sources == source) for source in np.unique(run.sources)
+        "by_source": {source: variant.share(chosen) for source, chosen in sources.items()},
+        "difference_by_source": {
+            source: variant.share(chosen) - base.share(chosen) for source, chosen in sources.items()
+        },
+        "difference_interval_by_source": {
+            source: list(
+                difference_interval(
+                    variant.right[:, chosen], base.right[:, chosen], run.num_words[chosen]
+                )
+            )
+            for source, chosen in sources.items()
         },
         "curves": [{"seed": r.seed, "points": [list(p) for p in r.curve]} for r in variant.runs],
     }
 
 
 def markdown(rows: Sequence[dict], baseline: str) -> str:
-    """The table."""
-    sources = sorted(rows[0]["by_source"], key=_natural, reverse=True)
+    """Two tables: cost and words read, and words read by source."""
     head = ["tokenizer", "visual tokens", "GFLOP a picture", "wire kB", "samples/s", "seeds"]
-    head += ["words read", "95 %", *sources, f"against {baseline}"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        low, high = row["interval"]
-        worse, better = row["difference_interval"]
-        cells = [
+    head += ["words read, %", "95 %", f"against {baseline}"]
+    costs = [
+        [
             f"`{row['tokenizer']}`",
             f"{row['visual_tokens']:.1f}",
             f"{row['gflops']:.2f}",
             f"{row['wire_bytes'] / 1e3:.0f}",
-            f"{row['samples_per_second']:,.0f}",
+            f"{row['samples_per_second']:,.0f}"
+            + ("" if row["is_speed_measured"] else " (training)"),
             str(len(row["seeds"])),
             f"{100 * row['accuracy']:.2f}",
-            f"{100 * low:.2f} – {100 * high:.2f}",
-            *(f"{100 * row['by_source'][source]:.2f}" for source in sources),
+            _ends(row["interval"], "–", ""),
             "–"
             if row["tokenizer"] == baseline
-            else f"{100 * row['difference']:+.2f} ({100 * worse:+.2f} … {100 * better:+.2f})",
+            else f"{100 * row['difference']:+.2f} ({_ends(row['difference_interval'], '…', '+')})",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for row in rows
+    ]
+    sources = sorted(rows[0]["by_source"], key=by_kind, reverse=True)
+    kinds = [
+        [f"`{row['tokenizer']}`", *(_by_source(row, source, baseline) for source in sources)]
+        for row in rows
+    ]
+    return _table(head, costs) + "\n" + _table(["words read, %", *sources], kinds)
 
 
-def _natural(source: str) -> tuple[str, int]:
-    """By kind, then by the number in the name."""
-    digits = "".join(c for c in source if c.isdigit())
-    return source.replace(digits, ""), int(digits or 0)
+def _by_source(row: dict, source: str, baseline: str) -> str:
+    share = f"{100 * row['by_source'][source]:.1f}"
+    if row["tokenizer"] == baseline:
+        return share
+    worse, better = (100 * end for end in row["difference_interval_by_source"][source])
+    # what is not told from the baseline is left without figures
+    return f"{share} ({worse:+.1f} … {better:+.1f})" if worse > 0 or better < 0 else share
+
+
+def _ends(interval: Sequence[float], between: str, sign: str) -> str:
+    low, high = (format(100 * end, f"{sign}.2f") for end in interval)
+    return f"{low} {between} {high}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

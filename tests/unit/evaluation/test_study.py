@@ -54,9 +54,12 @@ def test_runs_are_grouped_by_tokenizer_dearest_first(runs):
     assert variants[1].samples_per_second == 200
 
 
-def test_speed_is_of_the_runs_that_were_measured_alone(runs):
+def test_speed_is_of_the_runs_that_were_measured_alone(runs, tmp_path):
     runs[0] = replace(runs[0], measured_speed=950.0)
     assert group(runs)[2].samples_per_second == 950
+    table = write_study(runs, tmp_path, baseline="pixel28").read_text()
+    assert "| 950 |" in table
+    assert "| 200 (training) |" in table
 
 
 def test_intervals_hold_the_truth_and_shrink_with_samples():
@@ -80,10 +83,15 @@ def test_a_difference_of_runs_on_the_same_pictures_is_paired():
 
 def test_the_table_has_every_tokenizer_and_the_difference(runs, tmp_path):
     table = write_study(runs, tmp_path, baseline="pixel28").read_text()
-    lines = table.splitlines()
-    assert len(lines) == 2 + 3
-    assert lines[0].count("|") == lines[2].count("|")
-    assert "numbers_14px | numbers_6px | against pixel28" in lines[0]
+    costs, kinds = (part.splitlines() for part in table.split("\n\n"))
+    for lines in (costs, kinds):
+        assert len(lines) == 2 + 3
+        assert len({line.count("|") for line in lines}) == 1
+    assert costs[0].endswith("against pixel28 |")
+    assert kinds[0] == "| words read, % | numbers_14px | numbers_6px |"
+    # told from the baseline by its interval, and the baseline itself
+    assert "(+" in kinds[3]
+    assert "(" not in kinds[4]
     rows = {row["tokenizer"]: row for row in orjson.loads((tmp_path / "study.json").read_bytes())}
     low, high = rows["dct28_420"]["difference_interval"]
     assert 0 < low < 0.1 < high
