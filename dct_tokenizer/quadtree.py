@@ -42,20 +42,26 @@ def budgeted_tokens(rows: int, columns: int, budget: float) -> int:
     return finest - 3 * min(possible, max(0, wanted))
 
 
-def dropped_energy(frames: torch.Tensor, span: int) -> torch.Tensor:
+def luma_of(frames: torch.Tensor) -> torch.Tensor:
+    """float64 (F, H, W) of (F, H, W, 3) RGB in 0..255, any dtype."""
+    return frames.double() @ torch.tensor(RGB_TO_YCBCR[0], dtype=torch.float64)
+
+
+def dropped_energy(luma: torch.Tensor, span: int) -> torch.Tensor:
     """float64 (rows // span, columns // span) squared luma error of showing squares of `span`.
 
     Args:
-        frames: float32 (F, H, W, 3) RGB in 0..255.
+        luma: float64 (F, H, W), see `luma_of`.
         span: 2 or 4 units.
 
     By Parseval the error is the energy of the patch less the energy of its lowest 14 x 14 bands.
     """
     patch = PATCH * span
-    height, width = (n // (2 * patch) * 2 * patch for n in frames.shape[1:3])
-    luma = frames[:, :height, :width].double() @ torch.tensor(RGB_TO_YCBCR[0], dtype=torch.float64)
+    height, width = (n // (2 * patch) * 2 * patch for n in luma.shape[1:])
     dct = dct_matrix(patch, PATCH)
-    grid = luma.reshape(len(frames), height // patch, patch, width // patch, patch)
+    grid = luma[:, :height, :width].reshape(
+        len(luma), height // patch, patch, width // patch, patch
+    )
     patches = grid.transpose(2, 3).contiguous()
     kept = (dct @ patches @ dct.T).square().sum((0, 3, 4))
     error = (patches.square().sum((0, 3, 4)) - kept).clamp_min(0)
@@ -67,12 +73,13 @@ def squares_under_threshold(frames: torch.Tensor, threshold: float) -> list[Squa
     rows, columns = frames.shape[1] // UNIT, frames.shape[2] // UNIT
     covered = torch.zeros(rows, columns, dtype=torch.bool)
     squares: list[Square] = []
+    luma = luma_of(frames)
     for span in reversed(SPANS):
         num_pixels = len(frames) * (UNIT * span) ** 2
         if span == 1:
             fits = torch.ones(rows, columns, dtype=torch.bool)
         else:
-            fits = (dropped_energy(frames, span) / num_pixels).sqrt() <= threshold
+            fits = (dropped_energy(luma, span) / num_pixels).sqrt() <= threshold
         for row, column in (fits.nonzero() * span).tolist():
             if not covered[row, column]:
                 covered[row : row + span, column : column + span] = True
@@ -87,7 +94,8 @@ def squares_within_budget(frames: torch.Tensor, num_tokens: int) -> list[Square]
     """
     rows, columns = frames.shape[1] // UNIT, frames.shape[2] // UNIT
     squares: set[Square] = {(r, c, 1) for r in range(rows) for c in range(columns)}
-    errors = {span: dropped_energy(frames, span) for span in SPANS[1:]}
+    luma = luma_of(frames)
+    errors = {span: dropped_energy(luma, span) for span in SPANS[1:]}
     double = errors[2].tolist()
     heap: list[tuple[float, Square]] = [
         (error, (2 * r, 2 * c, 2)) for r, line in enumerate(double) for c, error in enumerate(line)
@@ -109,7 +117,12 @@ def squares_within_budget(frames: torch.Tensor, num_tokens: int) -> list[Square]
 
 
 def low_pass_patches(frames: torch.Tensor, span: int) -> torch.Tensor:
-    """float32 (F, rows, columns, 3, 14, 14): each complete patch of 14 * span pixels."""
+    """(F, rows, columns, 3, 14, 14): each complete patch of 14 * span pixels.
+
+    Args:
+        frames: (F, H, W, 3) in 0..255, uint8 or float32.
+        span: in units. Patches of 1 are the pixels, of their dtype; larger ones float32.
+    """
     patch = PATCH * span
     height, width = (n // (2 * patch) * 2 * patch for n in frames.shape[1:3])
     grid = frames[:, :height, :width].reshape(
@@ -120,7 +133,7 @@ def low_pass_patches(frames: torch.Tensor, span: int) -> torch.Tensor:
         return patches
     # An orthonormal DCT of n samples is larger by sqrt(n / 14) than one of 14 of the same signal.
     shrink = (dct_matrix(PATCH).T @ dct_matrix(patch, PATCH)).float() / math.sqrt(span)
-    return shrink @ patches @ shrink.T
+    return shrink @ patches.float() @ shrink.T
 
 
 def enlarge_patches(patches: torch.Tensor, span: int) -> torch.Tensor:

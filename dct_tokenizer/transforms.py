@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -20,7 +21,13 @@ RGB_TO_YCBCR = (
 
 def dct_matrix(size: int, keep: int | None = None) -> torch.Tensor:
     """float64 (keep, size) first rows of the orthonormal DCT-II (scipy's `norm="ortho"`)."""
-    k = torch.arange(size if keep is None else keep, dtype=torch.float64)[:, None]
+    return _dct_matrix(size, size if keep is None else keep).clone()
+
+
+@lru_cache(maxsize=256)
+def _dct_matrix(size: int, keep: int) -> torch.Tensor:
+    """Its cosines take longer than a small picture's transform."""
+    k = torch.arange(keep, dtype=torch.float64)[:, None]
     i = torch.arange(size, dtype=torch.float64)[None]
     matrix = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)

@@ -160,17 +160,17 @@ class AdaptiveTokenizer(VisualTokenizer):
         clips = self._resized(frames, plan)
         by_slice = clips.reshape(plan.grid_thw[0], -1, *clips.shape[1:])
         cells = torch.empty(len(boxes), MERGE * MERGE, *plan.cell_shape, dtype=torch.uint8)
+        i, j = torch.arange(MERGE).repeat_interleave(MERGE), torch.arange(MERGE).repeat(MERGE)
         for span in quadtree.SPANS:
             which = np.flatnonzero(boxes[:, 3] == span * quadtree.UNIT)
             if not len(which):
                 continue
-            patches = to_uint8(quadtree.low_pass_patches(clips, span))
+            patches = quadtree.low_pass_patches(clips, span)
+            patches = patches if span == 1 else to_uint8(patches)
             patches = patches.reshape(*by_slice.shape[:2], *patches.shape[1:])
-            index, top, left, _ = torch.from_numpy(boxes[which]).long().T
-            row, column = top // (PATCH * span), left // (PATCH * span)
-            for corner in range(MERGE * MERGE):
-                i, j = divmod(corner, MERGE)
-                cells[which, corner] = patches[index, :, row + i, column + j]
+            index, top, left, _ = torch.from_numpy(boxes[which]).long().T[..., None]
+            row, column = top // (PATCH * span) + i, left // (PATCH * span) + j
+            cells[which] = patches[index, :, row, column]
         return cells.flatten(0, 1)
 
     def front_end(self, embed_dim: int, pretrained_weight: torch.Tensor | None = None) -> FrontEnd:
@@ -196,8 +196,9 @@ class AdaptiveTokenizer(VisualTokenizer):
     def _resized(self, frames: Frames, plan: Plan) -> torch.Tensor:
         array = as_frames(frames)
         check_frame_count(array, plan)
-        padded = pad_frames(resize_frames(array, plan.height, plan.width), plan.frames)
-        return torch.from_numpy(padded.astype(np.float32))
+        return torch.from_numpy(
+            pad_frames(resize_frames(array, plan.height, plan.width), plan.frames)
+        )
 
     def _boxes(self, plan: Plan) -> np.ndarray:
         if plan.token_boxes is None:
