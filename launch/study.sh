@@ -58,18 +58,20 @@ fi
 
 jobs="$OUTPUT_DIR/jobs.txt"
 : >"$jobs"
-for seed in $SEEDS; do
-  for tokenizer in $REPEATED; do
-    echo "$tokenizer-$seed tokenizer=$tokenizer seed=$seed" >>"$jobs"
-  done
-done
 first=${SEEDS%% *}
-for tokenizer in $ONCE; do
+# every tokenizer once before any twice, so that a stop in the middle leaves something of each
+for tokenizer in $REPEATED $ONCE; do
   echo "$tokenizer-$first tokenizer=$tokenizer seed=$first" >>"$jobs"
 done
 echo "dct28_420-plain-$first tokenizer=dct28_420 tokenizer.whiten=false seed=$first" >>"$jobs"
 echo "dct28_420-measured-$first tokenizer=dct28_420" \
   "tokenizer.statistics=$OUTPUT_DIR/measured.json seed=$first" >>"$jobs"
+for seed in $SEEDS; do
+  [ "$seed" = "$first" ] && continue
+  for tokenizer in $REPEATED; do
+    echo "$tokenizer-$seed tokenizer=$tokenizer seed=$seed" >>"$jobs"
+  done
+done
 
 step "stage 2: $(wc -l <"$jobs") runs, $at_once at once"
 # pages are read by these; a trainer itself waits for its GPU most of the time
