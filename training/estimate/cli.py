@@ -160,7 +160,8 @@ def table(run: RunConfig, sizes: ModelSizes, work: Workload, result: Estimate, d
     rows = {
         "model, tokenizer": f"{sizes.name}, {run.tokenizer.get('name')}",
         "GPUs": f"{work.num_gpus} × {device}: TP {trainer.tensor_parallel_size} · "
-        f"PP {trainer.pipeline_parallel_size} · DP {result.data_parallel_size}",
+        f"PP {trainer.pipeline_parallel_size} · CP {trainer.context_parallel_size} · "
+        f"DP {result.data_parallel_size}",
         "batch": f"{trainer.micro_batch_size} {unit} a pass, {result.num_micro_batches} passes, "
         f"{trainer.global_batch_size} {unit} a step",
         "picture": f"{height} × {width}: {result.cells_per_picture:,} ViT patches, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
@@ -96,17 +96,20 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     samples = run.trainer.global_batch_size * per_row
     per_step = samples * work.pictures_per_sample
     segments = (picture.vit_cu_seqlens[1:] - picture.vit_cu_seqlens[:-1]).astype(float)
-    flops = _flops(sizes, plan, visual).of(
-        StepWork(
-            num_cells=samples * cells,
-            cell_pairs=per_step * float((segments**2).sum()),
-            window_pairs=per_step * window_pairs(picture, sizes.shape),
-            num_tokens=samples * tokens,
-            token_pairs=samples * tokens**2,
-            num_output_tokens=samples * work.answer_tokens,
-        )
+    counter = _flops(sizes, plan, visual)
+    step = StepWork(
+        num_cells=samples * cells,
+        cell_pairs=per_step * float((segments**2).sum()),
+        window_pairs=per_step * window_pairs(picture, sizes.shape),
+        num_tokens=samples * tokens,
+        token_pairs=samples * tokens**2,
+        num_output_tokens=samples * work.answer_tokens,
     )
-    seconds = flops / (work.peak_flops * work.mfu * work.num_gpus)
+    flops = counter.of(step)
+    # every context-parallel rank computes the whole vision tower
+    again = counter.of(replace(step, num_tokens=0, token_pairs=0, num_output_tokens=0))
+    computed = flops + (plan.cp - 1) * again
+    seconds = computed / (work.peak_flops * work.mfu * work.num_gpus)
     # the forward pass once more; and the time in which stages wait for each other (1F1B)
     seconds *= 4 / 3 if plan.recompute else 1
     seconds *= 1 + (plan.pp - 1) / layout.num_micro_batches
@@ -141,6 +144,7 @@ def make_plan(
         tp=trainer.tensor_parallel_size,
         pp=trainer.pipeline_parallel_size,
         dp=dp,
+        cp=trainer.context_parallel_size,
         sequence_parallel=trainer.sequence_parallel,
         distributed_optimizer=trainer.distributed_optimizer,
         num_micro_batches=num_micro_batches,
@@ -157,7 +161,7 @@ def make_plan(
 def _typical(run: RunConfig, work: Workload, cells: int, tokens: int, per_row: float) -> MicroBatch:
     rows, data = run.trainer.micro_batch_size, run.data
     fixed = data.packing or run.trainer.pipeline_parallel_size > 1
-    multiple = 8 * run.trainer.tensor_parallel_size
+    multiple = 8 * run.trainer.tensor_parallel_size * run.trainer.context_parallel_size
     return MicroBatch(
         rows=rows,
         row_tokens=data.seq_length if fixed else -(-tokens // multiple) * multiple,

@@ -5,9 +5,10 @@ Bytes a parameter on a tensor- and pipeline-parallel rank (bf16):
 
     weight                 2
     gradient               4         float32 sums over micro batches; of trained weights only
-    optimizer state       12 / dp    float32 master weight and AdamW's two moments, divided over the
-                                     dp data-parallel ranks by Megatron's distributed optimizer
-    optimizer's passes     4 / dp    only while it steps, and only with speed.fused_optimizer=false:
+    optimizer state       12 / n     float32 master weight and AdamW's two moments, divided over the
+                                     n = dp · cp ranks with the same weights by Megatron's
+                                     distributed optimizer
+    optimizer's passes     4 / n     only while it steps, and only with speed.fused_optimizer=false:
                                      torch's AdamW in several passes makes a copy of a moment
 
 Bytes a layer keeps of a row for its backward pass (bf16; E width, Q and K widths of all query and
@@ -22,11 +23,12 @@ key heads, F width of the MLP; t is the tensor-parallel size):
                                                  (2 Q + 2 K) / t more
 
 Flash attention keeps no scores. With recomputation a layer keeps its input (2 E) and one layer at
-a time has all of it. Towers that no gradient passes through keep nothing. A pipeline stage holds
-the activations of as many micro batches as there are stages from it to the last (1F1B). The loss
-takes, where it peaks, either 6 bytes a logit of every token (Megatron's cross-entropy: bf16 and
-float32) or, with speed.answer_loss, bf16 logits of the tokens that carry loss, kept up to 2 GiB,
-and the gradient of one chunk; and the gradient of the output layer.
+a time has all of it. Towers that no gradient passes through keep nothing. A context-parallel rank
+keeps its part of the language model's rows and all of the ViT's; the answers may all lie in one
+part. A pipeline stage holds the activations of as many micro batches as there are stages from it to
+the last (1F1B). The loss takes, where it peaks, either 6 bytes a logit of every token (Megatron's
+cross-entropy: bf16 and float32) or, with speed.answer_loss, bf16 logits of the tokens that carry
+loss, kept up to 2 GiB, and the gradient of one chunk; and the gradient of the output layer.
 
 The counts are those of autograd (a test); tests/unit/training/measured_peaks.json holds what peaks
 were checked against.
@@ -67,6 +69,7 @@ class Plan:
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    cp: int = 1
     sequence_parallel: bool = False
     distributed_optimizer: bool = True
     num_micro_batches: int = 1
@@ -106,7 +109,7 @@ def stage_memory(plan: Plan, batch: MicroBatch, stage: int) -> StageMemory:
     """Memory of the GPUs of pipeline stage `stage` (0 holds the ViT)."""
     element = 2 if plan.half_precision else 4
     held, trained = stage_parameters(plan, stage)
-    shards = plan.dp if plan.distributed_optimizer else 1
+    shards = plan.dp * plan.cp if plan.distributed_optimizer else 1
     in_flight = min(plan.num_micro_batches, plan.pp - stage)
     vit, llm, buffers = _activations(plan, batch, stage)
     return StageMemory(
@@ -179,12 +182,14 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         vit_ends = 12 * shape.vit_width
         vit = batch.num_cells * (vit_ends + through_vit * shape.vit_layers * kept_vit)
         buffers = batch.num_cells * vit_row
+    tokens = batch.num_tokens / plan.cp
     if through_llm:
         ends = 6 * shape.llm_width / spread
-        llm = batch.num_tokens * (ends + shape.llm_layers / plan.pp * kept_llm)
-        buffers = max(buffers, batch.num_tokens * llm_row)
+        llm = tokens * (ends + shape.llm_layers / plan.pp * kept_llm)
+        buffers = max(buffers, tokens * llm_row)
     if stage == plan.pp - 1:
-        buffers = max(buffers, _loss_bytes(plan, batch) / scale)
+        answers = min(batch.num_answers, tokens)
+        buffers = max(buffers, _loss_bytes(plan, tokens, answers) / scale)
     return vit * scale, llm * scale, buffers * scale
 
 
@@ -223,15 +228,15 @@ def layer_bytes(
     return norms + (attention + inner) / tp
 
 
-def _loss_bytes(plan: Plan, batch: MicroBatch) -> float:
+def _loss_bytes(plan: Plan, tokens: float, answers: float) -> float:
     element = 2 if plan.half_precision else 4
     words = plan.sizes.vocab_size / plan.tp
     trains = "language" in plan.trained
     weight_gradient: float = trains * element * words * plan.sizes.shape.llm_width
     if not plan.answer_loss:
-        return (element + 4) * batch.num_tokens * words + weight_gradient
-    all_logits = element * batch.num_answers * words
-    chunk = element * min(batch.num_answers, CHUNK) * words
-    if batch.num_answers > CHUNK:
+        return (element + 4) * tokens * words + weight_gradient
+    all_logits = element * answers * words
+    chunk = element * min(answers, CHUNK) * words
+    if answers > CHUNK:
         weight_gradient *= 3  # sums of chunks are float32
     return (all_logits if all_logits <= KEEP_BYTES else chunk) + chunk + weight_gradient

@@ -106,6 +106,32 @@ def test_parallel_sizes_divide_what_they_should():
     assert plain.optimizer == alone.optimizer
 
 
+def test_context_parallel_ranks_share_rows_of_the_language_model_and_the_optimizer():
+    alone, cp = (stage_memory(replace(PLAN, cp=size), BATCH, 0) for size in (1, 2))
+    assert cp.llm_activations == pytest.approx(alone.llm_activations / 2)
+    assert cp.optimizer == alone.optimizer / 2
+    assert (cp.weights, cp.vit_activations) == (alone.weights, alone.vit_activations)
+    short = replace(BATCH, num_answers=BATCH.num_tokens)
+    assert (
+        stage_memory(replace(PLAN, cp=4), short, 0).loss_and_buffers
+        < stage_memory(PLAN, short, 0).loss_and_buffers
+    )
+    text = {"picture": (28, 28), "text_tokens": 900, "num_gpus": 2}
+    one, two = (
+        estimated(f"trainer.context_parallel_size={size}", "data.max_pixels=3136", **text)
+        for size in (1, 2)
+    )
+    assert two.data_parallel_size == 1
+    # text is divided; of a picture both compute the tower
+    assert two.step_seconds == pytest.approx(one.step_seconds, rel=0.02)
+    seen = [
+        estimated(f"trainer.context_parallel_size={size}", "tokenizer=pixel", num_gpus=2)
+        for size in (1, 2)
+    ]
+    assert seen[1].step_seconds > 1.2 * seen[0].step_seconds
+    assert seen[1].step_flops == pytest.approx(seen[0].step_flops)
+
+
 def test_stages_share_the_parameters_and_hold_more_passes_the_earlier_they_are():
     plan = replace(PLAN, pp=2, num_micro_batches=8)
     whole, _ = stage_parameters(PLAN, 0)
@@ -185,7 +211,7 @@ def test_the_command_prints_a_table_and_what_would_fit():
     arguments = ["model=qwen2vl_7b", "trainer.micro_batch_size=4", "trainer.global_batch_size=64"]
     done = invoke(*arguments, "data.packing=true", "--gpus", "8", "--device", "H100")
     assert done.exit_code == 0, done.output
-    for words in ("8 × H100: TP 1 · PP 1 · DP 8", "DOES NOT FIT", "Would fit:", "TP_SIZE=2"):
+    for words in ("8 × H100: TP 1 · PP 1 · CP 1 · DP 8", "DOES NOT FIT", "Would fit:", "TP_SIZE=2"):
         assert words in done.output
     as_json = json.loads(invoke(*arguments, "--gpus", "8", "--json").output)
     assert as_json["fits"] is True
