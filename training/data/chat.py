@@ -20,6 +20,8 @@ IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 
 _KIND_OF_MARK: dict[str, Kind] = {IMAGE_MARK: "image", VIDEO_MARK: "video"}
+#: characters of pieces whose ids are kept, and how many pieces
+_SHORT, _MOST_KNOWN = 256, 1000
 _MARK = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 
 
@@ -59,6 +61,7 @@ class ChatTokenizer:
         for name, pad_id in zip((IMAGE_PAD, VIDEO_PAD), self.pad_ids, strict=True):
             if pad_id in (None, tokenizer.unk_token_id):
                 raise ValueError(f"the tokenizer has no {name} token: not a Qwen2-VL tokenizer")
+        self._known: dict[str, tuple[int, ...]] = {}
         specials = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, specials)))
 
@@ -99,7 +102,7 @@ class ChatTokenizer:
             ):
                 # not all pieces in one call: a tokenizer's threads hang a loader process that is
                 # forked later
-                piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                piece = self._ids(text)
                 ids += piece
                 mask += [is_answer] * len(piece)
             rendered = whole
@@ -108,7 +111,7 @@ class ChatTokenizer:
     def prompt(self, turns: Sequence[Turn], num_images: int, num_videos: int = 0) -> TokenizedChat:
         """Token ids up to the point where the model answers the last (user) turn."""
         text = self._render(self.messages(turns, num_images, num_videos), generate=True)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._ids(text)
         return self._tokenized(ids, [False] * len(ids))
 
     def messages(
@@ -148,6 +151,15 @@ class ChatTokenizer:
             is_answer=tuple(is_answer),
             media=tuple(kinds[token] for token in ids if token in kinds),
         )
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a piece of the rendering; ends of turns and common questions come often."""
+        found = self._known.get(text)
+        if found is None:
+            found = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(text) <= _SHORT and len(self._known) < _MOST_KNOWN:
+                self._known[text] = found
+        return found
 
     def _render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
         return self.tokenizer.apply_chat_template(
