@@ -43,7 +43,7 @@ def read_coco(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     captions: dict[Any, list[str]] = defaultdict(list)
     for annotation in entries(data, "annotations", file):
         captions[value(annotation, ("image_id",), file)].append(
-            value(annotation, ("caption",), file)
+            str(value(annotation, ("caption",), file))
         )
     split = file.stem.removeprefix("captions_")
     folder = ImageFolder(path, (split, "images", "val2014", "val2017", "val", "test"))
@@ -80,7 +80,9 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             images=(folder.find(name, f"{image.get('filepath', '')}/{name}"),)
             if options.images
             else (),
-            references=tuple(str(s["raw"]) for s in entries(image, "sentences", file)),
+            references=tuple(
+                str(value(s, ("raw",), file)) for s in entries(image, "sentences", file)
+            ),
             max_new_tokens=_MAX_NEW_TOKENS,
         )
 

@@ -67,7 +67,9 @@ def value(entry: dict[str, Any], names: Sequence[str], where: object) -> Any:
     for name in names:
         if entry.get(name) is not None:
             return entry[name]
-    raise TaskDataError(f"{where}: an entry has {', '.join(entry)}; expected {' or '.join(names)}")
+    raise TaskDataError(
+        f"{where}: an entry has {', '.join(map(str, entry))}; expected {' or '.join(names)}"
+    )
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -66,7 +66,7 @@ def read_textvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             images=(folder.find(f"{value(entry, ('image_id',), file)}.jpg"),)
             if options.images
             else (),
-            references=tuple(entry.get("answers") or ()),
+            references=_texts(entry.get("answers") or ()),
             max_new_tokens=16,
         )
 
@@ -84,7 +84,7 @@ def read_docvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             key=str(value(entry, ("questionId", "question_id"), file)),
             turns=user_turn(value(entry, ("question",), file) + SHORT_ANSWER),
             images=(folder.find(name, Path(name).name),) if options.images else (),
-            references=tuple(entry.get("answers") or ()),
+            references=_texts(entry.get("answers") or ()),
             max_new_tokens=32,
         )
 

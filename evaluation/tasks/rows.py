@@ -152,7 +152,7 @@ def _batches(file: Path) -> Iterator[Any]:
         else:
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
                 yield from reader
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise TaskDataError(f"{file} cannot be read: {error}") from error
 
 
