@@ -260,6 +260,25 @@ def test_items_of_a_benchmark_are_requests(tmp_path):
     assert next(iter(TaskRequests(find_task("qa"), path, max_new_tokens=4))).max_new_tokens == 4
 
 
+def test_a_lost_picture_of_a_benchmark_costs_one_question(tmp_path):
+    pictures = [{"query": "?", "imgname": f"{name}.png", "label": "1"} for name in "abc"]
+    (tmp_path / "test_human.json").write_text(json.dumps(pictures))
+    (tmp_path / "png").mkdir()
+    for name in "ac":
+        (tmp_path / "png" / f"{name}.png").write_bytes(b"a picture")
+    asked = TaskRequests(find_task("chartqa"), tmp_path)
+    output = tmp_path / "a.jsonl"
+    generate(EchoEngine(), asked, Journal(output), alone(), AnswerSettings(), batch_size=1)
+    said = [json.loads(line)["key"] for line in output.read_text().splitlines()]
+    assert said == ["human-0", "human-2"]
+    (rejected,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
+    assert (rejected["key"], rejected["reason"]) == ("human-1", "unreadable")
+    assert "png/b.png" in rejected["detail"]
+    (tmp_path / "png" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"picture a\.png is in none of"):
+        list(TaskRequests(find_task("chartqa"), tmp_path))
+
+
 def test_layouts_fit_the_processes_that_there_are():
     assert layout_of(2, 2, 3, {}) == Layout(tensor=2, pipeline=2, teams=3)
     assert layout_of(2, 2, 3, {}).num_processes == 12
