@@ -108,6 +108,13 @@ def test_vqa_normalisation(answer, normal):
     assert normalize_answer(answer) == normal
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_vqa_accuracy_of_too_few_annotators_is_an_error(number):
+    """One answer, as rows without annotators have it, would score 0 when it is given."""
+    with pytest.raises(ValueError, match=f"a question has {number}"):
+        vqa_accuracy("red", ["red"] * number)
+
+
 def test_textvqa_sets_the_genitive_apart():
     assert normalize_textvqa("Lay's?") == "lay 's"
     assert normalize_textvqa("1,000 The") == "1000"
