@@ -47,7 +47,9 @@ def score(
         report = score_predictions(found, items, read, only_answered=only_answered)
     _show(report, only_answered)
     if json is not None:
-        for path in write_results(report, json, model_name=model_name):
+        with _plain_errors():
+            written = write_results(report, json, model_name=model_name)
+        for path in written:
             typer.echo(f"wrote {path}")
 
 
@@ -108,10 +110,10 @@ def price_file(
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Errors of the user's data, and packages that are not there, without a traceback."""
+    """Errors of the user's data and files, and packages that are not there, without a traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     except ModuleNotFoundError as error:
         hint = "pip install -e '.[eval]' brings what scoring needs"

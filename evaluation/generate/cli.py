@@ -96,7 +96,8 @@ def generate(
             trust_remote_code=trust_remote_code,
             dtype=dtype,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        # OSError: no room or no right to write; transformers says so of damaged folders too
         raise typer.BadParameter(str(error)) from error
 
 

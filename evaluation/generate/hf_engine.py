@@ -19,6 +19,10 @@ from transformers import (
     LogitsProcessorList,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
+    Qwen2VLImageProcessor,
+    smart_resize,
+)
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.decode import cut_at
@@ -103,9 +107,17 @@ class HfEngine:
         return {"folder": str(self._folder.resolve()), "dtype": str(self.model.dtype)}
 
     def encode(self, request: Request) -> HfPrompt:
-        """Rendered text and decoded media; of videos what Qwen2-VL's rules take."""
+        """Rendered text and decoded media; of videos what Qwen2-VL's rules take.
+
+        Raises:
+            ValueError, OSError: as of `Engine`; also for a picture that the processor would refuse,
+                which in a batch would take the other questions with it.
+        """
         images, videos = request.read()
         messages = self.chat.messages(request.turns, len(images), len(videos))
+        pictures = tuple(Image.fromarray(decode_rgb(data)[0]) for data in images)
+        for picture in pictures:
+            self._check_size(picture.height, picture.width)
         frames, rates, damage = [], [], []
         for data in videos:
             clip = make_clip(read_header(data), self.video_rules)
@@ -120,7 +132,7 @@ class HfEngine:
             text=self.processor.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             ),
-            images=tuple(Image.fromarray(decode_rgb(data)[0]) for data in images),
+            images=pictures,
             videos=tuple(frames),
             rates=tuple(rates),
             max_new_tokens=request.max_new_tokens,
@@ -168,6 +180,21 @@ class HfEngine:
         mask = inputs["attention_mask"]
         inputs["attention_mask"] = torch.cat((mask, torch.ones_like(more)), dim=1)
         return score_of(self.model(**inputs).logits[0, -len(tokens) - 1 : -1], tokens)
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Raises ValueError where the folder's processor would."""
+        if not isinstance(self.processor.image_processor, Qwen2VLImageProcessor):
+            self.visual.plan(height, width)
+            return
+        # it refuses small pictures, which the `pixel` tokenizer enlarges
+        pictures = self.processor.image_processor
+        smart_resize(
+            height,
+            width,
+            factor=pictures.patch_size * pictures.merge_size,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
 
     def _inputs(self, encoded: Sequence[HfPrompt]) -> Any:
         images = [image for one in encoded for image in one.images]

@@ -54,7 +54,7 @@ class Journal:
     def _check(self, settings: dict[str, Any]) -> None:
         content = orjson.dumps(settings, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
         if self.settings.exists():
-            before = orjson.loads(self.settings.read_bytes())
+            before = self._settings_there()
             now = orjson.loads(content)
             for name in sorted({*before, *now}):
                 if before.get(name) != now.get(name):
@@ -72,6 +72,19 @@ class Journal:
         temporary = self.settings.with_name(f".{self.settings.name}.{os.getpid()}")
         temporary.write_bytes(content)
         os.replace(temporary, self.settings)
+
+    def _settings_there(self) -> dict[str, Any]:
+        """Settings of the start before; a damaged file says nothing of the answers there."""
+        try:
+            found = orjson.loads(self.settings.read_bytes())
+        except orjson.JSONDecodeError as error:
+            found = error
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{self.settings} is damaged ({found}), so that nobody knows how the answers of "
+                f"{self.output.name} were made: choose another output, or delete both"
+            )
+        return found
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append answers in one write; several processes may do so."""
@@ -103,7 +116,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
             entry = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-        if isinstance(entry, dict) and "key" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("key"), str):
             found.setdefault(entry["key"], entry)
     return list(found.values())
 

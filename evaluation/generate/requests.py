@@ -78,6 +78,7 @@ class FileRequests(Requests):
     def __init__(self, path: Path, *, max_new_tokens: int, limit: int | None = None) -> None:
         self._requests: dict[str, Request] = {}
         self.rejected = []
+        seen: set[str] = set()
         try:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:
@@ -93,9 +94,10 @@ class FileRequests(Requests):
                 if not isinstance(entry, dict):
                     raise SchemaError(f"a {type(entry).__name__}; expected an object")
                 key = _key(entry)
-                if key in self._requests:
+                if key in seen:
                     # by its line: what is rejected under a key is not asked in the next start
-                    raise SchemaError(f"the key {key!r} was asked before")
+                    raise SchemaError(f"the key {key!r} was there before")
+                seen.add(key)
                 name = key
                 self._requests[name] = _request(name, entry, path.parent, max_new_tokens)
             except ValueError as error:

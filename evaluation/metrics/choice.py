@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 #: "A" and "I" are words too: by themselves they only count where they begin no phrase
-_PHRASE = r"(?<=[AI])\s+(?!(?:and|as|because|is|or|since)\b)[a-z]"
+_WORD_AFTER = r"\s+(?!(?:and|as|because|is|or|since)\b)[a-z]"
+_PHRASE = f"(?<=[AI]){_WORD_AFTER}"
+#: "answer is a dog" names no letter; "answer is A which …" and "option a shows …" do
+_ARTICLE = f"(?<!option a)(?-i:(?<=a){_WORD_AFTER})"
 
 
 def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 4) -> str | None:
@@ -35,6 +38,7 @@ def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 
         if found := re.fullmatch(pattern, text, re.DOTALL):
             return found[1].upper()
     saying = rf"(?:answer|option|choice|choose)(?:\s+is)?\s*:?\s*[(\[*]*({group})(?![A-Za-z'])"
+    saying = f"{saying}(?!{_ARTICLE})"
     said = {found.upper() for found in re.findall(saying, text, re.IGNORECASE)}
     if len(said) == 1:
         return said.pop()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 #: error of an answer without a number: the worst there is
 WORST_SMAPE = 200.0
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![^\W\d_])-?\.\d+")
 
 
 def smape(truth: float, prediction: float) -> float:
@@ -16,10 +17,15 @@ def smape(truth: float, prediction: float) -> float:
     the mean over values is SMAPE.
     """
     scale = (abs(truth) + abs(prediction)) / 2
-    return 100 * abs(prediction - truth) / scale if scale else 0.0
+    return 100 * (abs(prediction - truth) / scale) if scale else 0.0
 
 
 def parse_price(text: str) -> float | None:
-    """First number in an answer ("$1,299.00" → 1299.0), or None where it has none."""
+    """First number in an answer ("$1,299.00" → 1299.0), or None where it has none.
+
+    The period of a short form is no decimal point ("Rs.1299" → 1299.0), and a run of digits beyond
+    the range of floats is no number.
+    """
     found = _NUMBER.search(text)
-    return float(found[0].replace(",", "")) if found else None
+    price = float(found[0].replace(",", "")) if found else math.inf
+    return price if math.isfinite(price) else None

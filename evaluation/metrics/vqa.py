@@ -35,6 +35,8 @@ def _misspellings() -> dict[str, str]:
 
 
 _MISSPELLINGS = _misspellings()
+#: three others must agree
+_FEWEST_ANNOTATORS = 4
 
 
 def normalize_answer(text: str) -> str:
@@ -68,10 +70,13 @@ def vqa_accuracy(answer: str, annotations: Sequence[str], *, textvqa: bool = Fal
     "Yes" wrong for ten times "yes".
 
     Raises:
-        ValueError: no annotation.
+        ValueError: fewer than four annotations, of which even a unanimous answer could not make 1.
     """
-    if not annotations:
-        raise ValueError("VQA accuracy needs the annotators' answers (ten in VQAv2 and TextVQA)")
+    if len(annotations) < _FEWEST_ANNOTATORS:
+        raise ValueError(
+            f"VQA accuracy needs the annotators' answers (ten in VQAv2 and TextVQA), a question "
+            f"has {len(annotations)}: take the annotations file, or score single answers as `qa`"
+        )
     normalize = normalize_textvqa if textvqa else normalize_answer
     given = normalize(answer)
     agrees = [normalize(said) == given for said in annotations]

@@ -37,13 +37,14 @@ def read_coco(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         return
     if file is None:
         names = ("coco", "COCO-Caption", "coco_cap", "COCO-Caption2017", "nocaps")
-        yield from _rows(path, options, names)
+        splits = ("validation", "val", "test")
+        yield from (item for _, item in _items_of_rows(path, options, names, splits))
         return
     data = read_json(file)
     captions: dict[Any, list[str]] = defaultdict(list)
     for annotation in entries(data, "annotations", file):
         captions[value(annotation, ("image_id",), file)].append(
-            value(annotation, ("caption",), file)
+            str(value(annotation, ("caption",), file))
         )
     split = file.stem.removeprefix("captions_")
     folder = ImageFolder(path, (split, "images", "val2014", "val2017", "val", "test"))
@@ -63,7 +64,11 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """Karpathy's JSON (``images`` with their ``sentences`` and ``split``); the test split."""
     file = find_file(path, ("dataset_flickr*.json", "dataset_coco*.json", "dataset.json"))
     if file is None:
-        yield from _rows(path, options, ("flickr30k", "Flickr30k_test"))
+        # rows of all images may say which of his splits they are of
+        names, splits = ("flickr30k", "Flickr30k_test"), ("test", "validation", "val")
+        for row, item in _items_of_rows(path, options, names, splits):
+            if row.get("split") in (None, options.split or "test"):
+                yield item
         return
     folder = ImageFolder(path, ("images", "flickr30k-images", "flickr30k_images", "val2014"))
     images = entries(read_json(file), "images", file)
@@ -80,22 +85,27 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             images=(folder.find(name, f"{image.get('filepath', '')}/{name}"),)
             if options.images
             else (),
-            references=tuple(str(s["raw"]) for s in entries(image, "sentences", file)),
+            references=tuple(
+                str(value(s, ("raw",), file)) for s in entries(image, "sentences", file)
+            ),
             max_new_tokens=_MAX_NEW_TOKENS,
         )
 
 
-def _rows(path: Path, options: ReadOptions, names: tuple[str, ...]) -> Iterator[TaskItem]:
+def _items_of_rows(
+    path: Path, options: ReadOptions, names: tuple[str, ...], splits: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Any], TaskItem]]:
     root = find_benchmark(path, names)
     if not has_rows(root):
         raise TaskDataError(f"{path} has neither a captions JSON nor a Hugging Face dataset")
-    splits = (options.split,) if options.split else ("validation", "val", "test")
-    for number, row in read_rows(root, splits, images=options.images):
+    wanted = (options.split,) if options.split else splits
+    for number, row in read_rows(root, wanted, images=options.images):
         texts = value(row, ("annotations_captions", "captions", "answer", "caption"), root)
-        yield TaskItem(
+        item = TaskItem(
             key=str(value({**row, "number": number}, ("image_id", "img_id", "id", "number"), root)),
             turns=user_turn(PROMPT),
             images=picture(row),
             references=(texts,) if isinstance(texts, str) else tuple(texts),
             max_new_tokens=_MAX_NEW_TOKENS,
         )
+        yield row, item

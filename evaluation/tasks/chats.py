@@ -28,6 +28,8 @@ def read_prices(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         images: list[Path] = []
         price: tuple[str, ...] = ()
         for message in value(entry, ("messages",), where):
+            if not isinstance(message, dict):
+                raise TaskDataError(f"{where}: the message {message!r} is no object")
             role, content = message.get("role"), message.get("content")
             if role == "assistant":
                 price = (_text(content, images, where),)
@@ -57,7 +59,7 @@ def read_own_questions(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         raise TaskDataError(f"{path} has no .jsonl file of questions")
     for number, entry in read_jsonl(file):
         where = f"{file}, line {number}"
-        images = _list(entry.get("images", entry.get("image", [])))
+        images = _list(_first(entry, "images", "image"))
         question = str(value(entry, ("question",), where))
         marks = question.count(IMAGE_MARK)
         if marks not in (0, len(images)):
@@ -66,8 +68,8 @@ def read_own_questions(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             key=str(value(entry, ("key", "id"), where)),
             turns=user_turn(question, 0 if marks else len(images)),
             images=tuple(file.parent / image for image in images) if options.images else (),
-            references=tuple(_list(entry.get("answers", entry.get("answer", [])))),
-            max_new_tokens=int(entry.get("max_new_tokens", 32)),
+            references=tuple(_list(_first(entry, "answers", "answer"))),
+            max_new_tokens=_limit(entry.get("max_new_tokens"), where),
         )
 
 
@@ -77,6 +79,8 @@ def _text(content: Any, images: list[Path], where: str) -> str:
         return content
     pieces = []
     for part in content if isinstance(content, list) else []:
+        if not isinstance(part, dict):
+            raise TaskDataError(f"{where}: the part {part!r} of a content is no object")
         if part.get("type") == "image":
             images.append(Path(value(part, ("image",), where)))
             pieces.append(IMAGE_MARK)
@@ -87,5 +91,22 @@ def _text(content: Any, images: list[Path], where: str) -> str:
     return "\n".join(pieces)
 
 
+def _first(entry: dict[str, Any], *names: str) -> Any:
+    return next((entry[name] for name in names if entry.get(name) is not None), None)
+
+
+def _limit(found: Any, where: str) -> int:
+    if found is None:
+        return 32
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise TaskDataError(
+            f"{where}: max_new_tokens is {found!r}; expected a whole number of at least 1"
+        )
+    return found
+
+
 def _list(found: Any) -> list[str]:
+    """A list as it is, one thing as a list of it, and null as nothing."""
+    if found is None:
+        return []
     return [str(one) for one in found] if isinstance(found, list) else [str(found)]

@@ -67,7 +67,9 @@ def value(entry: dict[str, Any], names: Sequence[str], where: object) -> Any:
     for name in names:
         if entry.get(name) is not None:
             return entry[name]
-    raise TaskDataError(f"{where}: an entry has {', '.join(entry)}; expected {' or '.join(names)}")
+    raise TaskDataError(
+        f"{where}: an entry has {', '.join(map(str, entry))}; expected {' or '.join(names)}"
+    )
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -95,21 +97,28 @@ class ImageFolder:
     def __init__(self, root: Path, folders: Sequence[str]) -> None:
         """`folders` are tried under `root` and under the folders above it, two levels up."""
         start = root if root.is_dir() else root.parent
+        self._found_one = False
         bases = [start, *list(start.resolve().parents)[:2]]
         self._places = [base / folder for base in bases for folder in (*folders, ".")]
 
     def find(self, *names: str) -> Path:
         """The first of the names that is there.
 
+        Where none is, though others were: the place where it should be, so that one lost picture
+        costs its own question and not those behind it; reading it says that it is not there.
+
         Raises:
-            TaskDataError: none is.
+            TaskDataError: none is, and none was before: these are not the pictures.
         """
         for place in self._places:
             for name in names:
                 if (path := place / name).is_file():
+                    self._found_one = True
                     # the next ones lie there too
                     self._places.remove(place)
                     self._places.insert(0, place)
                     return path
+        if self._found_one:
+            return self._places[0] / names[0]
         looked = ", ".join(str(place) for place in self._places[:4])
         raise TaskDataError(f"picture {names[0]} is in none of {looked}, …")

@@ -35,7 +35,7 @@ def write_price_file(
     median = statistics.median(prices)
     said = [parse_price(answers.get(item.key, "")) for item in items]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "w", newline="") as file:
+    with open(output, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["sample_id", "price"])
         for item, price in zip(items, said, strict=True):

@@ -56,17 +56,19 @@ def read_textvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     split = options.split or "val"
     file = find_file(path, ("TextVQA*.json", "textvqa*.json"), split)
     if file is None:
-        yield from read_answer_rows(path, options, ("TextVQA", "textvqa_val"), VAL_FIRST)
+        yield from read_answer_rows(
+            path, options, ("TextVQA", "textvqa_val"), VAL_FIRST, _ask_textvqa
+        )
         return
     folder = ImageFolder(path, ("train_images", "train_val_images", "test_images", "images"))
     for entry in entries(read_json(file), "data", file):
         yield TaskItem(
             key=str(value(entry, ("question_id",), file)),
-            turns=user_turn(value(entry, ("question",), file).capitalize() + SHORT_ANSWER),
+            turns=user_turn(_ask_textvqa(value(entry, ("question",), file))),
             images=(folder.find(f"{value(entry, ('image_id',), file)}.jpg"),)
             if options.images
             else (),
-            references=tuple(entry.get("answers") or ()),
+            references=_texts(entry.get("answers") or ()),
             max_new_tokens=16,
         )
 
@@ -75,7 +77,9 @@ def read_docvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """``val_v1.0*.json`` and the images that it names (``documents/…png``)."""
     file = find_file(path, (f"{options.split or 'val'}_v*.json",))
     if file is None:
-        yield from read_answer_rows(path, options, ("DocVQA", "docvqa_val"), VAL_FIRST)
+        yield from read_answer_rows(
+            path, options, ("DocVQA", "docvqa_val"), VAL_FIRST, max_new_tokens=32
+        )
         return
     folder = ImageFolder(path, ("images", "val", "test", "documents"))
     for entry in entries(read_json(file), "data", file):
@@ -84,7 +88,7 @@ def read_docvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             key=str(value(entry, ("questionId", "question_id"), file)),
             turns=user_turn(value(entry, ("question",), file) + SHORT_ANSWER),
             images=(folder.find(name, Path(name).name),) if options.images else (),
-            references=tuple(entry.get("answers") or ()),
+            references=_texts(entry.get("answers") or ()),
             max_new_tokens=32,
         )
 
@@ -123,6 +127,8 @@ def read_answer_rows(
     names: tuple[str, ...],
     splits: tuple[str, ...],
     prompt: Callable[[str], str] = lambda question: question + SHORT_ANSWER,
+    *,
+    max_new_tokens: int = 16,
 ) -> Iterator[TaskItem]:
     """Rows with a question, its answer or answers and an image, as lmms-lab's datasets have them.
 
@@ -146,9 +152,13 @@ def read_answer_rows(
             turns=user_turn(prompt(value(row, ("question", "query"), root))),
             images=picture(row),
             references=_texts(answers),
-            max_new_tokens=32,
+            max_new_tokens=max_new_tokens,
             group=str(group),
         )
+
+
+def _ask_textvqa(question: str) -> str:
+    return question.capitalize() + SHORT_ANSWER
 
 
 def _texts(answers: Any) -> tuple[str, ...]:

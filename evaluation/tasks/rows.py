@@ -25,13 +25,14 @@ def find_benchmark(root: Path, names: Sequence[str]) -> Path:
     """The benchmark's own folder where `root` holds several, else `root`.
 
     The cache's prefixes do not count: ``lmms-lab___ai2d`` and ``datasets--lmms-lab--ai2d`` are
-    ``ai2d``.
+    ``ai2d``. A folder of the name in one of the name is looked into as well: the hub's ``DocVQA``
+    holds ``DocVQA`` and ``InfographicVQA``.
     """
     if root.is_file():
         return root
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if _plain(re.split("___|--", folder.name)[-1]) in {_plain(name) for name in names}:
-            return folder
+            return find_benchmark(folder, names)
     return root
 
 
@@ -152,7 +153,7 @@ def _batches(file: Path) -> Iterator[Any]:
         else:
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
                 yield from reader
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise TaskDataError(f"{file} cannot be read: {error}") from error
 
 

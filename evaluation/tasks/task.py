@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.tasks.files import TaskDataError
 from evaluation.tasks.item import TaskItem
 
 
@@ -28,6 +29,9 @@ class TaskScores:
     #: by name, for each item in the order given; the names may be fewer than those of `total`
     each: list[dict[str, float]]
 
+
+#: what damaged files make readers, parsers and the datasets library raise
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError)
 
 Reader = Callable[[Path, ReadOptions], Iterator[TaskItem]]
 #: (items, their answers; "" where the model gave none) → scores
@@ -57,7 +61,16 @@ def items_of(task: Task, path: Path, options: ReadOptions) -> list[TaskItem]:
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist; {task.name} reads {task.layout}")
-    items = list(task.read(path, options))
+    items: list[TaskItem] = []
+    try:
+        items.extend(task.read(path, options))
+    except TaskDataError:
+        raise
+    except _DAMAGE as error:
+        raise TaskDataError(
+            f"{path}: item {len(items) + 1} of {task.name} cannot be read "
+            f"({type(error).__name__}: {error}); expected {task.layout}: mend or remove that entry"
+        ) from error
     if not items:
         raise ValueError(f"{path} has no item of {task.name}, which reads {task.layout}")
     seen: set[str] = set()

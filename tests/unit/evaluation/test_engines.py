@@ -233,3 +233,15 @@ def _assert_same_shape(found: dict, tmp_path: Path) -> None:
 
 def _open(row: dict) -> list[Image.Image]:
     return [Image.open(path) for path in row["files"]]
+
+
+@pytest.mark.parametrize("size", [(1000, 2), (20, 60)])
+def test_a_folder_refuses_a_picture_before_it_is_in_a_batch(size, engines, requests, tmp_path):
+    """Its processor would refuse it later, and with it the questions that share its batch."""
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    turns = (Turn(role="user", text="What is it?"),)
+    images = (tmp_path / "thin.png",)
+    thin = Request(key="thin", turns=turns, images=images, videos=(), max_new_tokens=2)
+    folder = engines[1]
+    with pytest.raises(ValueError, match=f"height:{size[1]}"):
+        folder.encode(thin)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from typer.testing import CliRunner
 
+from evaluation.cli import app
 from evaluation.generate.engine import AnswerSettings, Reply
 from evaluation.generate.journal import Journal
 from evaluation.generate.requests import FileRequests, TaskRequests
@@ -101,6 +103,37 @@ def test_a_repeated_key_does_not_stop_the_first_from_being_asked_after_a_kill(tm
     assert [json.loads(x)["key"] for x in output.read_text().splitlines()] == ["a", "b", "c"]
     (rejected,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
     assert rejected["key"] == "line 3"
+
+
+def test_a_key_that_was_rejected_is_not_asked_by_a_later_line(tmp_path):
+    """It is rejected under its key, so that a start after a kill would not ask it either."""
+    path, output = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    lines = [{"key": "a"}, {"key": "a", "question": "q1"}, {"key": "b", "question": "q2"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(EchoEngine(), path, tmp_path / "whole.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        run(EchoEngine(fail_after=0), path, output)
+    run(EchoEngine(), path, output)
+    for end in (".jsonl", ".rejected.jsonl"):
+        assert (tmp_path / f"a{end}").read_bytes() == (tmp_path / f"whole{end}").read_bytes()
+    rejected = (tmp_path / "a.rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in rejected] == ["a", "line 2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"model": "ec', b"[]"])
+def test_damaged_settings_are_named(content, questions, tmp_path):
+    run(EchoEngine(), questions, tmp_path / "a.jsonl")
+    (tmp_path / "a.settings.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.settings\.json is damaged"):
+        run(EchoEngine(), questions, tmp_path / "a.jsonl")
+
+
+def test_lines_with_another_kind_of_key_are_no_answers(questions, tmp_path):
+    run(EchoEngine(), questions, tmp_path / "a.jsonl")
+    whole = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_bytes(whole + b'{"key": [1], "answer": "x"}\n')
+    run(EchoEngine(), questions, tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize("fail_after", [0, 1, 2, 3])
@@ -201,7 +234,7 @@ def test_lines_in_all_their_forms(tmp_path):
         *["line 5", "five", "line 7", "six", "seven", "eight", "nine", "ten", "eleven"],
         *["line 14", "line 15"],
     ]
-    assert "the key 'four' was asked before" in str(wrong["line 5"])
+    assert "the key 'four' was there before" in str(wrong["line 5"])
     assert "https://a.b/c.jpg is an address" in str(wrong["eleven"])
     assert "max_new_tokens is 0" in str(wrong["seven"])
     assert FileRequests(path, max_new_tokens=9, limit=2).keys == ["1", "two"]
@@ -227,6 +260,25 @@ def test_items_of_a_benchmark_are_requests(tmp_path):
     assert next(iter(TaskRequests(find_task("qa"), path, max_new_tokens=4))).max_new_tokens == 4
 
 
+def test_a_lost_picture_of_a_benchmark_costs_one_question(tmp_path):
+    pictures = [{"query": "?", "imgname": f"{name}.png", "label": "1"} for name in "abc"]
+    (tmp_path / "test_human.json").write_text(json.dumps(pictures))
+    (tmp_path / "png").mkdir()
+    for name in "ac":
+        (tmp_path / "png" / f"{name}.png").write_bytes(b"a picture")
+    asked = TaskRequests(find_task("chartqa"), tmp_path)
+    output = tmp_path / "a.jsonl"
+    generate(EchoEngine(), asked, Journal(output), alone(), AnswerSettings(), batch_size=1)
+    said = [json.loads(line)["key"] for line in output.read_text().splitlines()]
+    assert said == ["human-0", "human-2"]
+    (rejected,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
+    assert (rejected["key"], rejected["reason"]) == ("human-1", "unreadable")
+    assert "png/b.png" in rejected["detail"]
+    (tmp_path / "png" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"picture a\.png is in none of"):
+        list(TaskRequests(find_task("chartqa"), tmp_path))
+
+
 def test_layouts_fit_the_processes_that_there_are():
     assert layout_of(2, 2, 3, {}) == Layout(tensor=2, pipeline=2, teams=3)
     assert layout_of(2, 2, 3, {}).num_processes == 12
@@ -235,3 +287,12 @@ def test_layouts_fit_the_processes_that_there_are():
         layout_of(2, 2, None, {"WORLD_SIZE": "6"})
     with pytest.raises(ValueError, match="needs 4 for 2 workers"):
         layout_of(2, 1, 2, {"WORLD_SIZE": "8"})
+
+
+def test_a_damaged_folder_is_an_error_without_a_traceback(questions, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    command = ["generate", str(tmp_path / "model"), "--input", str(questions)]
+    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a.jsonl")])
+    assert done.exit_code == 2
+    assert "config.json" in "".join(done.output.replace("│", " ").split())

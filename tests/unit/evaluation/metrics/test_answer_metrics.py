@@ -108,6 +108,13 @@ def test_vqa_normalisation(answer, normal):
     assert normalize_answer(answer) == normal
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_vqa_accuracy_of_too_few_annotators_is_an_error(number):
+    """One answer, as rows without annotators have it, would score 0 when it is given."""
+    with pytest.raises(ValueError, match=f"a question has {number}"):
+        vqa_accuracy("red", ["red"] * number)
+
+
 def test_textvqa_sets_the_genitive_apart():
     assert normalize_textvqa("Lay's?") == "lay 's"
     assert normalize_textvqa("1,000 The") == "1000"
@@ -136,10 +143,23 @@ def test_smape_is_symmetric_and_bounded(one, other):
 
 @pytest.mark.parametrize(
     ("text", "price"),
-    [("199.99", 199.99), ("$1,299.00", 1299.0), ("about 5 dollars", 5.0), (".5", 0.5), ("?", None)],
+    [
+        ("199.99", 199.99),
+        ("$1,299.00", 1299.0),
+        ("about 5 dollars", 5.0),
+        (".5", 0.5),
+        ("$.5", 0.5),
+        ("Rs.1299", 1299.0),
+        ("?", None),
+        ("9" * 400, None),
+    ],
 )
 def test_prices_are_read(text, price):
     assert parse_price(text) == price
+
+
+def test_smape_of_a_price_near_the_end_of_floats_is_a_number():
+    assert smape(5.0, 9e307) == pytest.approx(200.0)
 
 
 OPTIONS = ("a cat", "the dog", "two")
@@ -157,6 +177,12 @@ OPTIONS = ("a cat", "the dog", "two")
         ("The answer is C", "C"),
         ("Answer: (B), since A is wrong", "B"),
         ("option c", "C"),
+        ("The answer is the dog.", "B"),
+        ("The answer is a dog.", None),
+        ("The correct answer is: a pair, two of them", "C"),
+        ("The answer is a because it purrs", "A"),
+        ("The answer is A which purrs", "A"),
+        ("option a shows it", "A"),
         ("The dog.", "B"),
         ("I see two of them", "C"),
         ("I think it is (C)", "C"),

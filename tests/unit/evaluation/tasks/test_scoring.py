@@ -305,6 +305,15 @@ def test_the_command_says_what_is_wrong(tmp_path, task, data, message):
     assert message in " ".join(done.output.replace("│", " ").split())
 
 
+def test_results_that_cannot_be_written_are_an_error_without_a_traceback(tmp_path):
+    data = str(questions(tmp_path))
+    given = str(predictions(tmp_path, {"key": "a", "answer": "yes"}))
+    command = ["score", "qa", "--data", data, "--predictions", given, "--json", given]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "File exists" in done.output
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "evaluation.tasks.registry", None)
     done = CliRunner().invoke(app, ["tasks", "list"])

@@ -173,12 +173,14 @@ def test_questions_of_ones_own(tmp_path):
         {"key": "x", "question": "Same?", "answers": ["no", "none"], "images": ["a.jpg", "b.jpg"]},
         {"key": "y", "question": "A <image> and?", "answer": "b", "image": "b.jpg"},
         {"key": "z", "question": "1 + 1?", "answer": 2},
+        {"key": "n", "question": "?", "answer": None, "image": None, "max_new_tokens": None},
     ]
     file = put(tmp_path / "q.jsonl", "\n".join(map(json.dumps, lines)).encode())
-    two, placed, text = read("qa", tmp_path)
+    two, placed, text, null = read("qa", tmp_path)
     assert two.turns[0].text == "<image>\n<image>\nSame?"
     assert placed.turns[0].text == "A <image> and?"
     assert (text.images, text.references) == ((), ("2",))
+    assert (null.images, null.references, null.max_new_tokens) == ((), (), 32)
     bad = {"key": "w", "question": "<image>", "answer": "b"}
     put(tmp_path / "q.jsonl", json.dumps(bad).encode())
     with pytest.raises(TaskDataError, match=r"line 1: 1 <image> marks for 0 images"):
@@ -208,6 +210,42 @@ def test_broken_files_say_what_is_wrong(tmp_path, content, message):
     put(tmp_path / "captions_val2014.json", content)
     with pytest.raises(ValueError, match=message):
         read("coco_captions", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("ai2d", "test.arrow", b"\xff\xff\xff\xff\x08", "test.arrow cannot be read"),
+        ("chartqa", "test_human.json", [1], "item 1 of chartqa cannot be read"),
+        ("mmvp", "Questions.csv", b"a,b\n1,2,3\n", "an entry has a, b, None; expected Index"),
+        ("mmvp", "Questions.csv", b"Index,Question\n\xe9,?\n", "item 1 of mmvp cannot be read"),
+        ("mmvp", "Questions.csv", b"Index,Question\nx,?\n", "item 1 of mmvp cannot be read"),
+        ("price", "p.jsonl", {"id": 1, "messages": [None]}, "line 1: the message None is no obj"),
+        (
+            "price",
+            "p.jsonl",
+            {"id": 1, "messages": [{"role": "user", "content": ["x"]}]},
+            "line 1: the part 'x' of a content is no object",
+        ),
+        ("qa", "q.jsonl", {"key": 1, "question": "?", "max_new_tokens": "x"}, "line 1: max_new"),
+        ("ai2d", "state.json", b"{", "item 1 of ai2d cannot be read"),
+    ],
+)
+def test_damaged_entries_are_named(tmp_path, task, name, content, message):
+    put(tmp_path / name, content)
+    put(tmp_path / "x.arrow", b"")
+    with pytest.raises(TaskDataError, match=message):
+        read(task, tmp_path)
+
+
+def test_true_answers_are_texts(tmp_path):
+    """One text is not taken for a list of letters, nor a number for a text."""
+    entry = {"questionId": 1, "question": "?", "image": "a.png"}
+    put(tmp_path / "a.png", jpeg())
+    put(tmp_path / "val_v1.0.json", {"data": [{**entry, "answers": "yes"}]})
+    assert one(read("docvqa", tmp_path)).references == ("yes",)
+    put(tmp_path / "val_v1.0.json", {"data": [{**entry, "answers": [5]}]})
+    assert one(read("docvqa", tmp_path)).references == ("5",)
 
 
 def test_keys_must_not_repeat(tmp_path):

@@ -162,6 +162,64 @@ def test_lmms_labs_rows_of_the_others(tmp_path, task, row, references):
     assert item.image_bytes() == (jpeg(9),)
 
 
+def test_the_hubs_docvqa_lies_beside_another_benchmark(tmp_path):
+    for folder, number in (("DocVQA", 1), ("InfographicVQA", 2)):
+        row = {"questionId": number, "question": "?", "answers": ["a"], "image": 9}
+        file = tmp_path / "DocVQA" / folder / "validation-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True)
+        rows_dataset([row]).to_parquet(file)
+    for place in (tmp_path, tmp_path / "DocVQA"):
+        assert one(read("docvqa", place)).key == "1"
+
+
+def test_of_all_flickr30k_karpathys_test_split_counts(tmp_path):
+    rows = [
+        {"img_id": n, "caption": ["x"], "split": split, "image": 9}
+        for n, split in enumerate(["train", "test", "val"])
+    ]
+    rows_dataset(rows).save_to_disk(tmp_path)
+    assert one(read("flickr30k", tmp_path)).key == "1"
+
+
+def test_flickr30k_is_read_by_its_test_split(tmp_path):
+    for number, split in enumerate(["val", "test"]):
+        row = {"img_id": number, "caption": ["x"], "image": 9}
+        rows_dataset([row]).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    assert one(read("flickr30k", tmp_path)).key == "1"
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "own"),
+    [
+        (
+            "textvqa",
+            "TextVQA_0.5.1_val.json",
+            {"data": [{"question_id": 1, "question": "what IS it?", "image_id": "a"}]},
+        ),
+        (
+            "docvqa",
+            "val_v1.0.json",
+            {"data": [{"questionId": 1, "question": "what IS it?", "image": "a.jpg"}]},
+        ),
+        (
+            "chartqa",
+            "test_human.json",
+            [{"query": "what IS it?", "imgname": "a.jpg", "label": "x"}],
+        ),
+    ],
+)
+def test_rows_are_asked_as_the_benchmarks_own_files_are(tmp_path, task, name, own):
+    put(tmp_path / "own" / "images" / "a.jpg", jpeg())
+    put(tmp_path / "own" / name, own)
+    put(tmp_path / "own" / "a.jpg", jpeg())
+    rows_dataset([{"question": "what IS it?", "answer": "x", "image": 9}]).save_to_disk(
+        tmp_path / "rows"
+    )
+    asked, row = one(read(task, tmp_path / "own")), one(read(task, tmp_path / "rows"))
+    assert asked.turns == row.turns
+    assert asked.max_new_tokens == row.max_new_tokens
+
+
 def test_an_item_becomes_a_question_of_the_answering_code(tmp_path):
     rows_dataset(AI2D_ROWS[:1]).save_to_disk(tmp_path)
     item = one(read("ai2d", tmp_path))
