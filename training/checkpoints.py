@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -224,7 +225,8 @@ class CheckpointWriter(pl.Callback):
         """Give a checkpoint its name, after all ranks have written their parts."""
         if not trainer.is_global_zero:
             return
-        meta = {"step": step, **self.meta, "files": list_files(unfinished)}
+        # another training can write the same step under the same name
+        meta = {"id": uuid4().hex, "step": step, **self.meta, "files": list_files(unfinished)}
         (unfinished / META_NAME).write_text(json.dumps(meta, indent=2))
         final = self.folder / f"step-{step:08d}"
         shutil.rmtree(final, ignore_errors=True)

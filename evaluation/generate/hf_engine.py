@@ -27,6 +27,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from evaluation.decode import cut_at
 from evaluation.generate.engine import AnswerSettings, Reply, Watch, score_of
+from evaluation.generate.fingerprint import files_fingerprint
 from evaluation.generate.requests import Request
 from evaluation.sampling import Sampling, TokenChooser
 from training.data.chat import ChatTokenizer
@@ -104,7 +105,11 @@ class HfEngine:
 
     def identity(self) -> dict[str, Any]:
         """See `Engine`."""
-        return {"folder": str(self._folder.resolve()), "dtype": str(self.model.dtype)}
+        return {
+            "folder": str(self._folder.resolve()),
+            "weights": files_fingerprint(self._folder, ("*.safetensors", "*.bin", "*.json")),
+            "dtype": str(self.model.dtype),
+        }
 
     def encode(self, request: Request) -> HfPrompt:
         """Rendered text and decoded media; of videos what Qwen2-VL's rules take.
