@@ -81,6 +81,8 @@ def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
         name, equals, file = text.partition("=")
         if not (name and equals and file):
             raise ValueError(f"--{option} is {text!r}; expected {expected}")
+        if name in files:
+            raise ValueError(f"--{option} names {name} twice, {files[name]} and {file}: name one")
         files[name] = Path(file)
     return files
 
