@@ -76,7 +76,7 @@ def warnings_of(output: Path) -> list[str]:
 
 
 def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
-    files = {}
+    files: dict[str, Path] = {}
     for text in given:
         name, equals, file = text.partition("=")
         if not (name and equals and file):
