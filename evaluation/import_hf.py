@@ -26,7 +26,7 @@ from megatron.core.dist_checkpointing.mapping import (  # noqa: E402
 from dct_tokenizer import preset_config  # noqa: E402
 from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
 from evaluation.loading import start_single_process  # noqa: E402
-from training.checkpoints import META_NAME  # noqa: E402
+from training.checkpoint_files import META_NAME, list_files  # noqa: E402
 from training.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.hf_config import read_hf_config  # noqa: E402
@@ -68,7 +68,12 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
     weights.mkdir(parents=True)
     try:
         dist_checkpointing.save(_writable_state(module), str(weights))
-        meta = {"step": 0, "tokenizer": run.tokenizer, "imported_from": str(folder)}
+        meta = {
+            "step": 0,
+            "tokenizer": run.tokenizer,
+            "imported_from": str(folder),
+            "files": list_files(unfinished / checkpoint),
+        }
         (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
         (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
         if out.exists():
@@ -98,15 +103,24 @@ def _run(folder: Path, tokenizer: str) -> RunConfig:
 
 
 def _pixel_bounds(folder: Path) -> tuple[int, int]:
+    """(min_pixels, max_pixels) of the folder's processor; the stock ones where it says nothing."""
     path = folder / "preprocessor_config.json"
     try:
-        settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        settings: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        # later releases of transformers leave the first two out, or null
+        size = settings.get("size") or {}
+        low = settings.get("min_pixels") or size.get("shortest_edge") or QWEN_MIN_PIXELS
+        high = settings.get("max_pixels") or size.get("longest_edge") or QWEN_MAX_PIXELS
+        fits = 0 < low <= high
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): fetch the file again") from error
-    # later releases of transformers leave the first two out, or null
-    size = settings.get("size") or {}
-    low = settings.get("min_pixels") or size.get("shortest_edge") or QWEN_MIN_PIXELS
-    high = settings.get("max_pixels") or size.get("longest_edge") or QWEN_MAX_PIXELS
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit ({error}): fetch the file again") from error
+    if not fits:
+        raise ValueError(
+            f"{path} says min_pixels={low} and max_pixels={high}; expected 0 < min_pixels <= "
+            "max_pixels: correct them"
+        )
     return low, high
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
-from training.checkpoints import newest_checkpoint, read_meta  # noqa: E402
+from training.checkpoint_files import find_fault, read_meta  # noqa: E402
+from training.checkpoints import list_checkpoints, newest_checkpoint  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.data.chat import ChatTokenizer  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
@@ -73,18 +75,27 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
     """(run's folder, checkpoint's folder) of a run or of one of its checkpoints.
 
     Raises:
-        ValueError: neither a run with a checkpoint nor a checkpoint.
+        ValueError: neither a run with a checkpoint nor a checkpoint, or one whose files are not
+            as they were written. Training would go on from the one before; answers of other
+            weights than were asked for would only mislead.
     """
     path = Path(path)
     if (path / "weights").is_dir():
-        return path.parent.parent, path
-    checkpoint = newest_checkpoint(path)
-    if checkpoint is None:
+        run_folder, checkpoint = path.parent.parent, path
+    elif newest := newest_checkpoint(path):
+        run_folder, checkpoint = path, newest
+    else:
         raise ValueError(
             f"{path} is neither a checkpoint (step-…) nor a run's folder with one: expected "
             "LOG_DIR/EXPERIMENT_NAME or LOG_DIR/EXPERIMENT_NAME/checkpoints/step-…"
         )
-    return path, checkpoint
+    if fault := find_fault(checkpoint):
+        others = [str(one) for one in list_checkpoints(run_folder) if one.name != checkpoint.name]
+        raise ValueError(
+            f"{checkpoint} is damaged: {fault}; "
+            + (f"name another one: {', '.join(others)}" if others else "the run has no other one")
+        )
+    return run_folder, checkpoint
 
 
 def start_single_process() -> None:
@@ -150,8 +161,18 @@ def load_checkpoint(
         visual=build_tokenizer(
             run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
         ),
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(run.model.path)),
+        chat=ChatTokenizer(_text_tokenizer(run.model.path)),
     )
+
+
+def _text_tokenizer(folder: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a damaged tokenizer.json is a bare Exception of its library
+        raise ValueError(
+            f"the tokenizer of {folder} cannot be read ({error}): tokenizer.json and "
+            "tokenizer_config.json are missing or damaged; fetch them again"
+        ) from error
 
 
 def with_data_path(model: LoadedModel, path: str) -> LoadedModel:

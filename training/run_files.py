@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from training.config.groups import ROOT
 from training.config.schema import RunConfig
@@ -89,14 +91,20 @@ def read_config(folder: str | Path) -> RunConfig:
     """The configuration that a run was last started with.
 
     Raises:
-        ValueError: the folder is not a run's.
+        ValueError: the folder is not a run's, or its configuration is damaged.
     """
     path = latest_file(folder, CONFIG_NAME)
     if not path.is_file():
         raise ValueError(f"{folder} is not a run's folder: it has no config.yaml")
-    run = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
-    )
+    try:
+        run = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        )
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())}): it is cut off, or of another "
+            "version; put it back, for instance the one of a run with the same settings"
+        ) from error
     assert isinstance(run, RunConfig)
     return run
 

@@ -76,11 +76,13 @@ def warnings_of(output: Path) -> list[str]:
 
 
 def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
-    files = {}
+    files: dict[str, Path] = {}
     for text in given:
         name, equals, file = text.partition("=")
         if not (name and equals and file):
             raise ValueError(f"--{option} is {text!r}; expected {expected}")
+        if name in files:
+            raise ValueError(f"--{option} names {name} twice, {files[name]} and {file}: name one")
         files[name] = Path(file)
     return files
 

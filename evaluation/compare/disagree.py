@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -119,20 +120,26 @@ def _pictures(sample: Asked, runs: Sequence[ComparedRun]) -> tuple[tuple[View, .
         seen_by[f"{run.tokenizer} {data.min_pixels} {data.max_pixels}"].append(run)
     rows = []
     for image in sample.images[:MAX_PICTURES]:
-        picture = decode_rgb(image)[0]
-        height, width = picture.shape[:2]
-        views = [View(title="original", note=f"{width} × {height}", uri=reduced_uri(picture))]
-        for group in seen_by.values():
-            view = look(tokenizer_of(group[0].config), picture)
-            views.append(
-                View(
-                    title=", ".join(run.name for run in group),
-                    note=f"{view.plan.num_llm_tokens} tokens, {psnr_text(view.psnr)} PSNR",
-                    uri=reduced_uri(view.seen),
-                )
-            )
-        rows.append(tuple(views))
+        # a damaged picture, or one too thin to cut, is missing on the page; the scores stand
+        with suppress(ValueError):
+            rows.append(_views(decode_rgb(image)[0], list(seen_by.values())))
     return tuple(rows)
+
+
+def _views(picture: np.ndarray, seen_by: Sequence[Sequence[ComparedRun]]) -> tuple[View, ...]:
+    """A picture, and what each group of runs sees of it."""
+    height, width = picture.shape[:2]
+    views = [View(title="original", note=f"{width} × {height}", uri=reduced_uri(picture))]
+    for group in seen_by:
+        view = look(tokenizer_of(group[0].config), picture)
+        views.append(
+            View(
+                title=", ".join(run.name for run in group),
+                note=f"{view.plan.num_llm_tokens} tokens, {psnr_text(view.psnr)} PSNR",
+                uri=reduced_uri(view.seen),
+            )
+        )
+    return tuple(views)
 
 
 def _filled(row: tuple[ItemScore, ...], asked: Asked | None) -> tuple[ItemScore, ...]:

@@ -56,8 +56,12 @@ def write_comparison(
         Path of the page.
 
     Raises:
-        ValueError: see `collect`; or `data` names no set, or is not that benchmark's.
+        ValueError: see `collect`; or `data` names no set, or is not that benchmark's; or `output`
+            is a file.
     """
+    folder = Path(output)
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise ValueError(f"{folder} is, or lies below, a file: --output names a folder")
     found = collect(runs, baseline)
     given = dict(data or {})
     sets = [one.paired.name for one in found.sets]
@@ -73,7 +77,6 @@ def write_comparison(
         )
         for number, one in enumerate(found.sets)
     ]
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     context = {
         "found": found,

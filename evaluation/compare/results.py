@@ -168,7 +168,7 @@ def _parse(path: Path, number: int, line: dict[str, Any], parse: Any) -> ItemSco
         item: ItemScore = parse(line)
         if not (math.isfinite(item.got) and math.isfinite(item.of)):
             raise ValueError(f"{item.got} of {item.of} is no finite score")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}, line {number}: {error!r}; expected the fields of its first line"
         ) from error
@@ -179,7 +179,7 @@ def _of_answer(line: dict[str, Any]) -> ItemScore:
     return ItemScore(
         key=str(line["key"]),
         turn=int(line["turn"]),
-        source=line["source"] or "unnamed",
+        source=str(line["source"] or "unnamed"),
         got=float(line["correct"]),
         num_visual_tokens=int(line["num_visual_tokens"]),
         question=_plain(line["question"]),
@@ -191,7 +191,7 @@ def _of_answer(line: dict[str, Any]) -> ItemScore:
 def _of_words(line: dict[str, Any]) -> ItemScore:
     return ItemScore(
         key=str(line["key"]),
-        source=line["source"] or "unnamed",
+        source=str(line["source"] or "unnamed"),
         got=float(line["num_right"]),
         of=float(line["num_words"]),
         num_visual_tokens=int(line["num_visual_tokens"]),
@@ -239,13 +239,19 @@ def _metric_of(path: Path, line: dict[str, Any], task: str, wanted: str | None) 
 
 
 def _bounds_beside(path: Path, date: str, task: str) -> tuple[int, int] | None:
-    """Pixel bounds from the results file that belongs to a samples file."""
+    """Pixel bounds from the results file that belongs to a samples file; None where it has none."""
     results = path.with_name(f"{date}_results.json")
     if not results.is_file():
         return None
-    numbers = orjson.loads(results.read_bytes()).get("results", {}).get(task, {})
-    low, high = numbers.get("min_pixels"), numbers.get("max_pixels")
-    return None if low is None or high is None else (int(low), int(high))
+    try:
+        numbers = orjson.loads(results.read_bytes()).get("results", {}).get(task, {})
+        low, high = numbers.get("min_pixels"), numbers.get("max_pixels")
+        return None if low is None or high is None else (int(low), int(high))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{results} cannot be read ({error!r}): score {task} again, or remove the file; the "
+            f"scores in {path.name} are compared without their pixel bounds then"
+        ) from error
 
 
 def _plain(question: str) -> str:

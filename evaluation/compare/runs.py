@@ -129,8 +129,7 @@ def _read(
     steps = read_steps(folder)
     if not steps:
         raise ValueError(f"{folder / STEPS_NAME} has no step: let the run do at least one")
-    file = latest_file(folder, ENVIRONMENT_NAME)
-    environment = orjson.loads(file.read_bytes()) if file.is_file() else {}
+    environment = _environment(latest_file(folder, ENVIRONMENT_NAME))
     return ComparedRun(
         name=name,
         folder=folder,
@@ -144,3 +143,18 @@ def _read(
         cost=training_cost(config, steps),
         results=results,
     )
+
+
+def _environment(file: Path) -> dict[str, Any]:
+    """What a run wrote of its surroundings; nothing where it did not."""
+    if not file.is_file():
+        return {}
+    try:
+        found = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise ValueError(
+            f"{file} is no JSON ({error}): remove it, and the run is compared without what it says"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is a {type(found).__name__}, not an object: remove it")
+    return found

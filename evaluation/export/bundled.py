@@ -11,7 +11,7 @@ from dct_tokenizer import FrontEnd, VisualTokenizer
 from evaluation.export.bundle.configuration_dct_vl import DctVL25Config, DctVLConfig
 from evaluation.export.bundle.media_fields import float_bits
 from evaluation.export.bundle.modeling_dct_vl import fixed_numbers
-from evaluation.export.folder import model_settings, model_type
+from evaluation.export.folder import model_settings, model_type, pixel_bounds
 from evaluation.export.tensors import TensorGroup, as_written
 from training.model.hf_config import read_hf_config, vision_sizes
 
@@ -75,8 +75,7 @@ def bundled_processor_settings(base: Path, visual: VisualTokenizer) -> dict[str,
         "processor_class": "DctVLProcessor",
         "image_processor_type": "DctVLImageProcessor",
         "visual_tokenizer": tokenizer_settings(visual),
-        "min_pixels": visual.min_pixels,
-        "max_pixels": visual.max_pixels,
+        **pixel_bounds(visual),
     }
 
 

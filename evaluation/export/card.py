@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dct_tokenizer import VisualTokenizer
 from evaluation.export.folder import model_type, read_json
 from evaluation.export.plain import why_not_plain
+from evaluation.export.tensors import ExportError
 from training.checkpoints import read_meta
 from training.config.checks import MODEL_TYPES
 from training.config.schema import RunConfig
@@ -66,11 +67,16 @@ def _facts(
         facts.append(("data", f"{Path(run.data.path).name} ({meta.get('data', 'not recorded')})"))
     last = next((e for e in reversed(read_steps(run_folder)) if e["step"] <= step), None)
     if last is not None:
-        facts.append(("training loss", f"{last['loss']:.4f} at step {last['step']:,}"))
+        facts.append(("training loss", f"{_loss(last['loss'])} at step {last['step']:,}"))
     entries = read_json_lines(run_folder / VALIDATION_NAME)
     for entry in [e for e in entries if e["step"] <= step][-1:]:
-        facts.append(("validation loss", f"{entry['loss']:.4f} at step {entry['step']:,}"))
+        facts.append(("validation loss", f"{_loss(entry['loss'])} at step {entry['step']:,}"))
     return facts
+
+
+def _loss(value: float | None) -> str:
+    # JSON has no NaN, which a run may have gone through with trainer.on_bad_loss=ignore
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _settings(run: RunConfig) -> dict[str, Any]:
@@ -86,7 +92,10 @@ def _scores(run_folder: Path) -> list[tuple[str, str, float]]:
     """Scores in lmms-eval's `*_results.json` below the run's folder; newer files win."""
     found: dict[tuple[str, str], float] = {}
     for path in sorted(run_folder.glob("**/*_results.json"), key=lambda p: p.stat().st_mtime):
-        results = read_json(path).get("results")
+        try:
+            results = read_json(path).get("results")
+        except ExportError as error:
+            raise ExportError(f"{error}: score again, or remove the file") from error
         for task, values in results.items() if isinstance(results, dict) else ():
             for metric, value in values.items() if isinstance(values, dict) else ():
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)

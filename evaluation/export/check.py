@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_prep.schema import Turn
+from evaluation.export.tensors import ExportError
 from evaluation.held_out import HeldOut
 from evaluation.loading import LoadedModel
 from training.data.batch import pad_batch
@@ -33,15 +35,20 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
     Args:
         model: what was exported.
         folder: the exported folder.
-        samples: conversations with pictures or without.
+        samples: conversations with pictures or without; what `can_be_asked` refuses is left out.
+
+    Raises:
+        ExportError: nothing could be compared, or a logit is not finite.
+        ValueError: another number of tokens or words.
     """
     theirs = AutoModelForImageTextToText.from_pretrained(
         folder, trust_remote_code=True, torch_dtype=next(model.module.parameters()).dtype
     )
     theirs = theirs.to(model.device).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, use_fast=False)
-    worst = 0.0
-    for turns, images in _prompts(samples):
+    differences = []
+    asked = (sample for sample in samples if can_be_asked(model, sample))
+    for turns, images in _prompts(asked):
         text = processor.apply_chat_template(
             model.chat.messages(turns, len(images)), tokenize=False, add_generation_prompt=True
         )
@@ -54,8 +61,40 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
                 f"{folder} makes {tuple(found.shape)} logits of a prompt, the trainer "
                 f"{tuple(wanted.shape)}: its processor or vocabulary is another one"
             )
-        worst = max(worst, (found.float() - wanted.float()).abs().max().item())
-    return worst
+        differences.append((found.float() - wanted.float()).abs().max().item())
+    return worst_of(differences, folder)
+
+
+def worst_of(differences: Sequence[float], folder: str | Path) -> float:
+    """The largest of them.
+
+    Raises:
+        ExportError: there is none, or one is not finite, which no comparison would be larger than.
+    """
+    if not differences:
+        raise ExportError(
+            f"{folder} is written, but nothing was compared: none of the validation samples can "
+            "be asked about; leave --check and --outside out, or allow more samples"
+        )
+    if not all(map(math.isfinite, differences)):
+        raise ExportError(
+            f"{folder} is written, but logits are not finite: the run's weights have diverged, or "
+            "do not fit the dtype; look at its losses, name an earlier checkpoint, or try "
+            "--dtype fp32"
+        )
+    return max(differences)
+
+
+def can_be_asked(model: LoadedModel, sample: HeldOut) -> bool:
+    """Training would take the sample, and it has no video."""
+    try:
+        model.chat.messages(sample.record.turns, len(sample.images))
+        for data in sample.images:
+            model.visual.plan(*header_size(data))
+            decode_rgb(data)
+    except ValueError:
+        return False
+    return not sample.videos
 
 
 def _prompts(samples: Iterable[HeldOut]) -> Iterator[tuple[tuple[Turn, ...], tuple[bytes, ...]]]:

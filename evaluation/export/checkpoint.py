@@ -13,7 +13,7 @@ from evaluation.export.adapter import export_adapter
 from evaluation.export.card import write_card
 from evaluation.export.check import max_abs_logit_diff
 from evaluation.export.folder import write_json
-from evaluation.export.model import ExportOptions, check_place, export_module
+from evaluation.export.model import ExportOptions, check_place, export_module, whole_folder
 from evaluation.export.outside import Outside, ask_outside
 from evaluation.export.plain import why_not_plain
 from evaluation.export.tensors import ExportError
@@ -21,6 +21,7 @@ from evaluation.held_out import read_split
 from evaluation.loading import find_checkpoint, load_checkpoint
 from evaluation.result_names import EXPORT_NAME, outside_answers
 from training.config.tuning import trained_parts
+from training.run_files import read_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -68,17 +69,17 @@ def export_adapters(path: str | Path, out: str | Path, dtype: torch.dtype | None
     """
     _, checkpoint = find_checkpoint(path)
     stored = checkpoint_dtype(checkpoint)
-    out = check_place(out)
+    check_place(out)
     model = load_checkpoint(path, dtype=stored, merge=False)
-    out.mkdir(parents=True, exist_ok=True)
-    return export_adapter(
-        model.module,
-        model.visual,
-        model.run.model.path,
-        out,
-        trained=trained_parts(model.run.model),
-        dtype=dtype or stored,
-    )
+    with whole_folder(out) as unfinished:
+        return export_adapter(
+            model.module,
+            model.visual,
+            model.run.model.path,
+            unfinished,
+            trained=trained_parts(model.run.model),
+            dtype=dtype or stored,
+        )
 
 
 def export_checkpoint(
@@ -102,20 +103,31 @@ def export_checkpoint(
             the answers go to `outside_answers(out)`.
 
     Raises:
-        ValueError: no checkpoint there; or see `export_module`.
+        ValueError: no checkpoint there, or no samples to ask about; or see `export_module`.
     """
     run_folder, checkpoint = find_checkpoint(path)
+    check_place(out)
+    if check or outside:
+        _check_samples(read_config(run_folder).data.path)
     stored = checkpoint_dtype(checkpoint)
     written = dtype or stored
     # adapters are merged in the wider of the two, and rounded once when they are written
     model = load_checkpoint(path, dtype=torch.promote_types(stored, written))
     base = model.run.model.path
     options = ExportOptions(dtype=written)
-    num_bytes = export_module(model.module, model.visual, base, out, options)
-    write_card(Path(out), model.run, run_folder, checkpoint, model.visual)
+    num_bytes = export_module(
+        model.module,
+        model.visual,
+        base,
+        out,
+        options,
+        add_files=lambda folder: write_card(
+            folder, model.run, run_folder, checkpoint, model.visual
+        ),
+    )
     difference = None
     if check:
-        samples = read_split(model.run.data.path, "val", check)
+        samples = read_split(model.run.data.path, "val", check, on_fault=lambda key, error: None)
         difference = max_abs_logit_diff(model, out, samples)
     asked = None
     if outside:
@@ -130,3 +142,16 @@ def export_checkpoint(
     )
     write_json(Path(out) / EXPORT_NAME, asdict(exported))
     return exported
+
+
+def _check_samples(data: str) -> None:
+    """Refuse before a model is loaded and written what could not be asked about afterwards."""
+    wanted = "--check and --outside ask about the run's validation samples"
+    if not data:
+        raise ExportError(f"{wanted}, and the run has no data, as after an import: leave them out")
+    try:
+        next(read_split(data, "val", 1, on_fault=lambda key, error: None), None)
+    except (ValueError, OSError) as error:
+        raise ExportError(
+            f"{wanted}, and {data} cannot be read ({error}): leave them out, or put the data there"
+        ) from error

@@ -96,8 +96,16 @@ def processor_settings(base: Path, visual: VisualTokenizer) -> dict[str, Any]:
     path = base / "preprocessor_config.json"
     stock = {**_STOCK_PROCESSOR, "processor_class": _CLASSES[model_type(base)][1]}
     settings = read_json(path) if path.is_file() else stock
-    settings["min_pixels"] = visual.min_pixels
-    settings["max_pixels"] = visual.max_pixels
-    # later releases of transformers read these, 4.51.3 the two above
-    settings["size"] = {"shortest_edge": visual.min_pixels, "longest_edge": visual.max_pixels}
-    return settings
+    return {**settings, **pixel_bounds(visual)}
+
+
+def pixel_bounds(visual: VisualTokenizer) -> dict[str, Any]:
+    """The bounds of a picture's area for every release: 4.51.3 reads the first two, later ones
+    `size`, whose edges are areas all the same.
+    """
+    low, high = visual.min_pixels, visual.max_pixels
+    return {
+        "min_pixels": low,
+        "max_pixels": high,
+        "size": {"shortest_edge": low, "longest_edge": high},
+    }

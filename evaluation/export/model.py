@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +48,37 @@ def check_place(out: str | Path) -> Path:
     return out
 
 
+@contextmanager
+def whole_folder(out: str | Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends, and is gone after an error.
+
+    Raises:
+        ExportError: `out` holds something, or cannot be made.
+    """
+    out = check_place(out)
+    unfinished = out.parent / f".{out.name}-unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be made ({error}): name another folder") from error
+    try:
+        yield unfinished
+        if out.exists():
+            out.rmdir()
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def export_module(
     module: TokenizerQwen2VL,
     visual: VisualTokenizer,
     base: str | Path,
     out: str | Path,
     options: ExportOptions,
+    *,
+    add_files: Callable[[Path], None] = lambda folder: None,
 ) -> int:
     """Write a folder that transformers loads without this project.
 
@@ -65,6 +92,7 @@ def export_module(
         base: the Hugging Face folder that the run started from.
         out: a new or empty folder.
         options: dtype and file sizes.
+        add_files: writes what else belongs into the folder, before that has its name.
 
     Returns:
         Bytes of the weights.
@@ -73,11 +101,8 @@ def export_module(
         ExportError: `out` holds something, or the module does not fit the base folder's
             config.json.
     """
-    base, out = Path(base), check_place(out)
-    unfinished = out.parent / f".{out.name}-unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    base = Path(base)
+    with whole_folder(out) as unfinished:
         copy_text_files(base, unfinished)
         merge_lora(module)
         stock = stock_shapes(base)
@@ -101,9 +126,5 @@ def export_module(
         num_bytes = write_tensors(
             unfinished, groups, expected, max_shard_bytes=options.max_shard_bytes
         )
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        add_files(unfinished)
     return num_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import orjson
 import torch
 
 from evaluation.answers import questions_of
-from evaluation.export.check import prompt_logits
+from evaluation.export.check import can_be_asked, prompt_logits, worst_of
 from evaluation.export.tensors import ExportError
 from evaluation.greedy import Question
 from evaluation.held_out import read_split
@@ -47,7 +48,8 @@ def ask_outside(
         model: what was exported; it computes the logits that are expected.
         folder: the exported folder.
         answers: JSONL to write, in the shape of `evaluation.answers.write_answers`.
-        num_samples: validation samples that are asked about, at most; those with videos are not.
+        num_samples: validation samples that are asked about, at most; those with videos, and those
+            that training would reject, are not.
         num_compared: prompts, from the first on, whose logits are compared, all of a prompt.
 
     Raises:
@@ -83,14 +85,14 @@ def ask_outside(
     return Outside(
         num_questions=len(answered),
         exact_match=sum(line["correct"] for line in answered) / len(answered),
-        max_abs_logit_diff=max(s["max_abs_logit_diff"] for s in said[:num_compared]),
+        max_abs_logit_diff=worst_of([s["max_abs_logit_diff"] for s in said[:num_compared]], folder),
         num_prompts_compared=min(num_compared, len(said)),
     )
 
 
 def _questions(model: LoadedModel, limit: int) -> Iterator[tuple[Question, dict[str, Any]]]:
     for sample in read_split(model.run.data.path, "val", limit, on_fault=lambda key, error: None):
-        if sample.videos:
+        if not can_be_asked(model, sample):
             continue
         for turn, question, truth in questions_of(sample, blank=False):
             yield (
@@ -134,4 +136,5 @@ def _start(folder: Path, work: Path, dtype: str) -> list[dict[str, Any]]:
         raise ExportError(
             f"{folder} does not answer in plain transformers: {done.stderr.strip()[-2000:]}"
         )
-    return [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    # the standard library's, which wrote it: it knows NaN
+    return [json.loads(line) for line in output.read_bytes().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def read_hf_config(folder: str | Path) -> Any:
     """The folder's transformers config.
 
     Raises:
-        ValueError: the folder is not there, or holds another kind of model.
+        ValueError: the folder is not there, its config.json is damaged, or it holds another kind
+            of model, such as one that brings code of its own.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -46,11 +48,18 @@ def read_hf_config(folder: str | Path) -> Any:
             f"{path} is missing: expected a Hugging Face Qwen2-VL or Qwen2.5-VL folder; clone "
             "Qwen/Qwen2-VL-2B-Instruct there, or use model=tiny"
         )
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in MODEL_TYPES:
+    try:
+        found = json.loads(path.read_bytes())["model_type"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error!r}): expected a JSON object with model_type; fetch the "
+            "file again"
+        ) from error
+    # before transformers reads it, which asks a person whether to run the code of other models
+    if found not in MODEL_TYPES:
         known = " or ".join(map(repr, MODEL_TYPES))
-        raise ValueError(f"{path} describes {config.model_type!r}; expected {known}")
-    return config
+        raise ValueError(f"{path} describes {found!r}; expected {known}")
+    return AutoConfig.from_pretrained(folder)
 
 
 def vision_sizes(hf: Any) -> VisionSizes:

@@ -29,6 +29,8 @@ class DctVLImageProcessor(BaseImageProcessor):
         visual_tokenizer: flat mapping of the tokenizer's keys.
         min_pixels: bounds of a picture's area after the resize.
         max_pixels: likewise.
+        size: the same bounds as later releases of transformers write them, `shortest_edge` and
+            `longest_edge`; what stands above wins, as in the stock processor.
         ids_per_second: temporal M-RoPE ids of a second of video; None where a pair of frames is one
             id, whatever it lasts.
     """
@@ -41,12 +43,15 @@ class DctVLImageProcessor(BaseImageProcessor):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         ids_per_second: float | None = None,
+        size: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.visual_tokenizer = visual_tokenizer
-        self.min_pixels = min_pixels
-        self.max_pixels = max_pixels
+        edges = size or {}
+        self.min_pixels = edges.get("shortest_edge") if min_pixels is None else min_pixels
+        self.max_pixels = edges.get("longest_edge") if max_pixels is None else max_pixels
+        self.size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         self.ids_per_second = ids_per_second
 
     def tokenizer_with(self, **bounds: int | None) -> VisualTokenizer:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from compared_runs import answer, write_lines, write_run
+from typer.testing import CliRunner
 
+from evaluation.cli import app
 from evaluation.compare import read_runs
 from evaluation.compare.intervals import difference_interval, share_interval
 from evaluation.compare.pairing import pair, score_runs, score_sources
@@ -159,6 +161,32 @@ def test_folders_that_are_no_runs_are_refused_with_the_next_step(two, tmp_path):
     (bare / "steps.jsonl").unlink()
     with pytest.raises(ValueError, match=r"steps\.jsonl has no step"):
         read_runs([good, bare])
+
+
+@pytest.mark.parametrize("text", ["", '{"data": {', "[]"])
+def test_a_damaged_environment_is_named(two, tmp_path, text):
+    runs = two([answer("a", 1)], [answer("a", 1)])
+    file = runs[0].folder / "environment.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"environment\.json is .*: remove it"):
+        read_runs([run.folder for run in runs])
+    file.unlink()
+    assert read_runs([run.folder for run in runs])[0].environment == {}
+
+
+def test_what_cannot_be_meant_is_refused_by_the_command(two, tmp_path):
+    runs = [str(run.folder) for run in two([answer("a", 1)], [answer("a", 1)])]
+
+    def said(*options: str) -> str:
+        done = CliRunner().invoke(app, ["compare", *runs, *options], env={"COLUMNS": "400"})
+        assert done.exit_code == 2
+        return done.output
+
+    twice = [word for file in ("x", "y") for word in ("--answers", f"b={file}")]
+    assert "--answers names b twice, x and y: name one" in said(*twice)
+    (tmp_path / "file").touch()
+    assert "--output names a folder" in said("--output", str(tmp_path / "file"))
+    assert "--output names a folder" in said("--output", str(tmp_path / "file" / "below"))
 
 
 def test_runs_of_one_name_are_told_apart(two, tmp_path):

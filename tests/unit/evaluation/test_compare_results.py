@@ -26,6 +26,13 @@ def test_answers_are_found_by_key_and_turn(tmp_path):
     assert second.source == "unnamed"
 
 
+def test_a_source_may_be_a_number(tmp_path):
+    words = {"key": "a", "source": 7, "num_words": 4, "num_right": 3, "num_visual_tokens": 16}
+    for name, line in (("x", answer("a", 1, source=7)), ("words", words)):
+        (item,) = read_results(write_lines(tmp_path / f"{name}.jsonl", [line])).items.values()
+        assert item.source == "7"
+
+
 def test_words_weigh_by_their_number(tmp_path):
     line = {"key": "a", "source": "s", "num_words": 4, "num_right": 3, "num_visual_tokens": 16}
     empty = {**line, "key": "b", "num_words": 0, "num_right": 0}
@@ -71,6 +78,26 @@ def test_a_tasks_samples_are_read_by_its_headline(scored):
     assert found.pixel_bounds == (784, 50176)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"results": {"doc',
+        b"[]",
+        b'{"results": null}',
+        b'{"results": {"docvqa": [1]}}',
+        b'{"results": {"docvqa": {"min_pixels": "few", "max_pixels": 9}}}',
+    ],
+)
+def test_a_damaged_file_of_results_beside_the_samples_is_named(scored, content):
+    (results,) = scored.parent.glob("*_results.json")
+    results.write_bytes(content)
+    with pytest.raises(ValueError, match=r"_results\.json cannot be read \(.*score docvqa again"):
+        read_results(scored)
+    results.unlink()
+    assert read_results(scored).pixel_bounds is None
+
+
 def test_the_newest_samples_of_a_task_count(scored):
     folder = scored.parent
     write_lines(folder / "answers.jsonl", [answer("a", 1)])
@@ -109,6 +136,9 @@ def test_what_is_no_file_of_scores_is_refused_with_the_next_step(tmp_path):
     short = write_lines(tmp_path / "s.jsonl", [answer("a", 1), {"key": "b", "correct": True}])
     with pytest.raises(ValueError, match=r"s\.jsonl, line 2: KeyError\('turn'\)"):
         read_results(short)
+    null = write_lines(tmp_path / "n.jsonl", [answer("a", 1), answer("b", 1, question=None)])
+    with pytest.raises(ValueError, match=r"n\.jsonl, line 2: AttributeError"):
+        read_results(null)
     bad = {"doc_id": 1, "target": "", "filtered_resps": [""], "acc": 1.0}
     lines = write_lines(tmp_path / "1_samples_x.jsonl", [bad, {**bad, "doc_id": 2, "acc": None}])
     with pytest.raises(ValueError, match=r"line 2: TypeError"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from trainers_side import loaded, prompt_logits, question, texts
+from transformers import AutoImageProcessor
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
@@ -163,6 +164,32 @@ def test_half_precision_keeps_the_statistics(said):
     assert said["half"]["dtype"] == "torch.bfloat16"
     full, half = (torch.tensor(said[name]["logits"]) for name in (CASES[0], "half"))
     assert (full - half).abs().max() < 0.15 * full.std()
+
+
+def test_pixel_bounds_are_there_for_every_release(tiny_model, build_module, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    out = tmp_path / "out"
+    visual = build_tokenizer("dct28_420", **BOUNDS)
+    options = ExportOptions(dtype=torch.float32)
+    export_module(build_module("dct28_420"), visual, tiny_model, out, options)
+    low, high = BOUNDS["min_pixels"], BOUNDS["max_pixels"]
+    path = out / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["size"] == {"shortest_edge": low, "longest_edge": high}
+
+    def bounds(**changed):
+        load = AutoImageProcessor.from_pretrained
+        processor = load(out, trust_remote_code=True, use_fast=False, **changed)
+        tokenizer = processor.tokenizer_with()
+        return tokenizer.min_pixels, tokenizer.max_pixels
+
+    assert bounds() == (low, high)
+    assert bounds(min_pixels=2 * low) == (2 * low, high)
+    # as a later release would write it
+    del settings["min_pixels"], settings["max_pixels"]
+    settings["size"] = {"shortest_edge": low, "longest_edge": high // 2}
+    path.write_text(json.dumps(settings))
+    assert bounds() == (low, high // 2)
 
 
 def test_a_folder_with_code_is_not_taken_for_a_stock_model(exported):

@@ -128,6 +128,45 @@ def test_other_models_and_places_are_refused(tiny_model, tmp_path):
         import_folder(tmp_path, tmp_path / "out")
 
 
+def test_a_folder_with_code_is_refused_before_anybody_is_asked_to_run_it(
+    tiny_model, tmp_path, monkeypatch
+):
+    folder = tmp_path / "code"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "strange.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match=r"config\.json describes 'strange'; expected 'qwen2_vl'"):
+        import_folder(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["weights/__0_0.distcp", "weights/.metadata"])
+def test_a_damaged_checkpoint_is_named_with_the_others(tiny_model, tmp_path, name):
+    checkpoint = import_folder(tiny_model, tmp_path / "run")
+    earlier = checkpoint.with_name("step-00000005")
+    shutil.copytree(checkpoint, earlier)
+    damaged = checkpoint / name
+    size = damaged.stat().st_size
+    with open(damaged, "r+b") as file:
+        file.truncate(40)
+    said = f"step-00000000 is damaged: {name} has 40 bytes, {size} were written; .*step-00000005"
+    for read in (load_checkpoint, lambda path: export_checkpoint(path, tmp_path / "out")):
+        with pytest.raises(ValueError, match=said):
+            read(checkpoint)
+    assert load_checkpoint(tmp_path / "run").step == 0
+
+
+def test_a_damaged_text_tokenizer_is_named(tiny_model, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    import_folder(base, tmp_path / "run")
+    (base / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"tokenizer of .*base cannot be read .*fetch them again"):
+        load_checkpoint(tmp_path / "run")
+
+
 def test_an_exported_folder_says_what_it_is(tiny_model, tmp_path):
     import_folder(tiny_model, tmp_path / "imported", tokenizer="dct28_420")
     results = {"results": {"docs": {"anls,none": 0.75, "anls_stderr,none": 0.01, "alias": "docs"}}}
@@ -151,6 +190,12 @@ def test_an_exported_folder_says_what_it_is(tiny_model, tmp_path):
         ("model.safetensors.index.json", '{"weight_map": {"a"', "no index of weights"),
         ("model.safetensors.index.json", "{}", "no index of weights"),
         ("preprocessor_config.json", "{", "is no JSON"),
+        ("preprocessor_config.json", "[]", "does not fit"),
+        ("preprocessor_config.json", '{"size": 224}', "does not fit"),
+        ("preprocessor_config.json", '{"min_pixels": "few"}', "does not fit"),
+        ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 8}', "says min_pixels=9"),
+        ("config.json", '{"model_ty', "cannot be read"),
+        ("config.json", "[]", "cannot be read"),
     ],
 )
 def test_a_damaged_json_is_named(tiny_model, tmp_path, name, text, says):

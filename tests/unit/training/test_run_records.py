@@ -233,6 +233,13 @@ def test_the_configuration_reads_back(tmp_path):
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "data:\n  pa", "a: [1", "nonsense: 3\n", "seed: many\n"])
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read \(.*\): it is cut off"):
+        read_config(tmp_path)
+
+
 def test_a_resumed_run_keeps_the_configurations_before(tmp_path):
     """Each start that differs has its file; what is read is the latest."""
 
