@@ -33,11 +33,23 @@ def work(tmp_path_factory) -> Path:
     return data
 
 
-def kill_a_worker() -> bool:
-    """SIGKILL a worker of this process, as the kernel does when memory runs out."""
+def spawned() -> list[psutil.Process]:
+    """Children of this process that multiprocessing started afresh."""
+    found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def kill_a_worker(others: list[psutil.Process]) -> bool:
+    """SIGKILL a worker of this process, as the kernel does when memory runs out; not one that
+    other tests of this process have started and still need.
+    """
+    for child in spawned():
+        with suppress(psutil.NoSuchProcess):
+            if child not in others:
                 child.kill()
                 return True
     return False
@@ -52,10 +64,11 @@ class Watched(ProcessEngine):
         self.records, self.ticks = [], []
 
     def run(self, tasks, on_tick):
+        others = spawned()
         for record in super().run(tasks, lambda tick: (self.ticks.append(tick), on_tick(tick))):
             self.records.append(record.number)
             if self.kill and len(self.records) == 1:
-                assert kill_a_worker()
+                assert kill_a_worker(others)
             yield record
 
 
@@ -69,10 +82,11 @@ def test_shards_of_a_lost_worker_are_made_again(work, tmp_path):
 
 def test_workers_that_always_die_end_the_run(work, tmp_path):
     over = threading.Event()
+    others = spawned()
 
     def kill_on_and_on():
         while not over.is_set():
-            kill_a_worker()
+            kill_a_worker(others)
             time.sleep(0.05)
 
     killer = threading.Thread(target=kill_on_and_on)
