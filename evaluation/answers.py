@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> A
     """Write one JSON line a question to `output`, e.g. val.jsonl.
 
     A line holds key, turn, question, truth, answer, correct, source and num_visual_tokens. Samples
-    that cannot be asked about go to val.rejected.jsonl beside it.
+    that cannot be asked about go to val.rejected.jsonl beside it. The file is there when it is
+    whole: of a process that is killed an earlier one stays, and nobody takes a part for all of it.
 
     Raises:
         ValueError: the split has no sample, or none that can be asked about.
@@ -94,7 +96,8 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> A
     total = correct = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     rejected = RejectedSamples(output.with_suffix(".rejected.jsonl"))
-    with open(output, "wb") as file, tqdm(desc=output.stem, unit="answer") as bar:
+    partial = output.with_name(f"{output.name}.partial")
+    with open(partial, "wb") as file, tqdm(desc=output.stem, unit="answer") as bar:
         for batch in _batches(model, options, rejected):
             answers = answer_encoded(model, [one.encoded for one in batch], options.max_new_tokens)
             for one, given in zip(batch, answers, strict=True):
@@ -110,7 +113,9 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> A
             bar.update(len(batch))
             bar.set_postfix(exact=f"{correct / total:.3f}")
     if not total:
+        partial.unlink()
         raise ValueError(f"the {options.split} split has no question: {rejected}")
+    os.replace(partial, output)
     return Answered(num_questions=total, num_correct=correct, rejected=rejected)
 
 

@@ -220,6 +220,9 @@ def quickstart(
     """Write the quickstart's report.html and summary.json."""
     from evaluation.quickstart.collect import collect_and_report
 
-    page = collect_and_report(folder, resumed_from=resumed_from, seconds_total=seconds)
+    try:
+        page = collect_and_report(folder, resumed_from=resumed_from, seconds_total=seconds)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     typer.echo((folder / "summary.json").read_text())
     typer.echo(f"Open {page}")

@@ -13,6 +13,15 @@ set -euo pipefail
 : "${OUTPUT_DIR:=outputs/quickstart}"
 
 cd "$(dirname "$0")/.."
+case $STEPS in
+  *[!0-9]* | 0*) echo "error: STEPS=$STEPS is no number; expected at least 40" >&2; exit 2 ;;
+esac
+case $OUTPUT_DIR in
+  # it becomes part of the trainer's overrides, whose grammar takes no others
+  *[!A-Za-z0-9_./:+%@\ -]*)
+    echo "error: OUTPUT_DIR=$OUTPUT_DIR: expected letters A to Z, digits, spaces and _ . / : + % @ -" >&2
+    exit 2 ;;
+esac
 if [ "$STEPS" -lt 40 ]; then
   echo "error: STEPS=$STEPS is too few to learn and to resume anything; expected at least 40" >&2
   exit 2

@@ -93,7 +93,12 @@ def chat(
     if sys.stdin.isatty():
         typer.echo(HELP, err=True)
     terminal = Terminal(engine, max_new_tokens=max_new_tokens, output=sys.stdout, errors=sys.stderr)
-    terminal.run(typed_lines())
+    try:
+        terminal.run(typed_lines())
+    except BrokenPipeError:
+        # what is left in the buffer goes nowhere when Python flushes it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     # a person has seen the errors
     raise typer.Exit(int(terminal.num_failed > 0 and not sys.stdin.isatty()))
 

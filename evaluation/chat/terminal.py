@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -68,6 +69,9 @@ class Terminal:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             self._fail("out of GPU memory: /reset, or start with a lower --max-pixels")
+        except BrokenPipeError:
+            # nobody reads the answers any more, as behind `| head`
+            raise
         except (ValueError, OSError) as error:
             self._fail(str(error))
         except KeyboardInterrupt:
@@ -90,7 +94,7 @@ class Terminal:
         if not path:
             raise ValueError(f"/{kind} needs the path of a file")
         try:
-            medium = read_medium(kind, Path(path).expanduser())
+            medium = read_medium(kind, _at_home(path))
             self._say(describe(medium, self._engine))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -103,7 +107,7 @@ class Terminal:
         if not media:
             raise ValueError("nothing to show: /image PATH or /video PATH comes first")
         for number, medium in enumerate(media, start=1):
-            path = Path(folder or "chat_seen").expanduser() / f"{number}_{Path(medium.name).stem}"
+            path = _at_home(folder or "chat_seen") / f"{number}_{Path(medium.name).stem}"
             self._say(write_seen(medium, self._engine, path.with_name(f"{path.name}.png")))
 
     def _reset(self, _: str) -> None:
@@ -141,6 +145,11 @@ class Terminal:
     def _fail(self, text: str) -> None:
         self.num_failed += 1
         self._say(f"error: {text}")
+
+
+def _at_home(path: str) -> Path:
+    # not Path.expanduser, which raises RuntimeError for a user that nobody knows
+    return Path(os.path.expanduser(path))
 
 
 def typed_lines() -> Iterator[str]:

@@ -91,7 +91,7 @@ def _ask(run: Path, file: Path, split: str, limit: int | None) -> None:
     from evaluation.answers import AnswerOptions, write_answers
     from evaluation.loading import load_checkpoint
 
-    partial = file.with_name(f".{file.name}")
-    done = write_answers(load_checkpoint(run), AnswerOptions(split=split, limit=limit), partial)
-    partial.replace(file)
+    done = write_answers(load_checkpoint(run), AnswerOptions(split=split, limit=limit), file)
     typer.echo(f"{file}: {done.share:.4f} exact, {split}", err=True)
+    if done.rejected.by_reason:
+        typer.echo(str(done.rejected), err=True)

@@ -67,11 +67,19 @@ def read_answers(path: Path) -> tuple[AnswerLine, ...]:
     """Answers in the order of the file.
 
     Raises:
-        ValueError: no answer about a picture, a line of another shape, or a question twice.
+        ValueError: no such file, no answer about a picture, a line of another shape, or a question
+            twice.
     """
     names = [field.name for field in fields(AnswerLine)]
     lines = []
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+    try:
+        texts = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): write it with `python -m evaluation "
+            "answers`"
+        ) from error
+    for number, text in enumerate(texts, start=1):
         try:
             entry = orjson.loads(text)
             lines.append(AnswerLine(**{name: entry[name] for name in names}))

@@ -9,6 +9,7 @@ import orjson
 
 from evaluation.compare import read_runs, write_comparison
 from evaluation.held_out import HeldOut, read_split
+from evaluation.quickstart.answers import read_answers
 from evaluation.quickstart.data import (
     COMPARE_FOLDER,
     ExportProof,
@@ -51,7 +52,7 @@ def collect_and_report(
     runs, answers = folder / "runs", folder / "answers"
     main = read_config(runs / "main")
     control = read_config(runs / "control")
-    manifest = orjson.loads((folder / "wds" / "manifest.json").read_bytes())
+    kept, rejected = _prepared(folder / "wds" / "manifest.json")
     result = QuickstartResult(
         main=_run(main, runs / "main", answers / "main.jsonl"),
         control=_run(control, runs / "control", answers / "control.jsonl"),
@@ -59,8 +60,8 @@ def collect_and_report(
         resume=resume_difference(runs / "main", runs / "resumed", resumed_from),
         export=_export(folder / "hf"),
         pictures=tuple(sample_pictures(main, control, _asked_keys(answers / "main.jsonl"))),
-        rejected=manifest["rejected"],
-        num_prepared=manifest["kept"],
+        rejected=rejected,
+        num_prepared=kept,
         seconds_total=seconds_total,
     )
     compared = {name: answers / f"{name}.jsonl" for name in ("main", "control")}
@@ -104,10 +105,22 @@ def _export(folder: Path) -> ExportProof:
             num_prompts=asked["num_prompts_compared"],
             answers=outside_answers(folder),
         )
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise ValueError(
             f"{record} does not say how the folder answered ({error!r}): write it with `python -m "
             f"evaluation export RUN {folder} --outside 40`"
+        ) from error
+
+
+def _prepared(manifest: Path) -> tuple[int, dict[str, int]]:
+    """Samples that the data preparation stored, and left out by reason."""
+    try:
+        counts = orjson.loads(manifest.read_bytes())
+        return counts["kept"], counts["rejected"]
+    except (OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
+        raise ValueError(
+            f"{manifest} does not say what was prepared ({error!r}): write it with `python -m "
+            f"data_prep cambrian --data-dir D --output-dir {manifest.parent}`"
         ) from error
 
 
@@ -116,4 +129,4 @@ def _run(run: RunConfig, folder: Path, answers: Path) -> QuickstartRun:
 
 
 def _asked_keys(answers: Path) -> set[str]:
-    return {orjson.loads(line)["key"] for line in answers.read_bytes().splitlines()}
+    return {line.key for line in read_answers(answers)}

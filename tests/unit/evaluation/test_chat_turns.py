@@ -180,6 +180,7 @@ def test_what_fails_changes_nothing_and_says_why(engine, files):
             f"/image {files / 'nowhere.png'}",
             f"/image {files / 'broken.png'}",
             f"/video {files / 'notes.txt'}",
+            "/image ~no-such-user/a.png",
             "/image",
             "/picture x",
             "/show",
@@ -194,6 +195,7 @@ def test_what_fails_changes_nothing_and_says_why(engine, files):
             "nowhere.png cannot be read: No such file",
             "broken.png: ",
             "notes.txt: ",
+            "~no-such-user/a.png cannot be read: No such file",
             "/image needs the path",
             "/picture is no command: expected /image, /video, /show",
             "nothing to show",
@@ -203,7 +205,7 @@ def test_what_fails_changes_nothing_and_says_why(engine, files):
         strict=True,
     ):
         assert expected in line
-    assert terminal.num_failed == 8
+    assert terminal.num_failed == 9
     assert not output
     assert not terminal.conversation.turns
     assert not terminal.conversation.everything
@@ -272,6 +274,20 @@ def test_a_pipe_gets_answers_and_an_exit_status(run, engines, files):
         refused = CliRunner().invoke(app, ["chat", *arguments])
         assert refused.exit_code == 2
         assert expected in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_a_pipe_that_nobody_reads_ends_the_chat(run, tmp_path):
+    """As behind `| head -1`: no later question is answered for nothing."""
+    command = [sys.executable, "-m", "evaluation", "chat", str(run), "--max-new-tokens=2"]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(tmp_path / "errors", "wb") as errors:
+        done = subprocess.run(command, input=b"a\nb\n/nix\n", stdout=theirs, stderr=errors)
+    os.close(theirs)
+    said = (tmp_path / "errors").read_text()
+    assert done.returncode == 1
+    assert "Broken pipe" not in said
+    assert "/nix" not in said
 
 
 def test_a_person_gets_a_prompt_and_may_interrupt_an_answer(tiny_model):

@@ -218,6 +218,30 @@ def test_nothing_to_ask_is_an_error(model, odd_shards, tmp_path):
         write_answers(odd, AnswerOptions(split="test"), tmp_path / "test.jsonl")
 
 
+def test_answers_are_there_whole_or_not_at_all(model, shards, tmp_path, monkeypatch):
+    import evaluation.answers
+    from evaluation.loading import with_data_path
+
+    asked = with_data_path(model, str(shards))
+    output = tmp_path / "val.jsonl"
+    write_answers(asked, AnswerOptions(limit=1, max_new_tokens=2), output)
+    before = output.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["val.jsonl"]
+    answer_batch = evaluation.answers.answer_encoded
+    batches = iter([True])
+
+    def killed(*arguments):
+        if not next(batches, False):
+            raise KeyboardInterrupt
+        return answer_batch(*arguments)
+
+    monkeypatch.setattr("evaluation.answers.answer_encoded", killed)
+    options = AnswerOptions(limit=4, batch_size=1, max_new_tokens=2)
+    with pytest.raises(KeyboardInterrupt):
+        write_answers(asked, options, output)
+    assert output.read_bytes() == before
+
+
 def test_a_split_is_read_once_in_its_order(shards):
     keys = [sample.key for sample in read_split(str(shards), "test")]
     assert keys == sorted(keys)

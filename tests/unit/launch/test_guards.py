@@ -37,6 +37,26 @@ def test_the_quickstart_wants_enough_steps(tmp_path):
     assert (done.returncode, "expected at least 40" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("steps", ["many", "4e2", "-40", "0400"])
+def test_the_quickstart_wants_a_number_of_steps(tmp_path, steps):
+    done = run("quickstart.sh", OUTPUT_DIR=str(tmp_path / "new"), STEPS=steps)
+    assert (done.returncode, f"STEPS={steps} is no number" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("character", list(",='\"$\\()[]{}#;~ü"))
+def test_the_quickstart_refuses_folders_that_hydra_would_not_take(tmp_path, character):
+    """Before the data is drawn, not when the model is about to be written."""
+    folder = tmp_path / f"a{character}b"
+    done = run("quickstart.sh", OUTPUT_DIR=str(folder))
+    assert (done.returncode, "expected letters" in done.stderr) == (2, True)
+    assert not folder.exists()
+
+
+def test_the_quickstart_takes_a_folder_with_a_space(tmp_path):
+    done = run("quickstart.sh", OUTPUT_DIR=str(tmp_path / "a b-c_d.e+f:g%h@i"))
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "setting", ["experiment=a/b", "tokenizer=pixel", "experiment_name=x", "-m"]
 )
