@@ -360,29 +360,6 @@ def test_a_benchmarks_pictures_come_from_its_data(folders, samples, tmp_path):
     assert rows_of(next(article.iter("table")))[0] == ["What?", "x | y", "✓right: x", "✗wrong: x"]
 
 
-def test_a_damaged_picture_is_left_out_and_the_scores_stand(folders, samples, tmp_path):
-    (tmp_path / "whole.png").write_bytes(samples[0].images[0])
-    (tmp_path / "cut.png").write_bytes(samples[0].images[0][:200])
-    asked = [
-        {"key": name, "question": "What?", "answers": ["x"], "image": f"{name}.png"}
-        for name in ("whole", "cut")
-    ]
-    data = write_lines(tmp_path / "qa.jsonl", asked)
-    files = {}
-    for name, right in (("ours", 1.0), ("theirs", 0.0)):
-        files[name] = write_lines(
-            tmp_path / f"{name}_samples_qa.jsonl",
-            [
-                {"doc_id": key, "key": key, "filtered_resps": ["x"], "exact_match": right}
-                for key in ("whole", "cut")
-            ],
-        )
-    page = write_comparison(read_runs(folders, answers=files), tmp_path / "o", data={"qa": data})
-    articles = sorted(tree_of(page).iter("article"), key=lambda a: len(list(a.iter("img"))))
-    assert [len(list(article.iter("img"))) for article in articles] == [0, 3]
-    assert "Its pictures are damaged" in text_of(articles[0])
-
-
 def test_an_unknown_baseline_is_refused_with_the_names(folders, tmp_path):
     with pytest.raises(ValueError, match=r"no run is named 'x'; the runs are ours, theirs"):
         write_comparison(read_runs(folders), tmp_path, baseline="x")
