@@ -40,6 +40,8 @@ class LoadedModel:
     """A model ready to answer, with what it needs to read pictures and text."""
 
     run: RunConfig
+    #: folder that the weights were read from
+    checkpoint: Path
     step: int
     #: this process's part, where the model is divided over several
     module: TokenizerQwen2VL
@@ -156,6 +158,7 @@ def load_checkpoint(
         merge_lora(module)
     return LoadedModel(
         run=run,
+        checkpoint=checkpoint,
         step=read_meta(checkpoint)["step"],
         module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
         visual=build_tokenizer(

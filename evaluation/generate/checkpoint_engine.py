@@ -15,7 +15,7 @@ from evaluation.decode import DecodeOptions, cut_at, decode, visual_embeddings
 from evaluation.generate.engine import AnswerSettings, Reply, Watch, score_of
 from evaluation.generate.fingerprint import checkpoint_fingerprint
 from evaluation.generate.requests import Request
-from evaluation.loading import LoadedModel, find_checkpoint, load_checkpoint
+from evaluation.loading import LoadedModel, load_checkpoint
 from training.config.video import video_rules
 from training.data.batch import pad_batch
 from training.data.clips import make_clip, shorten_clips
@@ -48,7 +48,6 @@ class CheckpointEngine:
 
     def __init__(self, path: Path, settings: AnswerSettings, dtype: torch.dtype) -> None:
         self.settings = settings
-        self._path = path
         self.use(load_checkpoint(path, dtype=dtype))
 
     def use(self, model: LoadedModel) -> None:
@@ -77,7 +76,7 @@ class CheckpointEngine:
         return {
             "run": run.experiment_name,
             "step": self.model.step,
-            "weights": checkpoint_fingerprint(find_checkpoint(self._path)[1]),
+            "weights": checkpoint_fingerprint(self.model.checkpoint),
             "tokenizer": run.tokenizer,
             "dtype": str(next(self.model.module.parameters()).dtype),
         }

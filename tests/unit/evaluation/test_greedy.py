@@ -31,6 +31,7 @@ def model(build_module, tiny_model, shards):
     from training.data.chat import ChatTokenizer
 
     return LoadedModel(
+        checkpoint=None,
         run=compose_config([f"data.path={shards}", f"model.path={tiny_model}", "tokenizer=pixel"]),
         step=0,
         module=build_module("pixel"),

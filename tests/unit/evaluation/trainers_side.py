@@ -21,7 +21,7 @@ from training.data.images import decode_rgb
 def loaded(module: Any, visual: VisualTokenizer, folder: Path) -> LoadedModel:
     """A module as if it had been loaded from a checkpoint."""
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(folder))
-    return LoadedModel(run=None, step=0, module=module, visual=visual, chat=chat)
+    return LoadedModel(run=None, checkpoint=None, step=0, module=module, visual=visual, chat=chat)
 
 
 def question(text: str, files: Sequence[Path] = ()) -> Question:
