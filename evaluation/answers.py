@@ -86,9 +86,9 @@ def questions_of(sample: HeldOut, *, blank: bool) -> Iterator[tuple[int, Questio
 def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> Answered:
     """Write one JSON line a question to `output`, e.g. val.jsonl.
 
-    A line holds key, turn, question, truth, answer, correct, source and num_visual_tokens. Samples
-    that cannot be asked about go to val.rejected.jsonl beside it. The file is there when it is
-    whole: of a process that is killed an earlier one stays, and nobody takes a part for all of it.
+    A line holds key, turn, question, truth, source, step, answer, correct and num_visual_tokens.
+    Samples that cannot be asked about go to val.rejected.jsonl beside it. The file is there when it
+    is whole: of a process that is killed an earlier one stays, and nobody takes a part for all.
 
     Raises:
         ValueError: the split has no sample, or none that can be asked about.
@@ -155,6 +155,7 @@ def _ask(model: LoadedModel, sample: HeldOut, *, blank: bool) -> list[_Asked]:
                 "question": question.turns[-1].text,
                 "truth": truth,
                 "source": sample.record.source,
+                "step": model.step,
             },
         )
         for turn, question, truth in questions_of(sample, blank=blank)

@@ -159,8 +159,13 @@ def words(
             raise typer.BadParameter(str(error)) from error
         if data is not None:
             model = with_data_path(model, str(data))
-        share = write_words(model, target, split=split, limit=limit, batch_size=batch_size)
-        typer.echo(f"{target}: {share:.4f} of the words right, step {model.step}, {split}")
+        try:
+            read = write_words(model, target, split=split, limit=limit, batch_size=batch_size)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        typer.echo(f"{target}: {read.share:.4f} of the words right, step {model.step}, {split}")
+        if read.rejected.by_reason:
+            typer.echo(str(read.rejected), err=True)
 
 
 @app.command()

@@ -15,9 +15,8 @@ from typing import Any
 import orjson
 import torch
 
-from evaluation.held_out import read_split
 from evaluation.loading import LoadedModel
-from evaluation.words import encode, forward_arguments
+from evaluation.words import encoded_samples, forward_arguments
 
 _WARM_UP, _ROUNDS = 3, 10
 
@@ -28,19 +27,25 @@ def write_speed(model: LoadedModel, output: Path, *, split: str, batch_size: int
     Returns samples a second: batch size by the median of 10 passes after 3 that do not count.
 
     Raises:
-        ValueError: the split has no sample.
+        ValueError: the split has no sample that training would take.
     """
-    samples = list(islice(read_split(model.run.data.path, split, None), batch_size))
-    if not samples:
-        raise ValueError(f"the {split} split of {model.run.data.path} has no sample")
-    encoded = [encode(model, sample) for sample in samples]
+    rejected: list[str] = []
+    samples = encoded_samples(
+        model, split, None, on_fault=lambda key, error: rejected.append(f"{key}: {error}")
+    )
+    encoded = [one for _, one in islice(samples, batch_size)]
+    if not encoded:
+        raise ValueError(
+            f"the {split} split of {model.run.data.path} has no sample that training would take"
+            + "".join(f"; {found}" for found in rejected[:1])
+        )
     fields, arguments = forward_arguments(model, encoded)
     seconds = [_pass(model, arguments) for _ in range(_WARM_UP + _ROUNDS)][_WARM_UP:]
-    speed = len(samples) / statistics.median(seconds)
+    speed = len(encoded) / statistics.median(seconds)
     device = model.device
     line = {
         "samples_per_second": speed,
-        "batch_size": len(samples),
+        "batch_size": len(encoded),
         "visual_tokens": int((fields["input_ids"] < 0).sum()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }

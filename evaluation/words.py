@@ -6,7 +6,8 @@ on each other; see `training.data.words`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from tqdm import tqdm
 from evaluation.greedy import encode_chat
 from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
+from evaluation.rejected import RejectedSamples
 from training.data.batch import HOST_FIELDS, pad_batch
+from training.data.chat import ChatError
 from training.data.images import decode_rgb
 from training.data.samples import EncodedChat
 from training.data.words import score_words, token_roles
@@ -38,21 +41,38 @@ _FIELDS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WordsRead:
+    """How it went."""
+
+    num_words: int
+    num_right: int
+    #: samples that training would reject
+    rejected: RejectedSamples
+
+    @property
+    def share(self) -> float:
+        """Words that are right, 0..1."""
+        return self.num_right / self.num_words
+
+
 def write_words(
     model: LoadedModel, output: Path, *, split: str, limit: int | None, batch_size: int
-) -> float:
-    """Write one JSON line a sample to `output` and return the share of words that are right.
+) -> WordsRead:
+    """Write one JSON line a sample to `output`, e.g. words.jsonl.
 
-    A line holds key, source, num_words, num_right and num_visual_tokens.
+    A line holds key, source, step, num_words, num_right and num_visual_tokens. Samples that
+    training would reject go to words.rejected.jsonl beside it.
 
     Raises:
         ValueError: the split has no sample, or its answers have no word.
     """
     tokenizer = model.chat.tokenizer
     roles = token_roles(tokenizer, len(tokenizer))
-    samples = read_split(model.run.data.path, split, limit)
-    total = right = 0
     output.parent.mkdir(parents=True, exist_ok=True)
+    rejected = RejectedSamples(output.with_suffix(".rejected.jsonl"))
+    samples = encoded_samples(model, split, limit, on_fault=rejected.add)
+    total = right = 0
     partial = output.with_name(output.name + ".partial")
     with open(partial, "wb") as file, tqdm(desc=output.stem, unit="sample") as bar:
         while batch := list(islice(samples, batch_size)):
@@ -64,27 +84,60 @@ def write_words(
             if total:
                 bar.set_postfix(right=f"{right / total:.4f}")
     if not total:
-        raise ValueError(f"the answers of the {split} split of {model.run.data.path} have no word")
+        partial.unlink()
+        found = f": {rejected}" if rejected.by_reason else ""
+        raise ValueError(
+            f"the answers of the {split} split of {model.run.data.path} have no word{found}"
+        )
     partial.replace(output)
-    return right / total
+    return WordsRead(num_words=total, num_right=right, rejected=rejected)
 
 
-def _score(model: LoadedModel, batch: list[HeldOut], roles: Any) -> Iterator[dict[str, Any]]:
-    encoded = [encode(model, sample) for sample in batch]
-    fields, arguments = forward_arguments(model, encoded)
+def encoded_samples(
+    model: LoadedModel,
+    split: str,
+    limit: int | None,
+    *,
+    on_fault: Callable[[str, ValueError], None],
+) -> Iterator[tuple[HeldOut, EncodedChat]]:
+    """Samples of a split of the run's shards, each as training sees it.
+
+    Args:
+        model: whose run names the shards.
+        split: name of the split.
+        limit: samples looked at; None for all.
+        on_fault: called with the key of a sample that training would reject, and the reason.
+
+    Raises:
+        ValueError: the split has no sample.
+    """
+    for sample in read_split(model.run.data.path, split, limit, on_fault=on_fault):
+        try:
+            encoded = encode(model, sample)
+        except ValueError as error:
+            on_fault(sample.key, error)
+        else:
+            yield sample, encoded
+
+
+def _score(
+    model: LoadedModel, batch: Sequence[tuple[HeldOut, EncodedChat]], roles: Any
+) -> Iterator[dict[str, Any]]:
+    fields, arguments = forward_arguments(model, [encoded for _, encoded in batch])
     with torch.inference_mode():
         _, is_right = scored_forward(model.module, arguments)
     assert is_right is not None
     words, right = score_words(
         fields["labels"].numpy(), fields["loss_mask"].numpy() > 0, is_right.cpu().numpy(), roles
     )
-    for sample, item, num_words, num_right in zip(batch, encoded, words, right, strict=True):
+    for (sample, encoded), num_words, num_right in zip(batch, words, right, strict=True):
         yield {
             "key": sample.key,
             "source": sample.record.source,
+            "step": model.step,
             "num_words": int(num_words),
             "num_right": int(num_right),
-            "num_visual_tokens": int((item.input_ids < 0).sum()),
+            "num_visual_tokens": int((encoded.input_ids < 0).sum()),
         }
 
 
@@ -104,7 +157,13 @@ def forward_arguments(
 
 
 def encode(model: LoadedModel, sample: HeldOut) -> EncodedChat:
-    """A whole conversation with its pictures, as training sees it."""
+    """A whole conversation with its pictures, as training sees it.
+
+    Raises:
+        ValueError: training would reject it, or it has videos.
+    """
+    if sample.videos:
+        raise ChatError("video", f"{len(sample.videos)} videos; words are read beside pictures")
     frames = [decode_rgb(data) for data in sample.images]
     chat = model.chat.tokenize(sample.record.turns, len(sample.images))
     return encode_chat(model, sample.key, chat, sample.images, frames)

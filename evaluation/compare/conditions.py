@@ -59,6 +59,7 @@ def check_conditions(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> 
         _data(runs, "split", "split", "the same split into train, val and test"),
         *_streams(runs),
         *_questions(runs, sets),
+        *_answered_step(runs, sets),
         *_held_out(runs, [one for one in sets if one.is_from_shards]),
         _settings(runs),
         _length(runs),
@@ -159,6 +160,19 @@ def _questions(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterat
             )
         else:
             yield _ok("questions", f"All runs answered the same questions of {one.name}.")
+
+
+def _answered_step(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterator[Finding]:
+    """A run that went on after it was asked."""
+    for one in sets:
+        for run in runs:
+            asked, last = run.results[one.name].step, run.steps[-1]["step"]
+            if asked is not None and asked != last:
+                yield _warning(
+                    "answers",
+                    f"{one.name} of {run.name} are of step {asked:,}, and the run is at step "
+                    f"{last:,}: ask it again, or compare what {run.name} was at that step.",
+                )
 
 
 def _held_out(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterator[Finding]:

@@ -58,6 +58,8 @@ class ResultFile:
     is_from_shards: bool = True
     #: (min_pixels, max_pixels) that the answers were made with, where that is written down
     pixel_bounds: tuple[int, int] | None = None
+    #: training step of the model that answered, where that is written down
+    step: int | None = None
 
 
 def find_results(folder: Path) -> dict[str, Path]:
@@ -137,6 +139,7 @@ def read_results(path: Path, metric: str | None = None) -> ResultFile:
         higher_is_better=higher_is_better,
         is_from_shards="filtered_resps" not in first,
         pixel_bounds=bounds,
+        step=first["step"] if isinstance(first.get("step"), int) else None,
     )
 
 

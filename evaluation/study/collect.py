@@ -93,19 +93,30 @@ def check_comparable(runs: Sequence[StudyRun]) -> None:
 
 
 def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
-    """One scored run."""
+    """One scored run.
+
+    Raises:
+        ValueError: its words were scored at another step than its last.
+    """
     config = read_config(folder)
-    lines = [orjson.loads(line) for line in (folder / WORDS_NAME).read_bytes().splitlines()]
+    words = folder / WORDS_NAME
+    lines = [orjson.loads(line) for line in words.read_bytes().splitlines()]
     tokenizer = build_tokenizer(
         config.tokenizer, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
     )
     cost = plan_cost(tokenizer, tokenizer.plan(*picture), model_sizes(config.model.path).shape)
     steps = read_steps(folder)
+    scored, last = lines[0].get("step"), steps[-1]["step"]
+    if scored is not None and scored != last:
+        raise ValueError(
+            f"{words} was scored at step {scored}, and the run is at step {last}: score it again "
+            f"with `python -m evaluation words {folder}`, or let the run save a checkpoint"
+        )
     return StudyRun(
         name=folder.name,
         tokenizer=label(config.tokenizer),
         seed=config.seed,
-        num_steps=steps[-1]["step"],
+        num_steps=last,
         curve=tuple(
             (entry["step"], entry["word_accuracy"])
             for entry in read_validation(folder)
@@ -125,7 +136,7 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
             "data.min_pixels": config.data.min_pixels,
             "data.max_pixels": config.data.max_pixels,
             "model.path": config.model.path,
-            "steps": steps[-1]["step"],
+            "steps": last,
             "trainer.global_batch_size": config.trainer.global_batch_size,
             "optim.lr": config.optim.lr,
         },

@@ -63,11 +63,11 @@ def test_words_of_a_checkpoint_are_those_of_its_validation(reference, tmp_path):
     (seen,) = (e for e in read_json_lines(reference.folder / VALIDATION_NAME) if e["step"] == 3)
     output = tmp_path / "words.jsonl"
     model = load_checkpoint(reference.checkpoint(3))
-    share = write_words(model, output, split="val", limit=4, batch_size=3)
+    read = write_words(model, output, split="val", limit=4, batch_size=3)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(lines) == 4, "two validation batches, each a micro batch of two samples"
     assert sum(line["num_words"] for line in lines) == seen["num_words"] > 8
-    assert share == pytest.approx(seen["word_accuracy"])
+    assert read.share == pytest.approx(seen["word_accuracy"])
     assert {line["source"] for line in lines} == {"shapes"}
 
 
@@ -88,12 +88,17 @@ def test_a_pass_is_timed_alone_and_the_study_takes_that_time(reference, tmp_path
 
     run = tmp_path / "run"
     shutil.copytree(reference.folder, run)
-    write_words(model, run / "words.jsonl", split="val", limit=4, batch_size=4)
+    last = load_checkpoint(run)
+    write_words(last, run / "words.jsonl", split="val", limit=4, batch_size=4)
     trained = read_run(run, (112, 112))
     assert trained.measured_speed is None
     assert trained.training_speed > 0
     (run / "speed.json").write_text('{"samples_per_second": 123.0}')
     assert read_run(run, (112, 112)).measured_speed == 123.0
+
+    write_words(model, run / "words.jsonl", split="val", limit=4, batch_size=4)
+    with pytest.raises(ValueError, match="scored at step 3, and the run is at step 6: score it"):
+        read_run(run, (112, 112))
 
 
 def test_a_split_without_samples_has_no_speed(reference, tmp_path):

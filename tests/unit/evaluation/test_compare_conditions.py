@@ -86,6 +86,11 @@ def test_equal_runs_have_no_warning(check):
             {"lines": [*LINES, answer("c", 1)]},
             "only the 2 questions that all runs answered count; left out are one 0, two 1",
         ),
+        (
+            "answers",
+            {"lines": [answer("a", 1, step=2), answer("b", 0, step=2)]},
+            "answers of two are of step 2, and the run is at step 3: ask it again",
+        ),
     ],
 )
 def test_every_difference_is_named(check, subject, changes, expected):

@@ -211,6 +211,29 @@ def test_samples_that_cannot_be_asked_about_are_listed(model, odd_shards, tmp_pa
     assert str(done.rejected).startswith("6 samples rejected (undecodable 2, ")
 
 
+def test_words_and_speed_leave_out_what_training_would(model, odd_shards, tmp_path):
+    from evaluation.loading import with_data_path
+    from evaluation.step_speed import write_speed
+    from evaluation.words import write_words
+
+    odd = with_data_path(model, str(odd_shards))
+    read = write_words(odd, tmp_path / "words.jsonl", split="val", limit=None, batch_size=64)
+    lines = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["step"]) for line in lines] == [("a-sound", 0), ("b-later", 0)]
+    assert read.num_words == sum(line["num_words"] for line in lines) > 0
+    listed = (tmp_path / "words.rejected.jsonl").read_text().splitlines()
+    assert len(listed) == 6
+    assert str(read.rejected).startswith("6 samples rejected (undecodable 2, ")
+
+    write_speed(odd, tmp_path / "speed.json", split="val", batch_size=5)
+    assert json.loads((tmp_path / "speed.json").read_text())["batch_size"] == 2
+    for write in (write_words, write_speed):
+        more = {"limit": None} if write is write_words else {}
+        with pytest.raises(ValueError, match=r"undecodable 1|would take; cut"):
+            write(odd, tmp_path / "none", split="test", batch_size=5, **more)
+    assert not list(tmp_path.glob("none*.partial"))
+
+
 def test_nothing_to_ask_is_an_error(model, odd_shards, tmp_path):
     from evaluation.loading import with_data_path
 
