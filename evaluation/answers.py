@@ -16,6 +16,7 @@ from evaluation.greedy import Question, answer_encoded, encode_question
 from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
 from evaluation.rejected import RejectedSamples
+from evaluation.result_names import beside
 from training.data.chat import IMAGE_MARK, ChatError
 from training.data.images import decode_rgb
 from training.data.samples import EncodedChat
@@ -95,7 +96,7 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> A
     """
     total = correct = 0
     output.parent.mkdir(parents=True, exist_ok=True)
-    rejected = RejectedSamples(output.with_suffix(".rejected.jsonl"))
+    rejected = RejectedSamples(beside(output, "rejected.jsonl"))
     partial = output.with_name(f"{output.name}.partial")
     with open(partial, "wb") as file, tqdm(desc=output.stem, unit="answer") as bar:
         for batch in _batches(model, options, rejected):

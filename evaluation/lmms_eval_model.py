@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from evaluation.sampling import Sampling
 from evaluation.tasks.item import IMAGE_MARK
 
 _log = logging.getLogger(__name__)
+_NOT_ASKED = "%s cannot be asked: %s"
 _VIDEO_MARK = "<video>"
 
 
@@ -109,14 +111,23 @@ class DctVL(lmms):
         return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether it is the greedy one) a request."""
+        """(log-probability of the continuation, whether it is the greedy one) a request.
+
+        (-inf, False) where one cannot be asked, which is logged.
+        """
         found = []
         for one in tqdm(requests, desc="dct_vl", unit="score"):
             context, target, to_visual, doc_id, task, split = one.args
             document = self.task_dict[task][split][doc_id]
             text = target if isinstance(target, str) else target(document)
             request = self._request(context, to_visual(document), _key(task, split, doc_id), 1)
-            found.append(self.engine.score(self.engine.encode(request), text))
+            try:
+                encoded = self.engine.encode(request)
+            except (ValueError, OSError) as error:
+                _log.warning(_NOT_ASKED, request.key, error)
+                found.append((-math.inf, False))
+            else:
+                found.append(self.engine.score(encoded, text))
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -129,7 +140,7 @@ class DctVL(lmms):
             try:
                 ready.append((one, self.engine.encode(one.request)))
             except (ValueError, OSError) as error:
-                _log.warning("%s cannot be asked: %s", one.request.key, error)
+                _log.warning(_NOT_ASKED, one.request.key, error)
         replies = self.engine.answer([encoded for _, encoded in ready]) if ready else []
         for (one, _), reply in zip(ready, replies, strict=True):
             counts = TokenCounts(output_tokens=reply.num_tokens)

@@ -14,6 +14,15 @@ SPEED_NAME = "speed.json"
 EXPORT_NAME = "dct_vl_export.json"
 
 
+def beside(output: Path, end: str) -> Path:
+    """File that belongs to an output: a.jsonl → a.END. Other names are kept whole, x.v1 → x.v1.END,
+    or x.v1 and x.v2 would share it.
+    """
+    if output.suffix == ".jsonl":
+        return output.with_suffix(f".{end}")
+    return output.with_name(f"{output.name}.{end}")
+
+
 def outside_answers(out: str | Path) -> Path:
     """Where the answers of an exported folder go: beside it."""
     return Path(out).with_name(f"{Path(out).name}.answers.jsonl")

@@ -14,7 +14,7 @@ import orjson
 from evaluation.score import Report
 
 #: raised when a task's prompt, reader or metric changes so that scores differ
-TASK_VERSION = 1.1
+TASK_VERSION = 1.2
 
 
 def write_results(report: Report, folder: Path, *, model_name: str = "") -> tuple[Path, Path]:

@@ -20,6 +20,7 @@ from evaluation.greedy import encode_chat
 from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
 from evaluation.rejected import RejectedSamples
+from evaluation.result_names import beside
 from training.data.batch import HOST_FIELDS, pad_batch
 from training.data.chat import ChatError
 from training.data.images import decode_rgb
@@ -70,7 +71,7 @@ def write_words(
     tokenizer = model.chat.tokenizer
     roles = token_roles(tokenizer, len(tokenizer))
     output.parent.mkdir(parents=True, exist_ok=True)
-    rejected = RejectedSamples(output.with_suffix(".rejected.jsonl"))
+    rejected = RejectedSamples(beside(output, "rejected.jsonl"))
     samples = encoded_samples(model, split, limit, on_fault=rejected.add)
     total = right = 0
     partial = output.with_name(output.name + ".partial")

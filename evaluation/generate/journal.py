@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from evaluation.rejected import reason_of
+from evaluation.result_names import beside
 
 
 class Journal:
@@ -24,8 +25,8 @@ class Journal:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.rejected = output.with_suffix(".rejected.jsonl")
-        self.settings = output.with_suffix(".settings.json")
+        self.rejected = beside(output, "rejected.jsonl")
+        self.settings = beside(output, "settings.json")
 
     def prepare(self, settings: dict[str, Any], keys: Sequence[str]) -> set[str]:
         """Make the files fit to be appended to; returns the keys that are answered or rejected.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -80,7 +81,7 @@ class FileRequests(Requests):
         self.rejected = []
         seen: set[str] = set()
         try:
-            lines = path.read_bytes().split(b"\n")
+            lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         for number, line in enumerate(lines, start=1):

@@ -7,7 +7,7 @@ import re
 
 #: error of an answer without a number: the worst there is
 WORST_SMAPE = 200.0
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![^\W\d_])-?\.\d+")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d+)?|(?<![^\W\d_])-?\.\d+")
 
 
 def smape(truth: float, prediction: float) -> float:
@@ -23,6 +23,7 @@ def smape(truth: float, prediction: float) -> float:
 def parse_price(text: str) -> float | None:
     """First number in an answer ("$1,299.00" → 1299.0), or None where it has none.
 
+    Groups may have two digits, as in India ("₹1,29,999" → 129999.0), the last one has three.
     The period of a short form is no decimal point ("Rs.1299" → 1299.0), and a run of digits beyond
     the range of floats is no number.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import av
@@ -198,6 +199,9 @@ def test_lmms_eval_gets_the_same_answers_and_scores(folders, engines, requests, 
     ]
     scores = [engine.score(engine.encode(one), "on the left") for one in plain]
     assert model.loglikelihood(asked) == [(pytest.approx(s, abs=1e-4), g) for s, g in scores]
+    strip = [Image.new("RGB", (300, 1))]
+    asked[0].arguments = (rows[0]["text"], "x", lambda row: strip, 0, "asked", "train")
+    assert model.loglikelihood(asked)[0] == (-math.inf, False)
 
 
 def _assert_same_shape(found: dict, tmp_path: Path) -> None:

@@ -105,6 +105,22 @@ def test_a_repeated_key_does_not_stop_the_first_from_being_asked_after_a_kill(tm
     assert rejected["key"] == "line 3"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path, output = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    path.write_text('{"key": "a", "question": "q"}\n', encoding="utf-8-sig")
+    run(EchoEngine(), path, output)
+    assert json.loads(output.read_text())["key"] == "a"
+    assert not (tmp_path / "a.rejected.jsonl").exists()
+
+
+def test_outputs_that_differ_in_their_last_suffix_share_no_file(questions, tmp_path):
+    for name in ("x.v1", "x.v2"):
+        run(EchoEngine(), questions, tmp_path / name)
+    made = {path.name for path in tmp_path.glob("x.*")}
+    assert made >= {"x.v1", "x.v1.settings.json", "x.v2", "x.v2.settings.json"}
+    assert "x.settings.json" not in made
+
+
 def test_a_key_that_was_rejected_is_not_asked_by_a_later_line(tmp_path):
     """It is rejected under its key, so that a start after a kill would not ask it either."""
     path, output = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
