@@ -4,6 +4,7 @@ import pickle
 import shutil
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from dct_tokenizer import (
@@ -34,6 +35,19 @@ def test_every_preset_spells_out_its_keys_so_that_hydra_can_override_them(name):
     if tokenizer.family in ("pixel_downscale", "post_dct"):
         implied.add("cell")  # stock by definition
     assert preset_config(name).keys() == tokenizer.config().keys() - implied
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_all_of_a_front_end_moves_to_another_device(name):
+    """A tensor that is no parameter and no buffer stays on the host: no CPU run would see it."""
+    tokenizer = build_tokenizer(name)
+    for module in filter(None, (tokenizer.front_end(8), tokenizer.post_merge())):
+        module.to("meta")
+        for part in module.modules():
+            held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+            plain = {k: v for k, v in vars(part).items() if isinstance(v, torch.Tensor)}
+            assert not plain, f"{type(part).__name__} keeps {', '.join(plain)} as plain tensors"
+            assert all(tensor.is_meta for tensor in held)
 
 
 def test_overrides_win():
