@@ -2,7 +2,7 @@
 # Which tokenizer reads small print best at which cost? Draws lessons and pages of numbers and lines,
 # pretrains a model of 25 M parameters with the stock tokenizer, switches it to each other tokenizer,
 # fine-tunes all for the same steps on the same samples, and writes table and plots. On one H100 with
-# 16 cores, which reading the pages keeps busy: 25 minutes. Stopped at any place it goes on from there.
+# 16 cores, which reading the pages keeps busy: half an hour. Stopped at any place it goes on from there.
 set -euo pipefail
 
 : "${OUTPUT_DIR:=outputs/study}"     # the experiment's YAML names the same folder
