@@ -68,11 +68,15 @@ class SpeedUp(pl.Callback):
 
 
 def torch_optimizers(optimizer: Any) -> Iterator[Any]:
-    """The innermost optimizers of NeMo's wrapper around Megatron's."""
+    """The innermost optimizers of NeMo's wrapper around Megatron's that have parameters.
+
+    A pipeline stage that is frozen has one as well, with the groups of the other stages, all empty.
+    """
     mcore = getattr(optimizer, "mcore_optimizer", optimizer)
     for part in getattr(mcore, "chained_optimizers", [mcore]):
-        if getattr(part, "optimizer", None) is not None:
-            yield part.optimizer
+        inner = getattr(part, "optimizer", None)
+        if inner is not None and any(group["params"] for group in inner.param_groups):
+            yield inner
 
 
 def use_one_kernel(adam: torch.optim.AdamW) -> None:
