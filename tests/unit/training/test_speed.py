@@ -55,6 +55,10 @@ def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
     monkeypatch.setattr(clip_grads, "multi_tensor_scale_impl", utils.local_multi_tensor_scale)
     assert use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients)
     assert clip_grads.l2_norm_impl == pending.l2_norm
+    # a second run in this process would otherwise clip nothing: the first one's optimizer is gone
+    second = PendingScale()
+    assert use_instead_of_stand_ins(second.l2_norm, second.clip_gradients)
+    assert clip_grads.multi_tensor_scale_impl == second.clip_gradients
 
 
 def test_a_frozen_stage_has_no_optimizer_to_speed_up():
