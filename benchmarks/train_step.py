@@ -86,7 +86,11 @@ def environment(case: dict[str, Any], options: argparse.Namespace) -> dict[str, 
 
 
 def run(case: dict[str, Any], options: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """Run one contestant; a failure is a result with `error`, its last lines printed."""
+    """Run one contestant; a failure is a result with `error`, its last lines printed.
+
+    The result is the last thing that a contestant writes: how its libraries end the process after
+    that, with a crash or never, takes nothing away from it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = (str(Path(folder) / "case.json"), str(Path(folder) / "result.json"))
         Path(files[0]).write_text(json.dumps(case))
@@ -109,7 +113,7 @@ def run(case: dict[str, Any], options: argparse.Namespace, limit: float) -> dict
         except (LookupError, OSError) as reason:
             return {"error": str(reason)}
         result = Path(files[1])
-        if not error and result.is_file():
+        if result.is_file():
             found: dict[str, Any] = json.loads(result.read_text())
             return found
         lines = [t for t in log.read_text(errors="replace").splitlines() if t.strip()]

@@ -68,11 +68,15 @@ class SpeedUp(pl.Callback):
 
 
 def torch_optimizers(optimizer: Any) -> Iterator[Any]:
-    """The innermost optimizers of NeMo's wrapper around Megatron's."""
+    """The innermost optimizers of NeMo's wrapper around Megatron's that have parameters.
+
+    A pipeline stage that is frozen has one as well, with the groups of the other stages, all empty.
+    """
     mcore = getattr(optimizer, "mcore_optimizer", optimizer)
     for part in getattr(mcore, "chained_optimizers", [mcore]):
-        if getattr(part, "optimizer", None) is not None:
-            yield part.optimizer
+        inner = getattr(part, "optimizer", None)
+        if inner is not None and any(group["params"] for group in inner.param_groups):
+            yield inner
 
 
 def use_one_kernel(adam: torch.optim.AdamW) -> None:
@@ -97,12 +101,15 @@ def use_one_kernel(adam: torch.optim.AdamW) -> None:
 def use_instead_of_stand_ins(l2_norm: Callable[..., Any], scale: Callable[..., None]) -> bool:
     """Replace Megatron's stand-ins for the kernels of Transformer Engine and Apex, if in use.
 
-    They wait for the device once a tensor, and copy every gradient. Returns whether they were.
+    They wait for the device once a tensor, and copy every gradient. Returns whether they were in
+    use, or what an earlier run of this process has put in their place.
     """
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads
 
-    if getattr(clip_grads, "l2_norm_impl", None) is not utils.local_multi_tensor_l2_norm:
+    in_use = getattr(clip_grads, "l2_norm_impl", None)
+    is_earlier = isinstance(getattr(in_use, "__self__", None), PendingScale)
+    if in_use is not utils.local_multi_tensor_l2_norm and not is_earlier:
         return False
     clip_grads.l2_norm_impl = l2_norm
     clip_grads.multi_tensor_scale_impl = scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -35,6 +36,21 @@ def test_a_contestant_of_every_stack(tmp_path):
     assert len(results) == 3
     assert all(result["seconds"] > 0 for result in results.values()), results
     assert "ratio_pinned_hf" not in output  # its numerator was not asked for
+
+
+@pytest.mark.parametrize("end", ["os._exit(139)", "time.sleep(60)"])
+def test_a_result_outlives_a_bad_end_of_its_process(monkeypatch, end):
+    """Libraries crash or hang while they shut down; what was measured before is kept."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import train_step
+
+    code = f"import os, sys, time; open(sys.argv[2], 'w').write('{{\"seconds\": 1.5}}'); {end}"
+    options = argparse.Namespace(tail=0)
+    case = {"wants_te": False}
+    monkeypatch.setattr(
+        train_step, "command", lambda *given: [sys.executable, "-c", code, *given[2]]
+    )
+    assert train_step.run(case, options, limit=5) == {"seconds": 1.5}
 
 
 def test_fed_from_shards(tmp_path):

@@ -38,7 +38,7 @@ class StackLoRA(LoRA):
         return wrapped
 
 
-def apply_lora(module: torch.nn.Module, lora: LoraConfig, *, seed: int = 0) -> list[str]:
+def apply_lora(module: Any, lora: LoraConfig, *, seed: int = 0) -> list[str]:
     """Wrap the target layers of a bare `TokenizerQwen2VL` in place.
 
     The second matrix of each adapter is 0, so the model's outputs do not change. The first one is
@@ -53,7 +53,8 @@ def apply_lora(module: torch.nn.Module, lora: LoraConfig, *, seed: int = 0) -> l
         Names of the wrapped layers of this rank.
 
     Raises:
-        ConfigError: no layer of the whole model is a target, or a target is no linear layer.
+        ConfigError: no layer of the whole model is a target, or a target is no linear layer or has
+            no weight of its own.
     """
     method = StackLoRA(
         target_modules=list(lora.target_modules),
@@ -74,6 +75,11 @@ def apply_lora(module: torch.nn.Module, lora: LoraConfig, *, seed: int = 0) -> l
             ) from error
         if wrapped is child:
             continue
+        if name == "output_layer" and module.language_model.share_embeddings_and_output_weights:
+            raise ConfigError(
+                f"model.lora.target_modules matches {full_name}, whose weight is the embedding's "
+                "in this model: an adapter could not be merged into it; name other layers"
+            )
         wrapped.register_load_state_dict_pre_hook(_accept_plain_names)
         setattr(module.get_submodule(prefix), name, wrapped)
         names.append(full_name)

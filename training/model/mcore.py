@@ -18,6 +18,8 @@ from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLCo
 
 from training.model.context_parallel import part_of_sequence
 from training.model.fused.answer_loss import AnswerLossGPTModel
+from training.model.recompute import with_gradient
+from training.model.rotary import MultimodalAngles
 from training.model.vision import Windows
 
 #: what stands in `input_ids` where a visual embedding goes (NeMo's convention for images)
@@ -109,7 +111,9 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
                 visual = self.encode_cells(
                     cells, vit_positions, vit_cu_seqlens, vit_grids, longest_segment, windows
                 )
-            decoder_input = self._embed(input_ids, visual, visual_places)
+            decoder_input = with_gradient(
+                self._embed(input_ids, visual, visual_places), self.language_model.decoder
+            )
         self.language_model.answer_positions = answer_positions
         output = self.language_model(
             input_ids=None,
@@ -221,6 +225,5 @@ class TokenizerQwen2VLConfig(Qwen2VLConfig):
         # the three sub-configurations; the subclass adds methods only, so adopting it is safe.
         model.__class__ = TokenizerQwen2VL
         model.language_model.__class__ = AnswerLossGPTModel
-        # it would take a context-parallel rank's part, another than ours, of ids that are a part
-        model.language_model.rotary_pos_emb.cp_group = None
+        model.language_model.rotary_pos_emb.__class__ = MultimodalAngles
         return model

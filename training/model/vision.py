@@ -18,6 +18,7 @@ from nemo.collections.vlm.qwen2vl.model.vision import Qwen2VisionModel, Qwen25Vi
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_tokenizer.windows import GROUP, attention_windows
+from training.model.recompute import with_gradient
 
 
 class Windows(NamedTuple):
@@ -97,7 +98,7 @@ class TokenizerVisionModel(_CellInputs, Qwen2VisionModel):
             (M, 4 E): merged cells, ready for the projector.
         """
         self._note_longest([longest_segment or len(cells)] * len(self.decoder.layers))
-        hidden = self.front_end(cells).unsqueeze(1)
+        hidden = with_gradient(self.front_end(cells).unsqueeze(1), self.decoder)
         hidden = self.decoder(hidden, cu_seqlens, rotary_pos_emb=self._rotary(positions))
         return hidden.squeeze(1).view(-1, self.merge_hidden_size)
 
@@ -128,7 +129,7 @@ class WindowedVisionModel(_CellInputs, Qwen25VisionModel):
             x.view(-1, GROUP, *x.shape[1:])[windows.order].flatten(0, 1) for x in (cells, positions)
         )
         hidden = self.decoder(
-            self.front_end(cells).unsqueeze(1),
+            with_gradient(self.front_end(cells).unsqueeze(1), self.decoder),
             None,
             rotary_pos_emb=self._rotary(positions),
             # for NeMo's block they are things to choose from

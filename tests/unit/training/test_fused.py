@@ -194,3 +194,31 @@ def test_the_compiled_functions_are_the_written_ones(monkeypatch):
     double = compiling.compiled_on_cuda(lambda x: 2 * x)
     assert double(torch.ones(())) == 2
     assert not sent
+
+
+def test_a_step_asks_the_device_for_nothing(folder, build_module, batch):
+    """Tensors without values raise where a number, a truth value or a place of them is wanted."""
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+    from training.data.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
+    from training.model.module import WINDOW_FIELDS, with_places, with_windows
+
+    module = build_module("pixel", folder, fused_layers=True).train()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = torch.nn.Parameter(mode.from_tensor(parameter.detach()))
+    known = with_places(with_windows(batch, side=8), answers=True)
+    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS, *WINDOW_FIELDS)
+    fields = {name: known[name] for name in (*names, "visual_places", "answer_positions")}
+    fields = {
+        name: mode.from_tensor(value) if value is not None else None
+        for name, value in fields.items()
+    }
+    lengths = {name: known[name] for name in ("longest_segment", "longest_window")}
+    with mode:
+        losses, mask = module(**fields, **lengths)
+        (losses * mask).sum().backward()
+        with pytest.raises(DynamicOutputShapeException):
+            module(**{**fields, "visual_places": None}, **lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,12 @@ from megatron.core.optimizer import clip_grads  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
 from training.gradient_scale import PendingScale  # noqa: E402
-from training.speed import resolve_speed, use_instead_of_stand_ins, use_one_kernel  # noqa: E402
+from training.speed import (  # noqa: E402
+    resolve_speed,
+    torch_optimizers,
+    use_instead_of_stand_ins,
+    use_one_kernel,
+)
 
 OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.95)}
 
@@ -49,6 +55,20 @@ def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
     monkeypatch.setattr(clip_grads, "multi_tensor_scale_impl", utils.local_multi_tensor_scale)
     assert use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients)
     assert clip_grads.l2_norm_impl == pending.l2_norm
+    # a second run in this process would otherwise clip nothing: the first one's optimizer is gone
+    second = PendingScale()
+    assert use_instead_of_stand_ins(second.l2_norm, second.clip_gradients)
+    assert clip_grads.multi_tensor_scale_impl == second.clip_gradients
+
+
+def test_a_frozen_stage_has_no_optimizer_to_speed_up():
+    """Its groups are those of the other stages, empty: there is no device to read off them."""
+    some, none = (
+        SimpleNamespace(optimizer=torch.optim.AdamW([{"params": p}, {"params": []}]))
+        for p in ([torch.zeros(2, requires_grad=True)], [])
+    )
+    both = SimpleNamespace(chained_optimizers=[none, some, SimpleNamespace(optimizer=None)])
+    assert list(torch_optimizers(SimpleNamespace(mcore_optimizer=both))) == [some.optimizer]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

@@ -172,6 +172,30 @@ def test_targets_that_are_no_layers(build_module, target):
         apply_lora(build_module("pixel"), lora)
 
 
+def test_an_adapter_on_the_output_layer(build_module, inputs, monkeypatch):
+    """Only where the layer has a weight of its own; its losses are those without chosen tokens."""
+    from training.model.lora import apply_lora
+
+    module = build_module("dct14")
+    lora = LoraConfig(target_modules=["language_model.output_layer"], rank=4)
+    with pytest.raises(ConfigError, match="output_layer, whose weight is the embedding's"):
+        apply_lora(module, lora)
+    monkeypatch.setattr(module.language_model, "share_embeddings_and_output_weights", False)
+    weight = module.language_model.embedding.word_embeddings.weight
+    module.language_model.output_layer.weight = torch.nn.Parameter(weight.detach().clone())
+    assert apply_lora(module, lora) == ["language_model.output_layer"]
+    disturb(module)
+    labels = torch.randint(0, 256, (1, 12), generator=torch.Generator().manual_seed(1))
+    places = torch.tensor([9, 10])
+    with torch.no_grad():
+        every, _ = module(**inputs, labels=labels)
+        some, _ = module(**inputs, labels=labels, answer_positions=places)
+        assert torch.equal(some[:, places], every[:, places])
+        logits = module(**inputs)
+        chosen = module(**inputs, answer_positions=places)
+    torch.testing.assert_close(chosen[:, 0], logits[0, places])
+
+
 def test_parameters_are_counted_by_part(adapted):
     from training.model.parts import count_parameters, freeze_parts
 

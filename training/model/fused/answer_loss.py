@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
 from training.model.fused.linear_cross_entropy import linear_cross_entropy
 
@@ -18,8 +19,8 @@ class AnswerLossGPTModel(GPTModel):
     """GPTModel whose losses are computed at `answer_positions`, and 0 elsewhere.
 
     The other losses would be multiplied by a loss mask of 0. Without labels the logits of these
-    positions are given, (N, 1, V). Without positions, or where the output layer is wrapped by an
-    adapter, everything is GPTModel's.
+    positions are given, (N, 1, V). Without positions everything is GPTModel's, and losses are where
+    an adapter wraps the output layer.
     """
 
     #: (N,) int64, places in (B, S) row after row, on the device; set for one forward pass
@@ -31,11 +32,13 @@ class AnswerLossGPTModel(GPTModel):
             return super()._postprocess(hidden_states, *args, **kwargs)
         layer = self.output_layer
         if labels is None:
-            if layer.sequence_parallel:
+            if self.config.sequence_parallel:
                 raise ValueError("logits of chosen tokens cannot be had in sequence parallelism")
             length, rows, _ = hidden_states.shape
             chosen = hidden_states[positions % length, positions // length]
             return super()._postprocess(chosen[None], *args, **kwargs)
+        if not isinstance(layer, ColumnParallelLinear):
+            return super()._postprocess(hidden_states, *args, **kwargs)
         weight = layer.weight
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()

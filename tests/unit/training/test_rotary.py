@@ -1,0 +1,52 @@
+"""M-RoPE's angles: Megatron's, and exact where float32 products of matrices are not."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from training.compat import activate
+
+activate()
+
+from megatron.core.models.common.embeddings.rotary_pos_embedding import (  # noqa: E402
+    MultimodalRotaryEmbedding,
+)
+
+from training.model.rotary import MultimodalAngles  # noqa: E402
+
+SECTION = [16, 24, 24]
+MATRIX_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def angles(kind: type[MultimodalRotaryEmbedding]) -> tuple[torch.Tensor, set[str]]:
+    rotary = kind(kv_channels=128, rotary_percent=1.0, rotary_base=1_000_000)
+    ids = torch.randint(0, 5000, (3, 2, 40), generator=torch.Generator().manual_seed(0))
+    with Operators() as operators:
+        return rotary(ids, list(SECTION)), operators.seen
+
+
+def test_the_same_angles_without_a_matrix_product():
+    expected, stock = angles(MultimodalRotaryEmbedding)
+    got, seen = angles(MultimodalAngles)
+    assert got.shape == (40, 2, 1, 128)
+    assert got.is_contiguous()
+    assert torch.equal(got, expected)
+    assert stock & MATRIX_PRODUCTS
+    assert not seen & MATRIX_PRODUCTS
+
+
+def test_the_model_computes_its_angles_so(build_module):
+    assert type(build_module("pixel").language_model.rotary_pos_emb) is MultimodalAngles
