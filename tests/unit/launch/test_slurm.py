@@ -29,14 +29,22 @@ echo "scancel $*" >>"$NOTES/calls"
 kill -USR1 "$(cat "$NOTES/task")" """,
     "scontrol": """
 if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >>"$NOTES/calls"; fi""",
-    # for launch/qwen_launch.sh: a trainer that goes on until it is asked to stop
+    # for launch/qwen_launch.sh
     "python": """
 echo "python $*" >>"$NOTES/calls"
 echo "$NODE_RANK of $NNODES at $MASTER_ADDR:$MASTER_PORT" >>"$NOTES/rendezvous"
-trap 'exit "$LAST"' USR1
-for _ in $(seq 200); do [ -n "$ENDS" ] && exit "$ENDS"; sleep 0.05; done
-exit 9""",
+exec "$REAL_PYTHON" "$NOTES/trainer.py" """,
 }
+#: a trainer that goes on until it is asked to stop
+TRAINER = """
+import os, signal, sys, time
+time.sleep(float(os.environ["IMPORTS_S"]))
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(int(os.environ["LAST"])))
+if os.environ["ENDS"]:
+    sys.exit(int(os.environ["ENDS"]))
+time.sleep(10)
+sys.exit(9)
+"""
 
 
 @pytest.fixture
@@ -47,6 +55,7 @@ def job(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/usr/bin/env bash\n{body}\n")
         path.chmod(0o755)
+    (tmp_path / "trainer.py").write_text(TRAINER)
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -56,6 +65,8 @@ def job(tmp_path):
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_SUBMIT_DIR": str(ROOT),
+        "REAL_PYTHON": sys.executable,
+        "IMPORTS_S": "0",
         "LAST": "0",
         "ENDS": "",
     }
@@ -76,7 +87,7 @@ def stop_when_it_trains(job: dict[str, str], process: subprocess.Popen[str]) -> 
     deadline = time.monotonic() + 20
     while not trains.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)  # until it listens
+    time.sleep(0.3)  # until it listens
     process.send_signal(10)  # SIGUSR1, as #SBATCH --signal=B:USR1 asks for
     return process.wait(20)
 
@@ -100,6 +111,13 @@ def test_a_job_that_is_stopped_saves_and_goes_back_into_the_queue(job):
     process = start(job)
     assert stop_when_it_trains(job, process) == 0
     assert calls(job)[2:] == ["scancel --signal=USR1 123456", "scontrol requeue 123456"]
+
+
+def test_a_job_that_is_stopped_before_it_listens_is_asked_again(job):
+    process = start(job | {"IMPORTS_S": "1.5", "REPEAT_S": "0.5"})
+    assert stop_when_it_trains(job, process) == 0
+    assert calls(job).count("scancel --signal=USR1 123456") > 1
+    assert calls(job)[-1] == "scontrol requeue 123456"
 
 
 @pytest.mark.parametrize(
