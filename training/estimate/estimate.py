@@ -201,5 +201,6 @@ def _flops(sizes: ModelSizes, plan: Plan, visual: VisualTokenizer) -> StepFlops:
         trains_vit="vision" in plan.trained,
         trains_merger="projector" in plan.trained,
         trains_llm="language" in plan.trained,
-        has_adapters=plan.adapters != (0, 0),
+        vit_adapters=plan.adapters[0] > 0,
+        llm_adapters=plan.adapters[1] > 0,
     )
