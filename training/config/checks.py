@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
+from training.config.bounds import check_bounds
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
@@ -32,6 +33,7 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
         ConfigError: the first thing that cannot work, with the numbers and the fix.
     """
     layout = check_layout(run, world_size)
+    check_bounds(run)
     if run.data.min_pixels > run.data.max_pixels:
         raise ConfigError(
             f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
@@ -66,7 +68,10 @@ def check_model_layout(run: RunConfig) -> None:
     config = Path(run.model.path) / "config.json"
     if not config.is_file():
         return
-    model = json.loads(config.read_text())
+    try:
+        model = json.loads(config.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{config} is no JSON ({error}): fetch it again") from error
     vision = model.get("vision_config", {})
     tp, pp = run.trainer.tensor_parallel_size, run.trainer.pipeline_parallel_size
     for what, count, by in (

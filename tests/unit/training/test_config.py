@@ -155,6 +155,31 @@ def test_layouts_that_cannot_work(overrides, world_size, message):
         check_layout(compose(*overrides), world_size)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment_name=", "experiment_name is empty: the run's folder is"),
+        ("log_dir=", "log_dir is empty"),
+        ("data.num_workers=-1", "data.num_workers is -1; expected at least 0"),
+        ("trainer.stop_at_step=0", "trainer.stop_at_step is 0; expected at least 1"),
+        ("trainer.save_every=-2", "trainer.save_every is -2; expected at least -1"),
+        ("optim.lr=nan", "optim.lr is nan; expected at least 0"),
+        ("optim.clip_grad=-1", "optim.clip_grad is -1"),
+        ("optim.adam_beta1=1.5", "optim.adam_beta1 is 1.5; expected less than 1"),
+        ("optim.lr=5e-7", "optim.min_lr=1e-06, .* is more than optim.lr=5e-07: .* to 5e-08"),
+    ],
+)
+def test_numbers_and_names_that_mean_nothing(shards, override, message):
+    with pytest.raises(ConfigError, match=message):
+        check_run(compose(f"data.path={shards}", override), 1)
+
+
+def test_a_model_whose_configuration_was_cut_off(shards, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2')
+    with pytest.raises(ConfigError, match=r"config\.json is no JSON .*: fetch it again"):
+        check_run(compose(f"data.path={shards}", f"model.path={tmp_path}"), 1)
+
+
 def test_a_layout_that_works():
     run = compose(
         *("trainer.tensor_parallel_size=2", "trainer.micro_batch_size=2"),
