@@ -107,6 +107,18 @@ def test_an_experiment_goes_to_the_launcher_itself(job):
     assert calls(job)[1] == "python -m training launch experiment=scale/x seed=1"
 
 
+def test_variables_hold_for_an_experiment_too(job):
+    given = {"ENDS": "0", "GBS": "512", "TOKENIZER": "dct14", "DATA_PATH": "/a b", "MBS": ""}
+    assert start(job | given, "experiment=scale/x", "tokenizer=pixel").wait(20) == 0
+    step = "python -m training launch experiment=scale/x tokenizer=pixel"
+    assert calls(job)[1] == f"{step} trainer.global_batch_size=512 data.path=/a b"
+
+
+def test_a_path_that_looks_like_an_experiment_is_none(job):
+    assert start(job | {"ENDS": "0"}, "log_dir=/x experiment=y").wait(20) == 0
+    assert "experiment_name=dct28_420" in calls(job)[1]
+
+
 def test_a_job_that_is_stopped_saves_and_goes_back_into_the_queue(job):
     process = start(job)
     assert stop_when_it_trains(job, process) == 0
