@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ wait $!""",
     "scancel": """
 echo "scancel $*" >>"$NOTES/calls"
 kill -USR1 "$(cat "$NOTES/task")" """,
+    "squeue": "echo $STATE",
     "scontrol": """
 if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >>"$NOTES/calls"; fi""",
     # for launch/qwen_launch.sh
@@ -67,6 +69,7 @@ def job(tmp_path):
         "SLURM_SUBMIT_DIR": str(ROOT),
         "REAL_PYTHON": sys.executable,
         "IMPORTS_S": "0",
+        "STATE": "RUNNING",
         "LAST": "0",
         "ENDS": "",
     }
@@ -82,13 +85,17 @@ def calls(job: dict[str, str]) -> list[str]:
     return (Path(job["NOTES"]) / "calls").read_text().splitlines()
 
 
-def stop_when_it_trains(job: dict[str, str], process: subprocess.Popen[str]) -> int:
+def stop_when_it_trains(
+    job: dict[str, str],
+    process: subprocess.Popen[str],
+    number: int = signal.SIGUSR1,  # as #SBATCH --signal=B:USR1 asks for
+) -> int:
     trains = Path(job["NOTES"]) / "rendezvous"
     deadline = time.monotonic() + 20
     while not trains.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)  # until it listens
-    process.send_signal(10)  # SIGUSR1, as #SBATCH --signal=B:USR1 asks for
+    process.send_signal(number)
     return process.wait(20)
 
 
@@ -123,6 +130,13 @@ def test_a_job_that_is_stopped_saves_and_goes_back_into_the_queue(job):
     process = start(job)
     assert stop_when_it_trains(job, process) == 0
     assert calls(job)[2:] == ["scancel --signal=USR1 123456", "scontrol requeue 123456"]
+
+
+@pytest.mark.parametrize(("state", "goes_back"), [("RUNNING", True), ("COMPLETING", False)])
+def test_a_preempted_job_goes_back_and_a_cancelled_one_does_not(job, state, goes_back):
+    process = start(job | {"STATE": state})
+    assert stop_when_it_trains(job, process, signal.SIGTERM) == 0
+    assert any("requeue" in call for call in calls(job)) == goes_back
 
 
 def test_a_job_that_is_stopped_before_it_listens_is_asked_again(job):
