@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.config.checks import check_run
+from training.config.checks import check_model_layout, check_run
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
@@ -70,7 +70,9 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
     from training.doctor import examine
     from training.tiny_model import with_model_folder
 
-    if not examine(with_model_folder(run), on_cpu=machines.on_cpu):
+    run = with_model_folder(run)
+    check_model_layout(run)
+    if not examine(run, on_cpu=machines.on_cpu):
         raise ConfigError("the doctor found what would stop the run (lines with FAIL above)")
     sys.stdout.flush()
     sys.exit(supervise(command, environ))

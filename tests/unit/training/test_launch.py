@@ -101,6 +101,15 @@ def test_the_doctor_stops_what_would_fail_later(shards, tmp_path, capsys):
     assert "has no config.json" in capsys.readouterr().out
 
 
+def test_a_model_that_is_made_first_must_be_divisible_too(shards, tmp_path):
+    arguments = [
+        *("model=tiny", f"model.cache_dir={tmp_path}", f"data.path={shards}"),
+        *("trainer.tensor_parallel_size=3", f"log_dir={tmp_path}"),
+    ]
+    with pytest.raises(ConfigError, match="TP_SIZE=3 does not divide the model's"):
+        training.launch.launch(arguments, {"DEVICES": "cpu", "NUM_PROC_PER_NODE": "3"})
+
+
 def qwen_launch(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """launch/qwen_launch.sh --dry-run with this interpreter."""
     return subprocess.run(
