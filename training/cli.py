@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -50,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fit(words: list[str]) -> None:
     overrides = check_overrides(words)
-    _swept[:] = [
-        key.lstrip("+") for key, _, value in (o.partition("=") for o in overrides) if "," in value
-    ]
+    if any(word in ("-m", "--multirun") for word in overrides):
+        _swept[:] = swept_keys(overrides)
     sys.argv = [sys.argv[0], *overrides]
     register_schema()
     _hydra_entry()
@@ -84,6 +85,20 @@ def _run_alone(overrides: list[str]) -> None:
     if done.returncode:
         print(f"error: this job failed, the sweep stops: {' '.join(overrides)}", file=sys.stderr)
         sys.exit(done.returncode)
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Keys that a sweep varies; a comma in quotes or brackets is none of a sweep's.
+
+    Raises:
+        ConfigError: an override that Hydra cannot read.
+    """
+    settings = [override for override in overrides if not override.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(settings)
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: the value cannot be read") from error
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
 def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
