@@ -13,7 +13,7 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from training.config.compose import register_schema, to_run_config
+from training.config.compose import compose_config, register_schema, to_run_config
 from training.config.groups import CONFIG_DIR
 from training.config.overrides import ConfigError, check_overrides
 from training.errors import RunError
@@ -54,6 +54,9 @@ def _fit(words: list[str]) -> None:
     overrides = check_overrides(words)
     if any(word in ("-m", "--multirun") for word in overrides):
         _swept[:] = swept_keys(overrides)
+    elif not any(word.startswith("-") for word in overrides):
+        # what is wrong is said as everywhere; Hydra's own entry has other words and exit status 1
+        compose_config(words)
     sys.argv = [sys.argv[0], *overrides]
     register_schema()
     _hydra_entry()
@@ -129,7 +132,6 @@ def _launch(words: list[str]) -> None:
 
 
 def _doctor(words: list[str]) -> None:
-    from training.config.compose import compose_config
     from training.doctor import examine
     from training.tiny_model import with_model_folder
 

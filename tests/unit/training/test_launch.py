@@ -191,3 +191,8 @@ def test_the_command_line_says_how_it_is_used():
     assert (usage.returncode, "python -m training doctor" in usage.stdout) == (0, True)
     wrong = subprocess.run([*command, "fti"], capture_output=True, text=True, cwd=ROOT)
     assert (wrong.returncode, "unknown verb 'fti'" in wrong.stderr) == (2, True)
+    typed = subprocess.run(
+        [*command, "trainer.max_steps=abc"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert typed.returncode == 2
+    assert typed.stderr.startswith("error: Error merging override trainer.max_steps=abc")
