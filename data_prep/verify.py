@@ -147,7 +147,7 @@ def _check_energon(root: Path, found: dict[str, list[tuple[str, int]]]) -> list[
     if counts != {name: len(samples) for name, samples in found.items()}:
         return [f"{INFO} counts other samples than the shards hold; prepare the folder again"]
     database = root / ".nv-meta" / "index.sqlite"
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as index:
+    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as index:
         rows = index.execute(
             "SELECT tar_file_id, sample_key, byte_offset FROM samples "
             "ORDER BY tar_file_id, sample_index"

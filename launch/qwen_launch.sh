@@ -27,17 +27,20 @@ set -euo pipefail
 
 for setting in "$@"; do
   case $setting in
-    experiment=* | tokenizer=* | experiment_name=* | -m)
-      echo "error: $setting: this script sets it from its variables (TOKENIZER, EXPERIMENT_NAME);" \
-        "use \`python -m training launch\` for experiments" >&2
+    experiment=* | model=* | tokenizer=* | experiment_name=* | -m | --multirun)
+      echo "error: $setting: this script sets it from its variables (TOKENIZER, MODEL_PATH," \
+        "EXPERIMENT_NAME); use \`python -m training launch\` for experiments" >&2
       exit 2
       ;;
   esac
 done
 # paths are the caller's
-DATA_PATH=$(realpath -m "$DATA_PATH")
-MODEL_PATH=$(realpath -m "$MODEL_PATH")
-LOG_DIR=$(realpath -m "$LOG_DIR")
+DATA_PATH=$(realpath -m -- "$DATA_PATH")
+case $MODEL_PATH in
+  auto | auto25) ;;                  # no folder: tiny models with random weights
+  *) MODEL_PATH=$(realpath -m -- "$MODEL_PATH") ;;
+esac
+LOG_DIR=$(realpath -m -- "$LOG_DIR")
 
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/setup_env.sh

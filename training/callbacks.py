@@ -45,9 +45,7 @@ class StepLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open the progress line."""
         module.meter = StepMeter()
-        self._flops = step_flops(
-            module.config, module.trained, has_adapters=module.lora is not None
-        )
+        self._flops = step_flops(module.config, module.trained, lora=module.lora)
         self._peak_flops = device_peak_flops()
         if trainer.is_global_zero:
             self._bar = tqdm(

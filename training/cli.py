@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from training.config.compose import register_schema, to_run_config
+from training.config.compose import compose_config, register_schema, to_run_config
 from training.config.groups import CONFIG_DIR
 from training.config.overrides import ConfigError, check_overrides
 from training.errors import RunError
@@ -50,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fit(words: list[str]) -> None:
     overrides = check_overrides(words)
-    _swept[:] = [
-        key.lstrip("+") for key, _, value in (o.partition("=") for o in overrides) if "," in value
-    ]
+    if any(word in ("-m", "--multirun") for word in overrides):
+        _swept[:] = swept_keys(overrides)
+    elif not any(word.startswith("-") for word in overrides):
+        # what is wrong is said as everywhere; Hydra's own entry has other words and exit status 1
+        compose_config(words)
     sys.argv = [sys.argv[0], *overrides]
     register_schema()
     _hydra_entry()
@@ -86,6 +90,20 @@ def _run_alone(overrides: list[str]) -> None:
         sys.exit(done.returncode)
 
 
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Keys that a sweep varies; a comma in quotes or brackets is none of a sweep's.
+
+    Raises:
+        ConfigError: an override that Hydra cannot read.
+    """
+    settings = [override for override in overrides if not override.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(settings)
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: the value cannot be read") from error
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
 def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
     """experiment_name of one job of a sweep: what differs from the other jobs, so that each has a
     folder of its own.
@@ -114,7 +132,6 @@ def _launch(words: list[str]) -> None:
 
 
 def _doctor(words: list[str]) -> None:
-    from training.config.compose import compose_config
     from training.doctor import examine
     from training.tiny_model import with_model_folder
 

@@ -6,6 +6,7 @@ Nothing is loaded and no device memory is taken.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -63,6 +64,8 @@ def _findings(run: RunConfig | None, on_cpu: bool | None) -> Iterator[Finding]:
         yield check_data(run.data.path)
         yield from check_model(run.model.path)
         yield check_disk(run)
+        if run.logger.wandb_project:
+            yield check_wandb()
 
 
 def check_python() -> Finding:
@@ -219,10 +222,24 @@ def weights_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
+def check_wandb() -> Finding:
+    """The package of Weights & Biases, which is none of the required ones."""
+    try:
+        return Finding(status="ok", what="wandb", detail=version("wandb"))
+    except PackageNotFoundError:
+        fix = "not installed: python -m pip install wandb, or leave WANDB_PROJECT empty"
+        return Finding(status="FAIL", what="wandb", detail=fix)
+
+
 def check_disk(run: RunConfig) -> Finding:
     """Room for the checkpoints that a run keeps, and one more while it is written."""
     folder = Path(run.log_dir)
     existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        return Finding(
+            status="FAIL", what="disk", detail=f"{existing} {what}: set LOG_DIR elsewhere"
+        )
     free = shutil.disk_usage(existing).free
     # two bytes a parameter on disk is the hub's bf16; a float32 folder is overestimated
     one = weights_size(Path(run.model.path)) / 2 * CHECKPOINT_BYTES_PER_PARAMETER

@@ -28,7 +28,8 @@ import torch
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import ModelShape, llm_layer_flops, merger_flops, vit_layer_flops
-from training.config.tuning import PARTS
+from training.config.schema import LoraConfig
+from training.config.tuning import PARTS, adapted_linears
 
 #: dense bf16 FLOP/s by the words of a device's name, first match; from NVIDIA's data sheets
 _PEAKS: tuple[tuple[frozenset[str], float], ...] = tuple(
@@ -98,8 +99,9 @@ class StepFlops:
     trains_vit: bool = True
     trains_merger: bool = True
     trains_llm: bool = True
-    #: adapters sit in the layers: gradients pass through frozen ones too
-    has_adapters: bool = False
+    #: adapters sit in the tower's layers: gradients pass through frozen ones too
+    vit_adapters: bool = False
+    llm_adapters: bool = False
 
     def of(self, work: StepWork) -> float:
         """Forward and backward FLOPs."""
@@ -107,35 +109,37 @@ class StepFlops:
         total = front_end * work.num_cells
         upstream = self.trains_front_end
         # matrix products and attention apart, for their factors differ where a part is frozen
-        for trained, products, attention in (
+        for trained, adapters, products, attention in (
             (
                 self.trains_vit,
+                self.vit_adapters,
                 vit_layer_flops(self.shape, work.num_cells, 0),
                 vit_layer_flops(self.shape, 0, work.cell_pairs, work.window_pairs),
             ),
-            (self.trains_merger, merger_flops(self.shape, work.num_cells), 0.0),
+            (self.trains_merger, False, merger_flops(self.shape, work.num_cells), 0.0),
             (
                 self.trains_llm,
+                self.llm_adapters,
                 llm_layer_flops(self.shape, work.num_tokens, 0)
                 + 2.0 * self.shape.llm_width * self.vocab_size * work.num_output_tokens,
                 llm_layer_flops(self.shape, 0, work.token_pairs / 2),
             ),
         ):
-            through = trained or upstream or self.has_adapters
+            through = trained or adapters or upstream
             total += (1 + through + trained) * products + (3 if through else 1) * attention
             upstream = through
         return total
 
 
 def step_flops(
-    config: Any, trained: Collection[str] = PARTS, *, has_adapters: bool = False
+    config: Any, trained: Collection[str] = PARTS, *, lora: LoraConfig | None = None
 ) -> StepFlops:
     """The counter of a model.
 
     Args:
         config: a `TokenizerQwen2VLConfig`. Its front end is counted as for stills.
         trained: parts whose own weights are trained.
-        has_adapters: others train through adapters.
+        lora: where adapters sit, whose own products, of a small rank, are not counted.
     """
     front_end = build_tokenizer(config.vision_transformer_config.tokenizer).front_end(1)
     language, vision = config.language_transformer_config, config.vision_transformer_config
@@ -165,5 +169,6 @@ def step_flops(
         trains_vit="vision" in trained,
         trains_merger="projector" in trained,
         trains_llm="language" in trained,
-        has_adapters=has_adapters,
+        vit_adapters=bool(lora and adapted_linears(lora, "vision_model", vision.num_layers)),
+        llm_adapters=bool(lora and adapted_linears(lora, "language_model", language.num_layers)),
     )

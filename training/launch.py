@@ -10,12 +10,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from training.config.checks import check_run
+from training.config.checks import check_model_layout, check_run
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.supervise import supervise
+
+_CPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Machines:
     processes_per_node: int
     on_cpu: bool
     master_addr: str
-    master_port: str
+    master_port: int
 
     @property
     def world_size(self) -> int:
@@ -56,17 +59,21 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
     print(f"  data parallel         {layout.data_parallel_size}")
     print(f"  micro batches a step  {layout.num_micro_batches}", flush=True)
     command = torchrun_command(machines, overrides)
+    if machines.on_cpu:
+        environ["CUDA_VISIBLE_DEVICES"] = ""
+        environ.setdefault("OMP_NUM_THREADS", "1")
     if dry_run:
-        print(shlex.join(command))
+        names = (*_CPU_VARIABLES, "PYTHONPATH") if machines.on_cpu else ("PYTHONPATH",)
+        given = [f"{name}={environ[name]}" for name in names if name in environ]
+        print(shlex.join(["env", *given, *command]))
         return
     from training.doctor import examine
     from training.tiny_model import with_model_folder
 
-    if not examine(with_model_folder(run), on_cpu=machines.on_cpu):
+    run = with_model_folder(run)
+    check_model_layout(run)
+    if not examine(run, on_cpu=machines.on_cpu):
         raise ConfigError("the doctor found what would stop the run (lines with FAIL above)")
-    if machines.on_cpu:
-        environ["CUDA_VISIBLE_DEVICES"] = ""
-        environ.setdefault("OMP_NUM_THREADS", "1")
     sys.stdout.flush()
     sys.exit(supervise(command, environ))
 
@@ -80,7 +87,8 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
             them, so that its GPUs are not asked for.
 
     Raises:
-        ConfigError: a value that is not a number, more processes than devices, or no device.
+        ConfigError: a value that is not a number, more processes than devices, no device, or, of
+            several nodes, one that does not know its rank or where to meet the others.
     """
     num_nodes = _number("NNODES", environ.get("NNODES") or "1")
     devices = environ.get("DEVICES", "auto").strip().lower() or "auto"
@@ -91,6 +99,10 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
     elif on_cpu:
         count = 1
     else:
+        if "," in devices:
+            raise ConfigError(
+                f"DEVICES={devices}; expected how many: name the GPUs in CUDA_VISIBLE_DEVICES"
+            )
         count = _number("DEVICES", devices)
         if count > available and not (dry_run and num_nodes > 1):
             raise ConfigError(
@@ -105,12 +117,30 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
         )
     return Machines(
         num_nodes=num_nodes,
-        node_rank=_number("NODE_RANK", environ.get("NODE_RANK") or "0", least=0),
         processes_per_node=processes,
         on_cpu=on_cpu,
-        master_addr=environ.get("MASTER_ADDR") or "127.0.0.1",
-        master_port=environ.get("MASTER_PORT") or "0",
+        **_meeting(environ, num_nodes),
     )
+
+
+def _meeting(environ: dict[str, str], num_nodes: int) -> dict[str, Any]:
+    """This node's rank, and where the nodes meet."""
+    names = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    absent = [name for name in names if not environ.get(name)]
+    if num_nodes > 1 and absent:
+        raise ConfigError(
+            f"NNODES={num_nodes} without {' and '.join(absent)}: every node needs its own "
+            "NODE_RANK, from 0, and the same MASTER_ADDR and MASTER_PORT"
+        )
+    rank = _number("NODE_RANK", environ.get("NODE_RANK") or "0", least=0)
+    if rank >= num_nodes:
+        raise ConfigError(f"NODE_RANK={rank} of NNODES={num_nodes}; expected 0 to {num_nodes - 1}")
+    if num_nodes == 1:
+        return {"node_rank": 0, "master_addr": "127.0.0.1", "master_port": 0}
+    port = _number("MASTER_PORT", environ["MASTER_PORT"])
+    if port > 65535:
+        raise ConfigError(f"MASTER_PORT={port}; expected at most 65535")
+    return {"node_rank": rank, "master_addr": environ["MASTER_ADDR"], "master_port": port}
 
 
 def torchrun_command(machines: Machines, overrides: Sequence[str]) -> list[str]:
@@ -119,8 +149,6 @@ def torchrun_command(machines: Machines, overrides: Sequence[str]) -> list[str]:
         # a free port of torchrun's choice, so that several runs share a machine
         rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     else:
-        if machines.master_port == "0":
-            raise ConfigError("several nodes need MASTER_ADDR and MASTER_PORT, the same on all")
         rendezvous = [
             f"--node-rank={machines.node_rank}",
             f"--master-addr={machines.master_addr}",
@@ -173,7 +201,7 @@ def _number(name: str, text: str, least: int = 1) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise ConfigError(f"{name}={text!r}; expected a number") from None
+        raise ConfigError(f"{name}={text!r}; expected a whole number") from None
     if value < least:
         raise ConfigError(f"{name}={value}; expected at least {least}")
     return value

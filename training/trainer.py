@@ -104,7 +104,7 @@ def build_trainer(
         logger=build_loggers(run, folder),
         val_check_interval=trainer.val_every or None,
         check_val_every_n_epoch=None,
-        limit_val_batches=trainer.val_batches if trainer.val_every else 0,
+        limit_val_batches=validation_batches(run, layout),
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -112,6 +112,18 @@ def build_trainer(
         log_every_n_steps=trainer.log_every,
         use_distributed_sampler=False,
     )
+
+
+def validation_batches(run: RunConfig, layout: Layout) -> int:
+    """Micro batches of a validation on each data-parallel rank: `trainer.val_batches`, and what
+    completes the last step.
+
+    Megatron takes as many at once as a step has. NeMo leaves a rest out of the loss, and where
+    there is nothing but a rest, the validation.
+    """
+    trainer = run.trainer
+    of_step = layout.num_micro_batches
+    return -(-trainer.val_batches // of_step) * of_step if trainer.val_every else 0
 
 
 def build_loggers(run: RunConfig, folder: Path) -> list[Logger]:

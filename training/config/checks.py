@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
+from training.config.bounds import check_bounds
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
@@ -32,6 +33,7 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
         ConfigError: the first thing that cannot work, with the numbers and the fix.
     """
     layout = check_layout(run, world_size)
+    check_bounds(run)
     if run.data.min_pixels > run.data.max_pixels:
         raise ConfigError(
             f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
@@ -66,21 +68,55 @@ def check_model_layout(run: RunConfig) -> None:
     config = Path(run.model.path) / "config.json"
     if not config.is_file():
         return
-    model = json.loads(config.read_text())
+    try:
+        model = json.loads(config.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{config} is no JSON ({error}): fetch it again") from error
     vision = model.get("vision_config", {})
+    check_divisions(
+        run,
+        heads=model.get("num_attention_heads"),
+        groups=model.get("num_key_value_heads"),
+        layers=model.get("num_hidden_layers"),
+        vision_heads=vision.get("num_heads"),
+        vision_mlp=vision.get("intermediate_size"),
+    )
+
+
+def check_divisions(
+    run: RunConfig,
+    *,
+    heads: int | None,
+    groups: int | None,
+    layers: int | None,
+    vision_heads: int | None,
+    vision_mlp: int | None,
+) -> None:
+    """Can a model of these sizes be divided? None is not known, and not looked at.
+
+    Args:
+        run: with the parallel sizes.
+        heads: attention heads of the language model.
+        groups: its key-value heads.
+        layers: its layers.
+        vision_heads: attention heads of the ViT.
+        vision_mlp: inner width of its MLP.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     tp, pp = run.trainer.tensor_parallel_size, run.trainer.pipeline_parallel_size
     for what, count, by in (
-        ("attention heads", model.get("num_attention_heads"), tp),
-        ("key-value heads", model.get("num_key_value_heads"), tp),
-        ("vision heads", vision.get("num_heads"), tp),
+        ("attention heads", heads, tp),
+        ("key-value heads", groups, tp),
+        ("vision heads", vision_heads, tp),
         # Qwen2.5-VL has 3420, which is not divisible by 8
-        ("channels of the vision MLP", vision.get("intermediate_size"), tp),
-        ("layers", model.get("num_hidden_layers"), pp),
+        ("channels of the vision MLP", vision_mlp, tp),
+        ("layers", layers, pp),
     ):
         if count and count % by:
             name = "PP_SIZE" if what == "layers" else "TP_SIZE"
             raise ConfigError(f"{name}={by} does not divide the model's {count} {what}: lower it")
-    heads, groups = model.get("num_attention_heads"), model.get("num_key_value_heads")
     cp = run.trainer.context_parallel_size
     if cp > 1 and heads and groups:
         # context-parallel ranks divide the heads among them; few key-value heads go to several

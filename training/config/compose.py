@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from training.config import groups
@@ -24,14 +24,25 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration that `python -m training fit OVERRIDES` would use.
 
     Raises:
-        ConfigError: an override names an unknown key or choice, has a value of the wrong type, or
-            a key without a default is not set.
+        ConfigError: an override names an unknown key or choice, has a value of the wrong type or
+            one that cannot be read, a key without a default is not set, or a word is an option.
     """
+    for word in overrides:
+        if word.startswith("-"):
+            raise ConfigError(
+                f"{word!r} is not of the form key=value (sweeps: python -m training -m …)"
+            )
     register_schema()
     passed = check_overrides(overrides)
     with initialize_config_dir(config_dir=str(groups.CONFIG_DIR), version_base="1.3"):
         try:
             config = compose("config", passed)
+        except OverrideParseException as error:
+            raise ConfigError(
+                f"{error.override.lstrip('+')}: the value cannot be read: put text with other "
+                "characters than letters, digits and /.-_ in quotes that reach the program, as in "
+                "\"key='a,b'\""
+            ) from error
         except HydraException as error:
             reason = str(error.__cause__ or "").partition("\n")[0]
             raise ConfigError(f"{error}: {reason}") from error

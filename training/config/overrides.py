@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
 from training.config.groups import CONFIG_DIR, GROUP_FOLDERS
 from training.config.schema import RunConfig
@@ -15,14 +20,14 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message says what to write instead."""
 
 
-def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
-    """Dotted names of every key of the schema, sections included."""
-    keys: list[str] = []
+def known_keys(schema: type = RunConfig, prefix: str = "") -> dict[str, type]:
+    """Dotted names of every key of the schema, sections included, and their types."""
+    keys: dict[str, type] = {}
     hints = get_type_hints(schema)
     for item in fields(schema):
-        keys.append(prefix + item.name)
+        keys[prefix + item.name] = hints[item.name]
         if is_dataclass(hints[item.name]):
-            keys += known_keys(hints[item.name], f"{prefix}{item.name}.")
+            keys |= known_keys(hints[item.name], f"{prefix}{item.name}.")
     return keys
 
 
@@ -37,12 +42,16 @@ def check_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides in the form that Hydra takes.
 
     Keys below `tokenizer.` may be any of the family's (the tokenizer itself checks them), so they
-    are passed with Hydra's `++`.
+    are passed with Hydra's `++`. Values of keys that are text, paths above all, may hold any
+    character: what Hydra would not take as it stands gets quotes. In a sweep (-m) commas and
+    parentheses have their meaning of Hydra, so that such values need quotes of their own there.
 
     Raises:
-        ConfigError: an unknown key or choice, with the nearest valid ones.
+        ConfigError: an unknown key or choice, with the nearest valid ones, or a value of a sweep
+            that needs quotes.
     """
     keys = known_keys()
+    is_sweep = any(word in ("-m", "--multirun") for word in overrides)
     groups = ("experiment", "model", "tokenizer")
     passed = []
     for override in overrides:
@@ -58,10 +67,29 @@ def check_overrides(overrides: Sequence[str]) -> list[str]:
         elif key.startswith("tokenizer."):
             passed.append("++" + override.lstrip("+"))
         elif key in keys:
-            passed.append(override)
+            is_text = equals and keys[key] in (str, str | None)
+            passed.append(_quoted(override, is_sweep) if is_text else override)
         else:
             raise ConfigError(f"unknown key {key!r}; {_nearest(key, keys)}")
     return passed
+
+
+def _quoted(override: str, is_sweep: bool) -> str:
+    """The override of a text, with quotes where Hydra would read something else or nothing."""
+    key, _, value = override.partition("=")
+    with_quotes = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        if is_sweep:
+            raise ConfigError(
+                f"{override}: in a sweep this value needs quotes that reach the program: "
+                f"{shlex.quote(with_quotes)}"
+            ) from None
+        return with_quotes
+    if is_sweep or parsed.value() is None or isinstance(parsed.value(), (str, QuotedString)):
+        return override
+    return with_quotes
 
 
 def _check_choices(group: str, value: str) -> None:

@@ -130,7 +130,8 @@ class TrainerConfig:
     distributed_optimizer: bool = True
     #: steps between validations; 0 never validates
     val_every: int = 500
-    #: micro batches of one validation on each data-parallel rank, always the same ones
+    #: micro batches of one validation on each data-parallel rank, always the same ones; rounded up
+    #: to a multiple of what a step has, GBS / (MBS × data-parallel ranks)
     val_batches: int = 10
     #: steps between checkpoints; 0 saves at the end only, -1 never
     save_every: int = 500

@@ -7,16 +7,24 @@ embeddings.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import asdict
 from typing import Any, Literal, cast, get_args
 
 from training.config.overrides import ConfigError
-from training.config.schema import ModelConfig, OptimConfig, RunConfig
+from training.config.schema import LoraConfig, ModelConfig, OptimConfig, RunConfig
 
 Part = Literal["front_end", "vision", "projector", "language"]
 PARTS: tuple[Part, ...] = get_args(Part)
 TUNINGS = ("full", "tokenizer_only", "lora")
 
+_LINEARS = (
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
 _FREEZES: dict[str, frozenset[Part]] = {
     "freeze_language_model": frozenset({"language"}),
     "freeze_vision_model": frozenset({"vision", "front_end"}),
@@ -71,6 +79,29 @@ def rate_multipliers(optim: OptimConfig) -> dict[Part, float]:
             raise ConfigError(f"optim.lr_{part}={rate}; expected at least 0, or null for optim.lr")
         multipliers[part] = 1.0 if rate is None else rate / optim.lr
     return multipliers
+
+
+def adapted_linears(lora: LoraConfig, tower: str, num_layers: int) -> Counter[str]:
+    """Linear layers of a tower that get an adapter, by NeMo's rules.
+
+    Args:
+        lora: its `target_modules` are names of layers, or whole names with * as wildcard.
+        tower: vision_model or language_model.
+        num_layers: of the tower.
+
+    Returns:
+        linear_qkv, linear_proj, linear_fc1 and linear_fc2 → in how many layers.
+    """
+    found: Counter[str] = Counter()
+    for number in range(num_layers):
+        for name in _LINEARS:
+            whole = f"{tower}.decoder.layers.{number}.{name}"
+            last = name.rpartition(".")[2]
+            found[last] += any(
+                last == p or re.fullmatch(p.replace("*", "(.*)"), whole) is not None
+                for p in lora.target_modules
+            )
+    return +found
 
 
 def check_tuning(run: RunConfig) -> None:

@@ -34,7 +34,8 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
         for name in braceexpand(pattern)
     }
     found: dict[str, set[str]] = {split: set() for split in parts["split_parts"]}
-    with closing(sqlite3.connect(f"file:{files[2]}?mode=ro", uri=True)) as index:
+    database = files[2].absolute().as_uri()  # in which # and ? of a path stand as %23 and %3F
+    with closing(sqlite3.connect(f"{database}?mode=ro", uri=True)) as index:
         for number, key in index.execute("SELECT tar_file_id, sample_key FROM samples"):
             shard = shards[number]
             if shard in split_of and not {shard, f"{shard}/{key}"} & excluded:

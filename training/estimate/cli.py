@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from training.config.checks import check_layout
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
@@ -24,6 +23,10 @@ from training.flops import peak_flops
 DEVICE_GIB = {"B200": 178.0, "H200": 139.8, "H100": 79.1, "A100": 79.1, "L40S": 44.4, "L4": 22.0}
 #: GiB beside the allocator's peak: CUDA context, NCCL, fragmentation
 BESIDE_GIB = 3.0
+_NOTHING_FITS = (
+    "\nNo MBS, TP_SIZE and speed.recompute would fit: more GPUs, model.tuning=lora, a smaller "
+    "data.seq_length or PP_SIZE may"
+)
 
 
 def estimate_command(
@@ -54,7 +57,9 @@ def estimate_command(
         picture=read_size(picture, run.data.max_pixels),
         pictures_per_sample=_at_least(pictures, 0, "--pictures"),
         text_tokens=_at_least(text, 1, "--text"),
-        answer_tokens=min(text, -(-text // 2) if answers is None else answers),
+        answer_tokens=min(
+            text, -(-text // 2) if answers is None else _at_least(answers, 0, "--answers")
+        ),
         peak_flops=_peak_of(device),
         mfu=_share(mfu),
     )
@@ -65,8 +70,9 @@ def estimate_command(
         return
     typer.echo(table(run, sizes, work, result, device))
     if memory is not None and not fits(result, memory):
-        typer.echo("\nWould fit:")
-        for words, peak in islice(smaller(run, sizes, work, memory), 4):
+        changes = list(islice(smaller(run, sizes, work, memory), 4))
+        typer.echo("\nWould fit:" if changes else _NOTHING_FITS)
+        for words, peak in changes:
             typer.echo(f"  {words:<48}{peak:6.1f} GiB")
 
 
@@ -107,6 +113,11 @@ def fits(result: Estimate, memory: float) -> bool:
     return result.typical_peak_gib + BESIDE_GIB <= memory
 
 
+def fullest_fits(result: Estimate, memory: float) -> bool:
+    """Does the largest micro batch that the settings let through fit into `memory` GiB?"""
+    return result.fullest_peak_gib + BESIDE_GIB <= memory
+
+
 def smaller(
     run: RunConfig, sizes: ModelSizes, work: Workload, memory: float
 ) -> Iterator[tuple[str, float]]:
@@ -122,11 +133,9 @@ def smaller(
                     trainer=replace(trainer, tensor_parallel_size=size, micro_batch_size=rows),
                     speed=replace(run.speed, recompute=recompute),
                 )
-                shape = sizes.shape
-                if changed == run or shape.kv_heads % size or shape.vit_mlp % size:
+                if changed == run:
                     continue
                 try:
-                    check_layout(changed, work.num_gpus)
                     result = estimate(changed, sizes, work)
                 except ConfigError:
                     continue
@@ -149,6 +158,7 @@ def as_dict(result: Estimate, sizes: ModelSizes, memory: float | None) -> dict[s
         "samples_per_second": result.samples_per_second,
         "samples_per_day": 86400 * result.samples_per_second,
         "fits": None if memory is None else fits(result, memory),
+        "fullest_fits": None if memory is None else fullest_fits(result, memory),
     }
 
 
@@ -185,6 +195,9 @@ def table(run: RunConfig, sizes: ModelSizes, work: Workload, result: Estimate, d
     memory = device_gib(device)
     if memory is not None:
         verdict = "fits" if fits(result, memory) else "DOES NOT FIT"
+        if fits(result, memory) and not fullest_fits(result, memory):
+            bound = "data.max_patches_per_pack" if run.data.packing else "data.max_pixels"
+            verdict = f"TYPICAL FITS, FULLEST DOES NOT ({bound} bounds it)"
         lines.append(
             f"  {verdict}: {device} has {memory:g} GiB, of which {BESIDE_GIB:g} are left for CUDA, "
             "NCCL and fragmentation"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_tokenizer import PlanError, TokenizerConfigError, VisualTokenizer, build_tokenizer
 from dct_tokenizer.cost import window_pairs
-from training.config.checks import check_layout
+from training.config.checks import check_divisions, check_layout
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
-from training.config.tuning import trained_parts
+from training.config.tuning import check_tuning, trained_parts
 from training.estimate.memory import GIB, MicroBatch, Plan, StageMemory, stage_memory
 from training.estimate.model_sizes import ModelSizes
 from training.flops import StepFlops, StepWork
@@ -72,13 +73,26 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     """Estimate a run.
 
     Raises:
-        ConfigError: a layout that cannot work, or a typical sample longer than data.seq_length.
+        ConfigError: a layout that cannot work, also not with a model of these sizes, wrong settings
+            of tokenizer or tuning, or a typical sample longer than data.seq_length.
     """
     layout = check_layout(run, work.num_gpus)
-    visual = build_tokenizer(
-        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+    check_divisions(
+        run,
+        heads=sizes.shape.heads,
+        groups=sizes.shape.kv_heads,
+        layers=sizes.shape.llm_layers,
+        vision_heads=None,
+        vision_mlp=sizes.shape.vit_mlp,
     )
-    picture = visual.plan(*work.picture)
+    check_tuning(run)
+    try:
+        visual = build_tokenizer(
+            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+        )
+        picture = visual.plan(*work.picture)
+    except (TokenizerConfigError, PlanError) as error:
+        raise ConfigError(f"tokenizer: {error}") from error
     cells = picture.num_cells * work.pictures_per_sample
     tokens = picture.num_llm_tokens * work.pictures_per_sample + work.text_tokens
     if tokens > run.data.seq_length:
@@ -113,7 +127,12 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     # the forward pass once more; and the time in which stages wait for each other (1F1B)
     seconds *= 4 / 3 if plan.recompute else 1
     seconds *= 1 + (plan.pp - 1) / layout.num_micro_batches
-    stages = range(plan.pp)
+    typical_stages = tuple(stage_memory(plan, typical, stage) for stage in range(plan.pp))
+    # short samples can have more answers than the fullest batch has beside its pictures
+    fullest_stages = tuple(
+        max(usual, stage_memory(plan, fullest, stage), key=attrgetter("peak"))
+        for stage, usual in enumerate(typical_stages)
+    )
     return Estimate(
         data_parallel_size=layout.data_parallel_size,
         num_micro_batches=layout.num_micro_batches,
@@ -123,8 +142,8 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
         samples_per_step=samples,
         typical=typical,
         fullest=fullest,
-        typical_stages=tuple(stage_memory(plan, typical, stage) for stage in stages),
-        fullest_stages=tuple(stage_memory(plan, fullest, stage) for stage in stages),
+        typical_stages=typical_stages,
+        fullest_stages=fullest_stages,
         step_flops=flops,
         step_seconds=seconds,
     )
@@ -201,5 +220,6 @@ def _flops(sizes: ModelSizes, plan: Plan, visual: VisualTokenizer) -> StepFlops:
         trains_vit="vision" in plan.trained,
         trains_merger="projector" in plan.trained,
         trains_llm="language" in plan.trained,
-        has_adapters=plan.adapters != (0, 0),
+        vit_adapters=plan.adapters[0] > 0,
+        llm_adapters=plan.adapters[1] > 0,
     )

@@ -79,8 +79,8 @@ class Plan:
     fused_optimizer: bool = True
     recompute: bool = False
     trained: frozenset[str] = frozenset(("front_end", "vision", "projector", "language"))
-    #: parameters of the adapters of a ViT layer and of a layer of the language model
-    adapters: tuple[int, int] = (0, 0)
+    #: parameters of the adapters of a ViT layer and of a layer of the language model, on average
+    adapters: tuple[float, float] = (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from dct_tokenizer.cost import MODELS, ModelShape
@@ -12,6 +11,7 @@ from dct_tokenizer.geometry import MERGE
 from training.config.checks import MODEL_TYPES
 from training.config.overrides import ConfigError
 from training.config.schema import LoraConfig
+from training.config.tuning import adapted_linears
 
 #: name → vocabulary, and whether embedding and output layer share their weights; config.json of
 #: https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct and the others of `dct_tokenizer.cost`
@@ -100,18 +100,18 @@ class ModelSizes:
         """Parameters of the embedding, and of the output layer likewise."""
         return self.vocab_size * self.shape.llm_width
 
-    def adapters(self, lora: LoraConfig) -> tuple[int, int]:
-        """Parameters of the adapters of a ViT layer and of a layer of the language model."""
+    def adapters(self, lora: LoraConfig) -> tuple[float, float]:
+        """Parameters of the adapters of a ViT layer and of a layer of the language model, on
+        average over the layers.
+        """
 
-        def count(tower: str, linears: dict[str, tuple[int, int]]) -> int:
-            return sum(
-                lora.rank * (i + o)
-                for name, (i, o) in linears.items()
-                if any(fnmatch(f"{tower}.decoder.layers.0.{name}", p) for p in lora.target_modules)
-            )
+        def count(tower: str, layers: int, linears: dict[str, tuple[int, int]]) -> float:
+            chosen = adapted_linears(lora, tower, layers)
+            return sum(lora.rank * sum(linears[name]) * n / layers for name, n in chosen.items())
 
-        return count("vision_model", self.vit_linears()), count(
-            "language_model", self.llm_linears()
+        return (
+            count("vision_model", self.shape.vit_layers, self.vit_linears()),
+            count("language_model", self.shape.llm_layers, self.llm_linears()),
         )
 
 

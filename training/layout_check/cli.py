@@ -38,11 +38,13 @@ def layout_check(
     2e-2 and 1e-1 (bf16 on GPUs). Exit status 1 where any does not.
     """
     on_cpu, num_ranks = _devices(ranks)
-    wanted = [name for name in variants.split(",") if name]
+    wanted = _names(variants)
     unknown = [name for name in wanted if name not in VARIANTS]
     if unknown or not wanted:
         raise ConfigError(f"--variants {variants!r}; expected some of {', '.join(VARIANTS)}")
-    layouts = choose_layouts(num_ranks, [name for name in only.split(",") if name])
+    layouts = choose_layouts(num_ranks, _names(only))
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: its folder does not exist; make it first")
     tolerance = FP32 if on_cpu else BF16
     settings = Settings(
         inputs=make_inputs(work_dir, model_type),
@@ -114,6 +116,11 @@ def line(verdict: Verdict) -> str:
             f"{verdict.seconds:6.1f} s  "
         )
     return f"{head}{figures}{verdict.reason}".rstrip()
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between, each once: two runs of one name would share a folder."""
+    return list(dict.fromkeys(name for name in text.split(",") if name))
 
 
 def _devices(ranks: int | None) -> tuple[bool, int]:

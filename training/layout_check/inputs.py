@@ -56,7 +56,8 @@ def make_inputs(work_dir: Path, model_type: str = "qwen2_vl") -> Inputs:
     shape = SHAPES.get(model_type)
     if shape is None:
         raise ConfigError(f"--model-type {model_type!r}; expected one of {', '.join(SHAPES)}")
-    if work_dir.exists() and any(work_dir.iterdir()) and not (work_dir / _MARK).is_file():
+    held = work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir()))
+    if held and not (work_dir / _MARK).is_file():
         raise ConfigError(f"--work-dir {work_dir} holds something else; name a new folder")
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)

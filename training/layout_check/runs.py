@@ -155,7 +155,7 @@ def _start(case: Case, devices: tuple[int, ...], settings: Settings) -> _Running
         processes_per_node=len(devices),
         on_cpu=settings.on_cpu,
         master_addr="127.0.0.1",
-        master_port="0",
+        master_port=0,
     )
     environ = {**os.environ}
     if settings.on_cpu:

@@ -37,12 +37,15 @@ class Verdict:
 
 
 def judge(outcome: Outcome, reference: Outcome, tolerance: Tolerance, steps: int) -> Verdict:
-    """PASS where all steps agree, REFUSED where the configuration was turned down, else FAIL."""
+    """PASS where all steps agree, REFUSED where the configuration of a layout was turned down, else
+    FAIL; a reference that was turned down is a fault of the settings.
+    """
     case = outcome.case
     loss = norm = None
     status: Literal["PASS", "FAIL", "REFUSED"] = "FAIL"
     if outcome.refusal:
-        status, reason = "REFUSED", outcome.refusal
+        status = "FAIL" if outcome is reference else "REFUSED"
+        reason = outcome.refusal
     elif outcome.failure:
         reason = outcome.failure
     elif reference.refusal or reference.failure:

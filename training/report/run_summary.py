@@ -61,6 +61,8 @@ def settings(facts: RunFacts) -> dict[str, str]:
         trained = f"{trained} and adapters of rank {model.lora.rank}"
     tokenizer = dict(run.tokenizer)
     name = tokenizer.pop("name", "unnamed")
+    unit = "packs" if data.packing else "samples"
+    clipped = f"clipped at {optim.clip_grad:g}" if optim.clip_grad else "not clipped"
     return {
         "Experiment": run.experiment_name,
         "Tokenizer": f"{name} ({_pairs(tokenizer)})",
@@ -69,15 +71,16 @@ def settings(facts: RunFacts) -> dict[str, str]:
         "Precision and layers": f"{model.dtype}, layer spec {model.layer_spec}",
         "Data": data.path,
         "Pixels": f"{data.min_pixels:,} to {data.max_pixels:,} a picture after the resize",
-        "Longest sample": f"{data.seq_length:,} tokens",
-        "Batch": f"{trainer.global_batch_size} samples a step, "
+        "Longest sample": f"{data.seq_length:,} tokens"
+        + (", the length of a pack" if data.packing else ""),
+        "Batch": f"{trainer.global_batch_size} {unit} a step, "
         f"{trainer.micro_batch_size} a forward pass",
         "Layout": f"tensor {trainer.tensor_parallel_size} · "
         f"pipeline {trainer.pipeline_parallel_size} · "
         f"context {trainer.context_parallel_size} · data {facts.data_parallel_size or '?'}",
         "Optimizer": f"AdamW, learning rate {optim.lr:g} to {optim.min_lr:g} by a cosine after "
         f"{optim.warmup_steps} warm-up steps, weight decay {optim.weight_decay:g}, "
-        f"gradient norm clipped at {optim.clip_grad:g}",
+        f"gradient norm {clipped}",
         "Seed": str(run.seed),
     }
 

@@ -58,9 +58,18 @@ def test_the_quickstart_takes_a_folder_with_a_space(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["experiment=a/b", "tokenizer=pixel", "experiment_name=x", "-m"]
+    "setting", ["experiment=a/b", "model=tiny", "tokenizer=pixel", "experiment_name=x", "-m"]
 )
 def test_the_launch_script_refuses_what_its_variables_set(setting):
     done = run("qwen_launch.sh", setting)
     assert done.returncode == 2
     assert "python -m training launch" in done.stderr
+
+
+def test_the_launch_script_knows_the_models_that_are_no_folders(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    for name, path in (("auto25", "auto25"), ("m/../n", f"{Path.cwd()}/n")):
+        done = run("qwen_launch.sh", MODEL_PATH=name, DCT_VL_PYTHON=str(python))
+        assert f"model.path={path}" in done.stdout.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,16 +28,25 @@ wait $!""",
     "scancel": """
 echo "scancel $*" >>"$NOTES/calls"
 kill -USR1 "$(cat "$NOTES/task")" """,
+    "squeue": "echo $STATE",
     "scontrol": """
 if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >>"$NOTES/calls"; fi""",
-    # for launch/qwen_launch.sh: a trainer that goes on until it is asked to stop
+    # for launch/qwen_launch.sh
     "python": """
 echo "python $*" >>"$NOTES/calls"
 echo "$NODE_RANK of $NNODES at $MASTER_ADDR:$MASTER_PORT" >>"$NOTES/rendezvous"
-trap 'exit "$LAST"' USR1
-for _ in $(seq 200); do [ -n "$ENDS" ] && exit "$ENDS"; sleep 0.05; done
-exit 9""",
+exec "$REAL_PYTHON" "$NOTES/trainer.py" """,
 }
+#: a trainer that goes on until it is asked to stop
+TRAINER = """
+import os, signal, sys, time
+time.sleep(float(os.environ["IMPORTS_S"]))
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(int(os.environ["LAST"])))
+if os.environ["ENDS"]:
+    sys.exit(int(os.environ["ENDS"]))
+time.sleep(10)
+sys.exit(9)
+"""
 
 
 @pytest.fixture
@@ -47,6 +57,7 @@ def job(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/usr/bin/env bash\n{body}\n")
         path.chmod(0o755)
+    (tmp_path / "trainer.py").write_text(TRAINER)
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -56,6 +67,9 @@ def job(tmp_path):
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_SUBMIT_DIR": str(ROOT),
+        "REAL_PYTHON": sys.executable,
+        "IMPORTS_S": "0",
+        "STATE": "RUNNING",
         "LAST": "0",
         "ENDS": "",
     }
@@ -71,13 +85,17 @@ def calls(job: dict[str, str]) -> list[str]:
     return (Path(job["NOTES"]) / "calls").read_text().splitlines()
 
 
-def stop_when_it_trains(job: dict[str, str], process: subprocess.Popen[str]) -> int:
+def stop_when_it_trains(
+    job: dict[str, str],
+    process: subprocess.Popen[str],
+    number: int = signal.SIGUSR1,  # as #SBATCH --signal=B:USR1 asks for
+) -> int:
     trains = Path(job["NOTES"]) / "rendezvous"
     deadline = time.monotonic() + 20
     while not trains.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)  # until it listens
-    process.send_signal(10)  # SIGUSR1, as #SBATCH --signal=B:USR1 asks for
+    time.sleep(0.3)  # until it listens
+    process.send_signal(number)
     return process.wait(20)
 
 
@@ -96,10 +114,36 @@ def test_an_experiment_goes_to_the_launcher_itself(job):
     assert calls(job)[1] == "python -m training launch experiment=scale/x seed=1"
 
 
+def test_variables_hold_for_an_experiment_too(job):
+    given = {"ENDS": "0", "GBS": "512", "TOKENIZER": "dct14", "DATA_PATH": "/a b", "MBS": ""}
+    assert start(job | given, "experiment=scale/x", "tokenizer=pixel").wait(20) == 0
+    step = "python -m training launch experiment=scale/x tokenizer=pixel"
+    assert calls(job)[1] == f"{step} trainer.global_batch_size=512 data.path=/a b"
+
+
+def test_a_path_that_looks_like_an_experiment_is_none(job):
+    assert start(job | {"ENDS": "0"}, "log_dir=/x experiment=y").wait(20) == 0
+    assert "experiment_name=dct28_420" in calls(job)[1]
+
+
 def test_a_job_that_is_stopped_saves_and_goes_back_into_the_queue(job):
     process = start(job)
     assert stop_when_it_trains(job, process) == 0
     assert calls(job)[2:] == ["scancel --signal=USR1 123456", "scontrol requeue 123456"]
+
+
+@pytest.mark.parametrize(("state", "goes_back"), [("RUNNING", True), ("COMPLETING", False)])
+def test_a_preempted_job_goes_back_and_a_cancelled_one_does_not(job, state, goes_back):
+    process = start(job | {"STATE": state})
+    assert stop_when_it_trains(job, process, signal.SIGTERM) == 0
+    assert any("requeue" in call for call in calls(job)) == goes_back
+
+
+def test_a_job_that_is_stopped_before_it_listens_is_asked_again(job):
+    process = start(job | {"IMPORTS_S": "1.5", "REPEAT_S": "0.5"})
+    assert stop_when_it_trains(job, process) == 0
+    assert calls(job).count("scancel --signal=USR1 123456") > 1
+    assert calls(job)[-1] == "scontrol requeue 123456"
 
 
 @pytest.mark.parametrize(

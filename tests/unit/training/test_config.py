@@ -63,6 +63,48 @@ def test_what_is_misspelt_names_the_nearest(override, message):
         compose(override)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/a,b", "/a=b", "/ü#1;x", "~/x", "/a (1)", "/a b", "/{a}[b]", "/it's", '/"a"', "a\\"),
+        # numbers and switches of Hydra's
+        *("2024_10", "1e3", "1.10", "007", "true", "nan", "[x]"),
+    ],
+)
+def test_text_may_hold_any_character(path):
+    run = compose(f"log_dir={path}", f"experiment_name={path}")
+    assert (run.log_dir, run.experiment_name) == (path, path)
+
+
+def test_text_in_quotes_of_its_own_and_references_stay_what_they_are():
+    run = compose("log_dir='/a,b'", "experiment_name=s${seed}", "logger.wandb_project=null")
+    assert (run.log_dir, run.experiment_name) == ("/a,b", "s1234")
+    assert run.logger.wandb_project is None
+    assert compose("model.lora.also_train=[vision,projector]").model.lora.also_train == [
+        "vision",
+        "projector",
+    ]
+
+
+def test_a_sweep_keeps_its_commas_and_says_which_value_needs_quotes():
+    assert check_overrides(["-m", "model.path=/a,/b"]) == ["-m", "model.path=/a,/b"]
+    with pytest.raises(ConfigError, match=r"needs quotes that reach the program: .*model\.path="):
+        check_overrides(["-m", "model.path=/a=b"])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--dryrun", "'--dryrun' is not of the form key=value"),
+        ("-m", "'-m' is not of the form key=value .sweeps: python -m training -m"),
+        ("seed=a=b", "^seed=a=b: the value cannot be read: put text"),
+    ],
+)
+def test_what_cannot_be_read_is_named(word, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(word)
+
+
 def test_what_has_no_default_must_be_given():
     with pytest.raises(ConfigError, match=r"data\.path must be set: add data\.path=…"):
         compose_config(["model.path=MODEL"])
@@ -111,6 +153,31 @@ def test_sections_and_keys_are_known():
 def test_layouts_that_cannot_work(overrides, world_size, message):
     with pytest.raises(ConfigError, match=message):
         check_layout(compose(*overrides), world_size)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment_name=", "experiment_name is empty: the run's folder is"),
+        ("log_dir=", "log_dir is empty"),
+        ("data.num_workers=-1", "data.num_workers is -1; expected at least 0"),
+        ("trainer.stop_at_step=0", "trainer.stop_at_step is 0; expected at least 1"),
+        ("trainer.save_every=-2", "trainer.save_every is -2; expected at least -1"),
+        ("optim.lr=nan", "optim.lr is nan; expected at least 0"),
+        ("optim.clip_grad=-1", "optim.clip_grad is -1"),
+        ("optim.adam_beta1=1.5", "optim.adam_beta1 is 1.5; expected less than 1"),
+        ("optim.lr=5e-7", "optim.min_lr=1e-06, .* is more than optim.lr=5e-07: .* to 5e-08"),
+    ],
+)
+def test_numbers_and_names_that_mean_nothing(shards, override, message):
+    with pytest.raises(ConfigError, match=message):
+        check_run(compose(f"data.path={shards}", override), 1)
+
+
+def test_a_model_whose_configuration_was_cut_off(shards, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2')
+    with pytest.raises(ConfigError, match=r"config\.json is no JSON .*: fetch it again"):
+        check_run(compose(f"data.path={shards}", f"model.path={tmp_path}"), 1)
 
 
 def test_a_layout_that_works():

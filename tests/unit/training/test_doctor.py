@@ -6,11 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
+import training.doctor
 from training.config.compose import compose_config
 from training.config.groups import ROOT
 from training.doctor import (
@@ -133,6 +134,25 @@ def test_disk_for_checkpoints(model, tmp_path):
     found = check_disk(run)
     assert found.status == "FAIL"
     assert "set LOG_DIR elsewhere" in found.detail
+
+
+def test_a_file_is_no_folder_for_runs(model, tmp_path):
+    (tmp_path / "logs").touch()
+    run = compose_config([f"model.path={model}", "data.path=d", f"log_dir={tmp_path}/logs"])
+    assert check_disk(run).detail == f"{tmp_path}/logs is a file: set LOG_DIR elsewhere"
+
+
+def test_what_is_logged_to_must_be_there(model, shards, tmp_path, capsys, monkeypatch):
+    def without_wandb(name: str) -> str:
+        if name == "wandb":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(training.doctor, "version", without_wandb)
+    settings = [f"model.path={model}", f"log_dir={tmp_path}", f"data.path={shards}"]
+    assert not examine(compose_config([*settings, "logger.wandb_project=p"]), on_cpu=True)
+    assert "FAIL wandb" in capsys.readouterr().out
+    assert examine(compose_config(settings), on_cpu=True)
 
 
 def test_examine_prints_all_and_decides(model, shards, tmp_path, capsys):

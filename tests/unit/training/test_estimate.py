@@ -227,9 +227,36 @@ def test_the_command_prints_a_table_and_what_would_fit():
         (["--device", "Abacus"], "is not known"),
         (["--gpus", "3"], "GBS=4 is not divisible"),
         (["--text", "0"], "expected at least 1"),
+        (["--answers", "-5"], "--answers -5; expected at least 0"),
+        (["--picture", "10x5000"], "has aspect ratio 500"),
+        (["data.max_pixels=10"], "expected 0 < min_pixels <= max_pixels"),
+        (["model.tuning=lora", "model.lora.rank=0"], "model.lora.rank=0; expected"),
+        (["trainer.tensor_parallel_size=4", "--gpus", "4"], "the model's 2 key-value heads"),
+        (["trainer.pipeline_parallel_size=3", "--gpus", "3"], "the model's 28 layers"),
     ],
 )
 def test_wrong_arguments_say_what_was_expected(arguments, message):
     done = invoke("model=qwen2vl_2b", *arguments)
     assert isinstance(done.exception, ConfigError)
     assert message in str(done.exception)
+
+
+def test_a_pack_full_of_pictures_may_not_fit_where_a_typical_one_does():
+    settings = ["experiment=scale/qwen2vl_2b_1gpu", "--picture", "480x640", "--device", "H100"]
+    done = invoke(*settings)
+    assert "TYPICAL FITS, FULLEST DOES NOT (data.max_patches_per_pack bounds it)" in done.output
+    bounded = [*settings, "data.max_patches_per_pack=16384"]
+    assert "  fits: H100 has" in invoke(*bounded).output
+    assert json.loads(invoke(*bounded, "--json").output)["fullest_fits"] is True
+
+
+def test_the_fullest_pack_takes_no_less_than_a_typical_one():
+    settings = ["experiment=scale/qwen25vl_3b_1gpu", "speed.recompute=true"]
+    found = json.loads(invoke(*settings, "--picture", "480x640", "--json").output)
+    assert found["typical_peak_gib"] <= found["fullest_peak_gib"]
+
+
+def test_where_nothing_fits_it_says_what_else_may():
+    done = invoke("model=qwen2vl_7b", "--device", "L4")
+    assert "Would fit" not in done.output
+    assert "more GPUs, model.tuning=lora" in done.output

@@ -8,8 +8,11 @@ import pytest
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import MODELS, plan_cost
+from training.config.schema import LoraConfig
+from training.config.tuning import adapted_linears
 from training.flops import StepFlops, StepWork, peak_flops
 
+LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 PIXEL_WEIGHT = 2 * 1280 * 588
 QWEN2VL_2B = StepFlops(
     shape=MODELS["2b"], vocab_size=151936, front_end_fixed=0, front_end_weight=PIXEL_WEIGHT
@@ -74,6 +77,40 @@ def test_frozen_parts_cost_less():
     assert nothing < no_vision < no_llm < whole
     without_front_end = whole - 2 * PIXEL_WEIGHT * 1024
     assert nothing == pytest.approx(without_front_end / 3 + PIXEL_WEIGHT * 1024, rel=1e-9)
+
+
+def test_adapters_of_the_language_model_ask_nothing_of_a_frozen_vit():
+    """Worked out for one picture of 1,024 patches: the ViT and merger once, the rest as frozen."""
+    sample = work(cells=1024, text=256, output=512)
+    vit_layers = 2 * 32 * (4 * 1280**2 + 2 * 1280 * 5120) * 1024 + 4 * 32 * 1280 * 1024**2
+    vision = vit_layers + 2 * (5120**2 + 5120 * 1536) * 256 + PIXEL_WEIGHT * 1024
+    products = 2 * (28 * (1536 * 3584 + 3 * 1536 * 8960) + 1536 * 151936) * 512
+    attention = 4 * 28 * 1536 * 512**2 / 2
+    frozen = {f"trains_{part}": False for part in ("front_end", "vit", "merger", "llm")}
+    counted = replace(QWEN2VL_2B, **frozen, llm_adapters=True).of(sample)
+    assert counted == pytest.approx(vision + 2 * products + 3 * attention, rel=1e-12)
+    # adapters in the ViT: gradients pass through all that follows
+    both = replace(QWEN2VL_2B, **frozen, vit_adapters=True).of(sample)
+    vit_attention = 4 * 32 * 1280 * 1024**2
+    once = PIXEL_WEIGHT * 1024
+    through = 2 * (vision - once - vit_attention + products) + 3 * (vit_attention + attention)
+    assert both == pytest.approx(once + through, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("targets", "vision", "language"),
+    [
+        (LoraConfig().target_modules, {}, dict.fromkeys(LINEARS, 28)),
+        (["linear_qkv"], {"linear_qkv": 32}, {"linear_qkv": 28}),
+        (["*.self_attention.linear_qkv"], {"linear_qkv": 32}, {"linear_qkv": 28}),
+        (["vision_model.decoder.layers.0.mlp.linear_fc1"], {"linear_fc1": 1}, {}),
+        (["*.layers.1*.linear_fc2"], {"linear_fc2": 11}, {"linear_fc2": 11}),
+    ],
+)
+def test_the_layers_with_adapters(targets, vision, language):
+    lora = LoraConfig(target_modules=targets)
+    assert adapted_linears(lora, "vision_model", 32) == vision
+    assert adapted_linears(lora, "language_model", 28) == language
 
 
 @pytest.mark.parametrize(

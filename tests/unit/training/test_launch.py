@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from training.config.overrides import ConfigError
 from training.launch import read_machines, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[3]
+#: the last of four nodes
+FOUR = {"NNODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "head", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture
@@ -53,11 +56,20 @@ def test_without_gpus_auto_is_one_process_on_the_cpu(no_gpus):
     ("environ", "message"),
     [
         ({"DEVICES": "9"}, "DEVICES=9, but this machine has 8 CUDA devices: lower it, or set"),
-        ({"DEVICES": "two"}, "DEVICES='two'; expected a number"),
+        ({"DEVICES": "two"}, "DEVICES='two'; expected a whole number"),
         ({"DEVICES": "0"}, "DEVICES=0; expected at least 1"),
         ({"DEVICES": "2", "NUM_PROC_PER_NODE": "3"}, "NUM_PROC_PER_NODE=3 is more than DEVICES=2"),
-        ({"NNODES": "x"}, "NNODES='x'; expected a number"),
+        ({"NNODES": "x"}, "NNODES='x'; expected a whole number"),
         ({"NODE_RANK": "-1"}, "NODE_RANK=-1; expected at least 0"),
+        ({"DEVICES": "2,3"}, "DEVICES=2,3; expected how many: name the GPUs in CUDA_VISIBLE"),
+        ({"NODE_RANK": "1"}, "NODE_RANK=1 of NNODES=1; expected 0 to 0"),
+        ({**FOUR, "NODE_RANK": "4"}, "NODE_RANK=4 of NNODES=4; expected 0 to 3"),
+        ({**FOUR, "NODE_RANK": ""}, "NNODES=4 without NODE_RANK: every node needs its own"),
+        ({**FOUR, "MASTER_ADDR": ""}, "NNODES=4 without MASTER_ADDR: every node"),
+        ({**FOUR, "MASTER_PORT": ""}, "NNODES=4 without MASTER_PORT: every node"),
+        ({**FOUR, "MASTER_PORT": "ssh"}, "MASTER_PORT='ssh'; expected a whole number"),
+        ({**FOUR, "MASTER_PORT": "0"}, "MASTER_PORT=0; expected at least 1"),
+        ({**FOUR, "MASTER_PORT": "70000"}, "MASTER_PORT=70000; expected at most 65535"),
     ],
 )
 def test_machines_that_cannot_be(eight_gpus, environ, message):
@@ -73,16 +85,12 @@ def test_one_node_takes_a_free_port(eight_gpus):
 
 
 def test_several_nodes_meet_at_the_master(eight_gpus):
-    environ = {"NNODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "head", "MASTER_PORT": "29500"}
-    machines = read_machines(environ)
+    machines = read_machines(FOUR)
     assert machines.world_size == 32
     command = torchrun_command(machines, [])
     assert {"--nnodes=4", "--node-rank=3", "--master-addr=head", "--master-port=29500"} <= set(
         command
     )
-    del environ["MASTER_PORT"]
-    with pytest.raises(ConfigError, match="several nodes need MASTER_ADDR and MASTER_PORT"):
-        torchrun_command(read_machines(environ), [])
 
 
 def test_the_doctor_stops_what_would_fail_later(shards, tmp_path, capsys):
@@ -91,6 +99,15 @@ def test_the_doctor_stops_what_would_fail_later(shards, tmp_path, capsys):
     with pytest.raises(ConfigError, match="the doctor found what would stop the run"):
         training.launch.launch(arguments, {"DEVICES": "cpu"})
     assert "has no config.json" in capsys.readouterr().out
+
+
+def test_a_model_that_is_made_first_must_be_divisible_too(shards, tmp_path):
+    arguments = [
+        *("model=tiny", f"model.cache_dir={tmp_path}", f"data.path={shards}"),
+        *("trainer.tensor_parallel_size=3", f"log_dir={tmp_path}"),
+    ]
+    with pytest.raises(ConfigError, match="TP_SIZE=3 does not divide the model's"):
+        training.launch.launch(arguments, {"DEVICES": "cpu", "NUM_PROC_PER_NODE": "3"})
 
 
 def qwen_launch(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +145,10 @@ def test_the_script_prints_what_it_would_start(shards):
     assert done.returncode == 0, done.stderr
     assert "data parallel         2" in done.stdout
     assert "micro batches a step  4" in done.stdout
-    command = done.stdout.splitlines()[-1].split()
+    command = shlex.split(done.stdout.splitlines()[-1])
+    # what torchrun gets besides, so that the line can be pasted in any folder
+    assert command[:3] == ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1"]
+    assert command[3].startswith(f"PYTHONPATH={ROOT}")
     for word in (
         *("--nproc-per-node=4", "experiment_name=dct14", "tokenizer=dct14", "model.path=/m"),
         *(f"data.path={shards}", "data.min_pixels=3136", "data.max_pixels=50176"),
@@ -152,7 +172,7 @@ def test_the_script_prints_what_it_would_start(shards):
         ({"TOKENIZER": "dtc14"}, "error: unknown tokenizer 'dtc14'; did you mean dct14"),
         ({"DATA_PATH": "/none"}, "error: DATA_PATH=/none does not exist"),
         ({"DEVICES": "64"}, "error: DEVICES=64, but this machine has 0 CUDA devices"),
-        ({"NUM_PROC_PER_NODE": "many"}, "error: NUM_PROC_PER_NODE='many'; expected a number"),
+        ({"NUM_PROC_PER_NODE": "many"}, "error: NUM_PROC_PER_NODE='many'; expected a whole number"),
         ({"MBS": "one"}, "error: Error merging override trainer.micro_batch_size=one"),
     ],
 )
@@ -171,3 +191,8 @@ def test_the_command_line_says_how_it_is_used():
     assert (usage.returncode, "python -m training doctor" in usage.stdout) == (0, True)
     wrong = subprocess.run([*command, "fti"], capture_output=True, text=True, cwd=ROOT)
     assert (wrong.returncode, "unknown verb 'fti'" in wrong.stderr) == (2, True)
+    typed = subprocess.run(
+        [*command, "trainer.max_steps=abc"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert typed.returncode == 2
+    assert typed.stderr.startswith("error: Error merging override trainer.max_steps=abc")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+import training.layout_check.cli
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
-from training.layout_check.cli import line
+from training.layout_check.cli import layout_check, line
 from training.layout_check.inputs import Inputs, make_inputs
 from training.layout_check.layouts import LAYOUTS, REFERENCE, ParallelLayout, choose_layouts
 from training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases
@@ -102,6 +105,33 @@ def test_without_a_reference_nothing_passes():
     assert judge(outcome(), broken, FP32, steps=3).status == "FAIL"
 
 
+def test_a_reference_that_is_refused_fails():
+    """A misspelt tokenizer, say: nothing was compared."""
+    refused = outcome(REFERENCE, refusal="unknown tokenizer 'dtc14'")
+    assert judge(refused, refused, FP32, steps=3).status == "FAIL"
+
+
+def test_runs_of_one_name_run_once_and_the_table_has_somewhere_to_go(tmp_path, monkeypatch):
+    seen = []
+
+    def run_cases(cases, *_):
+        seen.extend(case.name for case in cases)
+        raise typer.Exit
+
+    monkeypatch.setattr(training.layout_check.cli, "run_cases", run_cases)
+    monkeypatch.setattr(training.layout_check.cli, "make_inputs", lambda *_: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    app = typer.Typer()
+    app.command()(layout_check)
+    twice = ["--ranks", "2", "--only", "tp2,tp2", "--variants", "packed,packed"]
+    CliRunner().invoke(app, twice, catch_exceptions=False)
+    assert seen == ["packed-single", "packed-tp2"]
+    with pytest.raises(ConfigError, match="its folder does not exist"):
+        CliRunner().invoke(
+            app, [*twice, "--json", str(tmp_path / "no" / "t.json")], catch_exceptions=False
+        )
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("important")
     with pytest.raises(ConfigError, match="holds something else"):
@@ -110,4 +140,6 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
         ConfigError, match="--model-type 'llama'; expected one of qwen2_vl, qwen2_5"
     ):
         make_inputs(tmp_path / "other", "llama")
+    with pytest.raises(ConfigError, match="holds something else"):
+        make_inputs(tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").exists()

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import html5lib
 import pytest
 
 from training.checkpoints import META_NAME
-from training.config.schema import DataConfig, ModelConfig, RunConfig, TrainerConfig
+from training.config.schema import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainerConfig,
+)
 from training.report import write_run_summary
+from training.report.run_summary import settings
 from training.run_files import (
     STEPS_NAME,
     VALIDATION_NAME,
@@ -220,6 +229,20 @@ def test_losses_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
     tree = check_self_contained(write_run_summary(make_run(tmp_path, lines)).read_text())
     assert "The loss of 30 logged steps is not a finite number." in text_of(tree)
     assert "– training loss" in text_of(tree)
+
+
+def test_batches_of_packs_are_called_so() -> None:
+    run = RunConfig(
+        tokenizer={"name": "pixel"},
+        model=ModelConfig(path="m"),
+        data=DataConfig(path="d", seq_length=4096, packing=True),
+        optim=OptimConfig(clip_grad=0),
+    )
+    facts: Any = SimpleNamespace(config=run, data_parallel_size=1)
+    said = settings(facts)
+    assert said["Batch"] == "4 packs a step, 1 a forward pass"
+    assert said["Longest sample"] == "4,096 tokens, the length of a pack"
+    assert said["Optimizer"].endswith("gradient norm not clipped")
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ def test_every_split_has_the_keys_that_the_loader_gives(shards):
         assert keys == {sample.key for sample in read_split(str(shards), split)}
 
 
+def test_the_folder_may_have_any_name(copied):
+    named = copied.rename(copied.with_name("50%23 #1?mode=x ü"))
+    assert keys_by_split(named)["train"]
+
+
 def test_excluded_shards_and_samples_are_in_no_split(copied):
     before = keys_by_split(copied)
     file = copied / ".nv-meta" / "split.yaml"

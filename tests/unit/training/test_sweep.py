@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.cli import job_name
+from training.cli import job_name, swept_keys
+from training.config.overrides import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -19,3 +20,11 @@ from training.cli import job_name
 )
 def test_a_job_is_named_after_what_the_sweep_varies(overrides, swept, expected):
     assert job_name(overrides, swept) == expected
+
+
+def test_only_what_a_sweep_varies_is_in_its_names():
+    words = ["-m", "seed=1,2", "++tokenizer.luma_keep=range(8,14)", "data.path='/a,b'"]
+    words += ["model.lora.also_train=[vision,projector]", "optim.lr=1e-5"]
+    assert swept_keys(words) == ["seed", "tokenizer.luma_keep"]
+    with pytest.raises(ConfigError, match="seed=1=2: the value cannot be read"):
+        swept_keys(["-m", "seed=1=2"])
