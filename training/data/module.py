@@ -24,6 +24,7 @@ from nemo.utils import logging
 
 from training.config.schema import RunConfig
 from training.data.loader_state import check_streams, redistribute, restore
+from training.data.shard_reader import pass_over_damage
 from training.data.task_encoder import ChatTaskEncoder
 from training.data.worker_watch import WorkerBoard, watch
 from training.stop_signals import ignore_in_worker
@@ -156,7 +157,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
     ) -> Any:
         """Endless shuffled training set, or the finite validation set in its own order."""
         if split == "val":
-            return get_val_dataset(
+            dataset = get_val_dataset(
                 self.path,
                 batch_size=self.micro_batch_size,
                 batch_drop_last=True,
@@ -164,7 +165,8 @@ class ChatDataModule(EnergonMultiModalDataModule):
                 worker_config=worker_config,
                 split_part="val",
             )
-        return get_train_dataset(
+            return pass_over_damage(dataset, self.validation_task_encoder.rejects)
+        dataset = get_train_dataset(
             self.path,
             batch_size=self.micro_batch_size,
             task_encoder=self.task_encoder,
@@ -174,6 +176,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             shuffle_buffer_size=self.shuffle_buffer_size,
             max_samples_per_sequence=self.max_samples_per_sequence,
         )
+        return pass_over_damage(dataset, self.task_encoder.rejects)
 
     def train_dataloader(self) -> EndlessLoader:
         """Loader of this data-parallel rank; the same object until the end of the run."""
@@ -183,7 +186,8 @@ class ChatDataModule(EnergonMultiModalDataModule):
             self.data_sampler.init_global_step = self.init_global_step
             board = WorkerBoard(self.num_workers)
             self.task_encoder.board = board
-            dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
+            config = self.worker_config(self.num_workers, self.task_encoder)
+            dataset = self.datasets_provider(config, "train")
             # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
             loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
@@ -200,11 +204,14 @@ class ChatDataModule(EnergonMultiModalDataModule):
 
     def _make_val_loader(self) -> SavableDataLoader:
         # without worker processes: a validation is short, and idle workers cost memory
-        return get_savable_loader(self.datasets_provider(self.worker_config(0), "val"))
+        config = self.worker_config(0, self.validation_task_encoder)
+        return get_savable_loader(self.datasets_provider(config, "val"))
 
-    def worker_config(self, num_workers: int) -> WorkerConfig:
+    def worker_config(self, num_workers: int, task_encoder: ChatTaskEncoder) -> WorkerConfig:
         """Energon's view of this rank. Rank r's worker w is number r * num_workers + w of all, so
         that the sample stream stays the same while data-parallel size × num_workers does.
+
+        What fails in a way that `task_encoder` did not foresee goes to its rejects.
         """
         return WorkerConfig(
             rank=parallel_state.get_data_parallel_rank(),
@@ -212,6 +219,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             num_workers=num_workers,
             data_parallel_group=parallel_state.get_data_parallel_group(),
             seed_offset=self.seed,
+            global_error_handler=task_encoder.rejects.record_error,
         )
 
     def state_dict(self) -> dict[str, Any]:
