@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, Literal
 
 import torch
@@ -21,12 +21,13 @@ from megatron.energon import (
 )
 from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
 from nemo.utils import logging
+from tqdm import tqdm
 
 from training.config.schema import RunConfig
 from training.data.loader_state import check_streams, redistribute, restore
-from training.data.shard_reader import pass_over_damage
+from training.data.shard_reader import check_shares, pass_over_damage
 from training.data.task_encoder import ChatTaskEncoder
-from training.data.worker_watch import WorkerBoard, watch
+from training.data.worker_watch import WorkerBoard, limit_answers, watch
 from training.stop_signals import ignore_in_worker
 
 #: of validation batches that stay in a trainer's memory
@@ -37,6 +38,8 @@ def _init_worker(energons: Callable[[int], None], worker_id: int) -> None:
     """First thing in a loader process."""
     energons(worker_id)
     ignore_in_worker()
+    # Energon's bars, one a process, would tear up the trainer's
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign]
 
 
 def _end_loader_processes() -> None:
@@ -107,6 +110,7 @@ class EndlessLoader:
     """
 
     def __init__(self, loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> None:
+        limit_answers(loader, board, timeout_s)
         self.loader = loader
         self.board = board
         self.timeout_s = timeout_s
@@ -179,7 +183,11 @@ class ChatDataModule(EnergonMultiModalDataModule):
         return pass_over_damage(dataset, self.task_encoder.rejects)
 
     def train_dataloader(self) -> EndlessLoader:
-        """Loader of this data-parallel rank; the same object until the end of the run."""
+        """Loader of this data-parallel rank; the same object until the end of the run.
+
+        Raises:
+            ConfigError: a loader process would have no sample.
+        """
         if self.train_dataloader_object is None:
             if self.trainer:
                 self.init_global_step = self.trainer.global_step
@@ -188,6 +196,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             self.task_encoder.board = board
             config = self.worker_config(self.num_workers, self.task_encoder)
             dataset = self.datasets_provider(config, "train")
+            check_shares(dataset, self.path, config)
             # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
             loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)

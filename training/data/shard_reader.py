@@ -1,4 +1,4 @@
-"""Shards that are damaged in one place lose the samples there, and no more."""
+"""Reading shards: damage loses the samples at its place and no more, and everyone has a share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from megatron.energon import SkipSample
+from megatron.energon import SkipSample, WorkerConfig
 from megatron.energon.flavors.webdataset.itar_reader import ITarReader
 from megatron.energon.flavors.webdataset.sample_loader import WebdatasetSampleLoaderDataset
 from megatron.energon.flavors.webdataset.structs import FilteredSample
 
+from training.config.overrides import ConfigError
 from training.data.rejects import RejectLog
 from training.data.shard_index import key_at
 
@@ -82,6 +83,30 @@ def pass_over_damage(dataset: Any, rejects: RejectLog) -> Any:
             for reader in loader.join_readers
         ]
     return dataset
+
+
+def check_shares(dataset: Any, path: str, config: WorkerConfig) -> None:
+    """Does every loader process of this rank have a sample, of every dataset that is mixed?
+
+    Args:
+        dataset: of the training split.
+        path: that it was built from, for the message.
+        config: ranks and loader processes.
+
+    Raises:
+        ConfigError: one has none. Energon divides samples among all processes, and a process that
+            has none would only find out when it starts.
+    """
+    for loader in _sample_loaders(dataset):
+        held = [loader.len_worker(number) for number in range(max(config.num_workers, 1))]
+        if 0 in held:
+            streams = len(held) * config.world_size
+            raise ConfigError(
+                f"{path} has too few samples to train on: loader process {held.index(0)} of rank "
+                f"{config.rank} has none, as {config.world_size} data-parallel ranks × "
+                f"data.num_workers={config.num_workers} share the samples of each dataset among "
+                f"{streams}: lower data.num_workers, or add samples"
+            )
 
 
 def _sample_loaders(dataset: Any) -> Iterator[Any]:

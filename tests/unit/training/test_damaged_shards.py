@@ -10,6 +10,7 @@ from itertools import islice
 import orjson
 import pytest
 
+from training.config.overrides import ConfigError
 from training.data.shard_index import key_at, keys_by_split
 from training.data.shard_reader import ShardReader, _sample_loaders
 
@@ -136,6 +137,22 @@ def test_headers_that_were_read_do_not_pile_up(make_data, shards):
         tars = list(reader._reader.itar_files_cache.values())
         assert tars
         assert [len(tar.members) for tar in tars] == [0] * len(tars)
+
+
+def test_fewer_samples_than_loader_processes_is_said_before_any_starts(make_data, copied):
+    split = copied / ".nv-meta" / "split.yaml"
+    split.write_text(split.read_text().replace("{000000..000007}", "000001"))
+    count = len(keys_by_split(copied)["train"])
+    make_data(copied, f"data.num_workers={count}").train_dataloader()
+    with pytest.raises(ConfigError, match=f"too few samples.*data.num_workers={count + 1} share"):
+        make_data(copied, f"data.num_workers={count + 1}").train_dataloader()
+
+
+def test_loader_processes_draw_no_bars(make_data, shards, capfd):
+    options = ("data.packing=true", "data.packing_buffer_size=8", "data.num_workers=1")
+    batches = iter(make_data(shards, *options).train_dataloader())
+    assert next(batches)["sample_keys"]
+    assert "Filling" not in capfd.readouterr().err
 
 
 def test_the_index_knows_what_begins_where(shards, tmp_path):
