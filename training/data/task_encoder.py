@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from megatron.energon import Cooker, DefaultTaskEncoder, Sample, basic_sample_keys, stateless
@@ -36,6 +37,16 @@ def cook_chat(sample: dict[str, Any]) -> CrudeChat:
     except SchemaError as error:
         return CrudeChat(**basic_sample_keys(sample), record=b"", images=(), fault=str(error))
     return CrudeChat(**basic_sample_keys(sample), record=record, images=images, videos=videos)
+
+
+def _check_presence(kind: str, named: Sequence[str], held: Sequence[bytes]) -> None:
+    """A picture that is missing would leave a question about nothing, where no mark counts it."""
+    wanted = sum(map(bool, named))
+    if len(held) < wanted:
+        raise SchemaError(
+            f"the JSON names {wanted} {kind}s, the sample holds {len(held)}: a part is missing, or "
+            "its extension is none of those that data_prep/schema.py knows"
+        )
 
 
 class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
@@ -91,6 +102,8 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             if sample.fault:
                 raise SchemaError(sample.fault)
             record = parse_record(sample.record)
+            _check_presence("image", record.images, sample.images)
+            _check_presence("video", record.videos, sample.videos)
             chat = self.chat.tokenize(record.turns, len(sample.images), len(sample.videos))
             pictures = [self.visual.plan(*header_size(data)) for data in sample.images]
             wanted = tuple(

@@ -180,6 +180,22 @@ def test_parts_that_break_the_schema_are_recorded(encoder, tmp_path, parts, deta
     assert detail in json.loads(file.read_text())["detail"]
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_picture_that_the_record_names_and_the_sample_lacks(encoder, tmp_path, kind):
+    """Without a mark in the text the question would be learnt without its picture."""
+    turns = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a cat"}]
+
+    def record(path):
+        return json.dumps({"conversations": turns, kind: path}).encode()
+
+    with pytest.raises(SkipSample, match="bad: schema"):
+        encoder.preencode_sample(sample(record=record("a.bmp"), images=()))
+    (file,) = (tmp_path / "rejects").iterdir()
+    detail = json.loads(file.read_text())["detail"]
+    assert f"the JSON names 1 {kind}s, the sample holds 0" in detail
+    encoder.preencode_sample(sample(record=record(""), images=()))
+
+
 def test_pictures_of_any_mode_come_as_rgb():
     for mode in ("L", "P", "RGBA", "CMYK", "1"):
         buffer = io.BytesIO()
