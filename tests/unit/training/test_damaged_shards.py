@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+from collections import Counter
 from itertools import islice
 
 import orjson
@@ -70,14 +71,19 @@ def members(shard):
         return tar.getmembers()
 
 
-@pytest.mark.parametrize("overrides", [(), ("data.packing=true", "data.packing_buffer_size=8")])
-def test_a_damaged_header_loses_its_sample_alone(make_data, copied, tmp_path, overrides):
-    shard = copied / "pretrain-000001.tar"
+def damage(shard):
+    """Make a header in the middle unreadable; the key of its sample."""
     hit = members(shard)[4]
     with open(shard, "r+b") as file:
         file.seek(hit.offset)
         file.write(b"\xff" * 512)
-    lost = hit.name.partition(".")[0]
+    return hit.name.partition(".")[0]
+
+
+@pytest.mark.parametrize("overrides", [(), ("data.packing=true", "data.packing_buffer_size=8")])
+def test_a_damaged_header_loses_its_sample_alone(make_data, copied, tmp_path, overrides):
+    shard = copied / "pretrain-000001.tar"
+    lost = damage(shard)
     expected = keys_by_split(copied)["train"]
     assert lost in expected
     seen = set()
@@ -91,6 +97,15 @@ def test_a_damaged_header_loses_its_sample_alone(make_data, copied, tmp_path, ov
     assert entry["file"] == str(shard)
     assert entry["reason"] == "damaged_shard"
     assert entry["next"] == "copy the shard again, or prepare it again"
+
+
+def test_validation_passes_over_damage_too(make_data, copied, tmp_path):
+    lost = damage(copied / "pretrain-000008.tar")
+    expected = keys_by_split(copied)["val"] - {lost}
+    batches = islice(make_data(copied).val_dataloader(), 2 * len(expected))
+    seen = Counter(key for batch in batches for key in batch["sample_keys"])
+    assert seen == dict.fromkeys(expected, 2)
+    assert {entry["key"] for entry in listed(tmp_path / "run" / "rejects_val")} == {lost}
 
 
 def test_a_shard_that_breaks_off_loses_its_end(make_data, copied, tmp_path):
