@@ -73,8 +73,8 @@ def watch(
             seen += file.read().count(b"\n")
             place = file.tell()
         due = steps if seen >= steps else seen // every * every
-        if due and due not in weights:
-            weights[due] = weigh(process.pid)
+        if due and due not in weights and (weight := weigh(process.pid)):
+            weights[due] = weight
             shown = ", ".join(f"{rss / _MIB:,.0f}" for rss in weights[due])
             print(f"{due:8,}  {seen / (time.monotonic() - started):7.2f}  {shown}", flush=True)
     return weights
@@ -83,11 +83,18 @@ def watch(
 def weigh(pid: int) -> tuple[int, ...]:
     """Resident bytes of a process and of its children, those with the least memory left out.
 
-    The children of under 50 MiB are helpers of multiprocessing, not loaders.
+    The children of under 50 MiB are helpers of multiprocessing, not loaders. () where the process
+    has ended.
     """
-    trainer = psutil.Process(pid)
-    found = [trainer.memory_info().rss]
-    for child in trainer.children():
+    try:
+        trainer = psutil.Process(pid)
+        found = [trainer.memory_info().rss]
+        children = trainer.children()
+    except psutil.NoSuchProcess:
+        return ()
+    if not found[0]:  # it has ended, and nobody has asked for its status yet
+        return ()
+    for child in children:
         try:
             rss = child.memory_info().rss
         except psutil.NoSuchProcess:
@@ -103,8 +110,12 @@ def judge(weights: dict[int, tuple[int, ...]], base: int, tolerance: float) -> i
         print(f"the run ended before step {base:,}: nothing to compare with")
         return 1
     last = max(weights)
+    counts = len(weights[base]), len(weights[last])
+    if counts[0] != counts[1]:
+        print(f"{counts[0]} processes at step {base:,}, {counts[1]} at {last:,}: one has ended")
+        return 1
     status = 0
-    for number, (before, after) in enumerate(zip(weights[base], weights[last], strict=False)):
+    for number, (before, after) in enumerate(zip(weights[base], weights[last], strict=True)):
         name = f"loader process {number - 1}" if number else "trainer"
         growth = after / before - 1
         status |= growth > tolerance

@@ -33,7 +33,7 @@ _ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9)
 def write_shards(
     folder: Path, *, num_samples: int, patches: int, text: int, num_workers: int
 ) -> Path:
-    """Draw, prepare and split a dataset; what is there already is kept.
+    """Draw, prepare and split a dataset; one that was drawn alike is kept.
 
     Args:
         folder: of the dataset.
@@ -44,11 +44,22 @@ def write_shards(
 
     Returns:
         The prepared folder.
+
+    Raises:
+        ValueError: the folder holds one that was drawn otherwise.
     """
-    raw, shards = folder / "raw", folder / "shards"
+    raw, shards, note = folder / "raw", folder / "shards", folder / "drawn.json"
+    wanted = {"num_samples": num_samples, "patches": patches, "text": text}
     if (shards / ".nv-meta" / "dataset.yaml").is_file():
+        held = json.loads(note.read_text()) if note.is_file() else None
+        if held != wanted:
+            raise ValueError(
+                f"{folder} holds shards drawn with {held or 'unknown numbers'}, this run wants "
+                f"{wanted}: use another folder, or remove this one"
+            )
         return shards
     raw.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(wanted))
     records = []
     draw = partial(draw_picture, patches=patches)
     with tarfile.open(raw / "photos.tar", "w") as tar:

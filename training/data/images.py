@@ -7,12 +7,23 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_prep.convert import from_sixteen_bits, is_sixteen_bits
 
 _ORIENTATION = 0x0112
-#: Exif orientations that turn a picture by a quarter
+#: what brings a picture of an Exif orientation upright. Pillow's `exif_transpose` would write the
+#: Exif data anew too, and fail on damage there that does not concern the picture
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: those that turn a picture by a quarter
 _TURNED = (5, 6, 7, 8)
 
 #: what Pillow raises on damaged files (seen on truncated and corrupted JPEG, PNG and WebP)
@@ -48,12 +59,12 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """
     try:
         with _open(data) as image:
-            turned = _orientation(image) != 1
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and not turned:
+            turn = _UPRIGHT.get(_orientation(image))
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and turn is None:
                 with contextlib.suppress(ValueError):  # of damage, on which Pillow decides
                     return _decode_jpeg(data)
             image.load()
-            upright = ImageOps.exif_transpose(image) if turned else image
+            upright = image if turn is None else image.transpose(turn)
             if is_sixteen_bits(image):
                 upright = Image.fromarray(from_sixteen_bits(upright))
             return np.asarray(upright.convert("RGB"))[None]
@@ -83,6 +94,9 @@ def _orientation(image: Image.Image) -> int:
     """Exif orientation, 1 (upright) … 8, from the header of a picture that is not loaded yet."""
     if image.format == "PNG" and "exif" not in image.info:
         # Pillow would decode the pixels to look behind them
+        return 1
+    if image.format == "TIFF":
+        # Pillow turns these itself, and says the size that they have then
         return 1
     found = image.getexif().get(_ORIENTATION, 1)
     return found if found in range(1, 9) else 1

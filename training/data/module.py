@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,13 @@ from megatron.energon import (
 )
 from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
 from nemo.utils import logging
+from tqdm import tqdm
 
 from training.config.schema import RunConfig
 from training.data.loader_state import check_streams, redistribute, restore
+from training.data.shard_reader import check_shares, pass_over_damage
 from training.data.task_encoder import ChatTaskEncoder
-from training.data.worker_watch import WorkerBoard, watch
+from training.data.worker_watch import WorkerBoard, limit_answers, watch
 from training.stop_signals import ignore_in_worker
 
 #: of validation batches that stay in a trainer's memory
@@ -36,6 +38,8 @@ def _init_worker(energons: Callable[[int], None], worker_id: int) -> None:
     """First thing in a loader process."""
     energons(worker_id)
     ignore_in_worker()
+    # Energon's bars, one a process, would tear up the trainer's
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign]
 
 
 def _end_loader_processes() -> None:
@@ -106,6 +110,7 @@ class EndlessLoader:
     """
 
     def __init__(self, loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> None:
+        limit_answers(loader, board, timeout_s)
         self.loader = loader
         self.board = board
         self.timeout_s = timeout_s
@@ -156,7 +161,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
     ) -> Any:
         """Endless shuffled training set, or the finite validation set in its own order."""
         if split == "val":
-            return get_val_dataset(
+            dataset = get_val_dataset(
                 self.path,
                 batch_size=self.micro_batch_size,
                 batch_drop_last=True,
@@ -164,7 +169,8 @@ class ChatDataModule(EnergonMultiModalDataModule):
                 worker_config=worker_config,
                 split_part="val",
             )
-        return get_train_dataset(
+            return pass_over_damage(dataset, self.validation_task_encoder.rejects)
+        dataset = get_train_dataset(
             self.path,
             batch_size=self.micro_batch_size,
             task_encoder=self.task_encoder,
@@ -174,16 +180,23 @@ class ChatDataModule(EnergonMultiModalDataModule):
             shuffle_buffer_size=self.shuffle_buffer_size,
             max_samples_per_sequence=self.max_samples_per_sequence,
         )
+        return pass_over_damage(dataset, self.task_encoder.rejects)
 
     def train_dataloader(self) -> EndlessLoader:
-        """Loader of this data-parallel rank; the same object until the end of the run."""
+        """Loader of this data-parallel rank; the same object until the end of the run.
+
+        Raises:
+            ConfigError: a loader process would have no sample.
+        """
         if self.train_dataloader_object is None:
             if self.trainer:
                 self.init_global_step = self.trainer.global_step
             self.data_sampler.init_global_step = self.init_global_step
             board = WorkerBoard(self.num_workers)
             self.task_encoder.board = board
-            dataset = self.datasets_provider(self.worker_config(self.num_workers), "train")
+            config = self.worker_config(self.num_workers, self.task_encoder)
+            dataset = self.datasets_provider(config, "train")
+            check_shares(dataset, self.path, config)
             # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
             loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
@@ -200,11 +213,14 @@ class ChatDataModule(EnergonMultiModalDataModule):
 
     def _make_val_loader(self) -> SavableDataLoader:
         # without worker processes: a validation is short, and idle workers cost memory
-        return get_savable_loader(self.datasets_provider(self.worker_config(0), "val"))
+        config = self.worker_config(0, self.validation_task_encoder)
+        return get_savable_loader(self.datasets_provider(config, "val"))
 
-    def worker_config(self, num_workers: int) -> WorkerConfig:
+    def worker_config(self, num_workers: int, task_encoder: ChatTaskEncoder) -> WorkerConfig:
         """Energon's view of this rank. Rank r's worker w is number r * num_workers + w of all, so
         that the sample stream stays the same while data-parallel size × num_workers does.
+
+        What fails in a way that `task_encoder` did not foresee goes to its rejects.
         """
         return WorkerConfig(
             rank=parallel_state.get_data_parallel_rank(),
@@ -212,6 +228,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             num_workers=num_workers,
             data_parallel_group=parallel_state.get_data_parallel_group(),
             seed_offset=self.seed,
+            global_error_handler=task_encoder.rejects.record_error,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -54,12 +54,14 @@ class ChatPackEncoder(ChatTaskEncoder):
             num_tokens = len(encoded.input_ids)
             num_patches = sum(plan.num_cells for plan in encoded.pictures.plans)
         if num_patches > self.bounds.max_patches:
-            self.rejects.reject(
-                sample.__key__,
+            self._reject(
+                sample,
                 "too_many_patches",
                 f"{num_patches} ViT patches; a pack holds {self.bounds.max_patches} "
                 "(data.max_patches_per_pack)",
+                "packing",
             )
+        self.rejects.accept("packing")
         return CountedChat.extend(planned, num_tokens=num_tokens, num_patches=num_patches)
 
     def select_samples_to_pack(self, samples: list[CountedChat]) -> list[list[CountedChat]]:

@@ -6,54 +6,107 @@ Each loader process appends to a file of its own; the trainer reads the counts.
 from __future__ import annotations
 
 import os
+import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
 import orjson
 from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
+from megatron.energon.source_info import SourceInfo
+
+#: what befalls a sample, in this order; a run of rejections is one of the same stage
+Stage = Literal["reading", "planning", "packing", "decoding"]
+
+#: by reason, what a user can do about it
+_NEXT = {
+    "too_long": "raise data.seq_length, or lower data.max_pixels",
+    "too_many_patches": "raise data.max_patches_per_pack, or lower data.max_pixels",
+    "undecodable": "replace the file in the source data and prepare its shard again",
+    "damaged_shard": "copy the shard again, or prepare it again",
+    "schema": "correct the entry (data_prep/schema.py says what is expected) and prepare it again",
+    "error": "if the sample is sound, this is a defect of the program: report it with the sample",
+}
+_NEXT_OTHERWISE = "correct the entry in the source data and prepare its shard again"
 
 
 class RejectLog:
     """Appends rejections to `folder`/*.jsonl and stops the run when they do not end.
 
+    A line holds `file` (the shard), `key`, `reason`, `detail` and `next` (what to do about it); of
+    a sample that is used in part, `note` in place of `reason` and `next`.
+
     Args:
         folder: where the files go; None keeps no files (the samples are still skipped).
         data_path: named in the message that stops the run.
-        max_in_a_row: consecutive rejections of one loader process that stop the run.
+        max_in_a_row: consecutive rejections of one loader process that stop the run, those of
+            each stage on their own: many samples are planned before the first one is decoded.
     """
 
     def __init__(self, folder: str | Path | None, data_path: str, max_in_a_row: int = 100) -> None:
         self.folder = Path(folder) if folder is not None else None
         self.data_path = data_path
         self.max_in_a_row = max_in_a_row
-        self._in_a_row = 0
+        self._in_a_row: Counter[Stage] = Counter()
 
-    def accept(self) -> None:
-        """A sample came through: the run of rejections, if any, is over."""
-        self._in_a_row = 0
+    def accept(self, stage: Stage) -> None:
+        """A sample came through a stage: the run of its rejections, if any, is over."""
+        self._in_a_row[stage] = 0
 
-    def reject(self, key: str, reason: str, detail: str) -> NoReturn:
+    def reject(
+        self, key: str, reason: str, detail: str, *, stage: Stage = "planning", file: str = ""
+    ) -> NoReturn:
         """Record one sample and skip it.
+
+        Args:
+            key: of the sample.
+            reason: short, for the counts.
+            detail: values, what was expected.
+            stage: at which the sample is left out.
+            file: that holds the sample, "" where it is unknown.
 
         Raises:
             SkipSample: always, unless
-            FatalSampleError: `max_in_a_row` samples in a row were rejected.
+            FatalSampleError: `max_in_a_row` samples in a row were rejected at this stage.
         """
-        self._append({"key": key, "reason": reason, "detail": detail})
-        self._in_a_row += 1
-        if self._in_a_row >= self.max_in_a_row:
+        self._append_reject(key, reason, detail, file)
+        self._in_a_row[stage] += 1
+        if self._in_a_row[stage] >= self.max_in_a_row:
             raise FatalSampleError(
-                f"{self._in_a_row} samples in a row of {self.data_path} were rejected, the last "
-                f"one {key}: {reason} ({detail}). The dataset does not suit this run: see "
-                f"{self.folder}/*.jsonl; data.seq_length and the pixel bounds are the usual causes"
+                f"{self._in_a_row[stage]} samples in a row of {self.data_path} were rejected at "
+                f"{stage}, the last one {key}: {reason} ({detail}). The dataset does not suit this "
+                f"run: see {self.folder}/*.jsonl; data.seq_length and the pixel bounds are the "
+                "usual causes, and data.max_rejects_in_a_row is what was reached"
             )
         raise SkipSample(f"{key}: {reason}")
 
-    def note(self, key: str, note: str, detail: str) -> None:
+    def note(self, key: str, note: str, detail: str, *, file: str = "") -> None:
         """Record a sample of which only a part is used."""
-        self._append({"key": key, "note": note, "detail": detail})
+        self._append({"file": file, "key": key, "note": note, "detail": detail})
+
+    def record_error(
+        self, error: Exception, sample: Any, sources: Sequence[SourceInfo] | None = None
+    ) -> None:
+        """Record what nobody foresaw, for Energon, which then skips the sample (or the batch).
+
+        Args:
+            error: as it was caught.
+            sample: a sample or pack, or the list of those that were to become a pack or batch.
+            sources: Energon's; the samples know them too.
+        """
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(f" ({frame.filename}:{frame.lineno})" for frame in place)
+        found = sample if isinstance(sample, list) else [sample]
+        for one in [part for each in found for part in getattr(each, "samples", (each,))]:
+            key = one.get("__key__") if isinstance(one, dict) else getattr(one, "__key__", None)
+            detail = f"{type(error).__name__}: {error}{where}"
+            self._append_reject(str(key), "error", detail, file_of(one))
+
+    def _append_reject(self, key: str, reason: str, detail: str, file: str) -> None:
+        step = _NEXT.get(reason, _NEXT_OTHERWISE)
+        self._append({"file": file, "key": key, "reason": reason, "detail": detail, "next": step})
 
     def _append(self, entry: dict[str, str]) -> None:
         if self.folder is None:
@@ -61,6 +114,12 @@ class RejectLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / f"{os.uname().nodename}-{os.getpid()}.jsonl", "ab") as file:
             file.write(orjson.dumps(entry) + b"\n")
+
+
+def file_of(sample: Any) -> str:
+    """The shard that Energon read a sample from; "" where it does not say."""
+    held = sample.get("__sources__") if isinstance(sample, dict) else sample.__sources__
+    return f"{held[0].dataset_path}/{held[0].shard_name}" if held else ""
 
 
 def count_rejects(folder: str | Path) -> Counter[str]:

@@ -43,6 +43,21 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
     return found
 
 
+def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
+    """Key of the sample that begins at a byte of a shard; None where Energon's index is silent."""
+    meta = Path(path) / _META
+    if not all((meta / name).is_file() for name in _FILES):
+        return None
+    shards = list(orjson.loads((meta / _FILES[0]).read_bytes())["shard_counts"])
+    place = shards.index(shard) if shard in shards else -1
+    with closing(sqlite3.connect(f"file:{meta / _FILES[2]}?mode=ro", uri=True)) as index:
+        found = index.execute(
+            "SELECT sample_key FROM samples WHERE tar_file_id = ? AND byte_offset = ?",
+            (place, byte_offset),
+        ).fetchone()
+    return found[0] if found else None
+
+
 def data_identity(path: str | Path) -> dict[str, str] | None:
     """Hashes of prepared shards, and of how they are split.
 

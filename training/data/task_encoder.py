@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from megatron.energon import Cooker, DefaultTaskEncoder, basic_sample_keys, stateless
+from megatron.energon import Cooker, DefaultTaskEncoder, Sample, basic_sample_keys, stateless
 
 from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
 from dct_tokenizer import PlanError, TokenizerConfigError, VisualTokenizer
@@ -15,7 +16,7 @@ from training.data.images import ImageError, header_size
 from training.data.media import decode_media, in_order
 from training.data.pictures import encode_pictures
 from training.data.plan_chat import place_media
-from training.data.rejects import RejectLog
+from training.data.rejects import RejectLog, Stage, file_of
 from training.data.samples import CrudeChat, EncodedChat, PlannedChat
 from training.data.video import VideoError, read_header
 from training.data.video_rules import VideoRules
@@ -36,6 +37,16 @@ def cook_chat(sample: dict[str, Any]) -> CrudeChat:
     except SchemaError as error:
         return CrudeChat(**basic_sample_keys(sample), record=b"", images=(), fault=str(error))
     return CrudeChat(**basic_sample_keys(sample), record=record, images=images, videos=videos)
+
+
+def _check_presence(kind: str, named: Sequence[str], held: Sequence[bytes]) -> None:
+    """A picture that is missing would leave a question about nothing, where no mark counts it."""
+    wanted = sum(map(bool, named))
+    if len(held) < wanted:
+        raise SchemaError(
+            f"the JSON names {wanted} {kind}s, the sample holds {len(held)}: a part is missing, or "
+            "its extension is none of those that data_prep/schema.py knows"
+        )
 
 
 class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
@@ -91,6 +102,8 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             if sample.fault:
                 raise SchemaError(sample.fault)
             record = parse_record(sample.record)
+            _check_presence("image", record.images, sample.images)
+            _check_presence("video", record.videos, sample.videos)
             chat = self.chat.tokenize(record.turns, len(sample.images), len(sample.videos))
             pictures = [self.visual.plan(*header_size(data)) for data in sample.images]
             wanted = tuple(
@@ -107,26 +120,27 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             plans = in_order(chat.media, pictures, [clip.plan(self.visual) for clip in clips])
             ids, is_answer, positions = place_media(chat, self.chat.pad_ids, plans)
         except SchemaError as error:
-            self.rejects.reject(sample.__key__, "schema", str(error))
+            self._reject(sample, "schema", str(error))
         except ChatError as error:
-            self.rejects.reject(sample.__key__, error.reason, str(error))
+            self._reject(sample, error.reason, str(error))
         except (ImageError, VideoError) as error:
-            self.rejects.reject(sample.__key__, "undecodable", str(error))
+            self._reject(sample, "undecodable", str(error))
         except (PlanError, TokenizerConfigError) as error:
-            self.rejects.reject(sample.__key__, "unplannable", str(error))
+            self._reject(sample, "unplannable", str(error))
         if len(ids) > self.seq_length:
-            self.rejects.reject(
-                sample.__key__,
+            self._reject(
+                sample,
                 "too_long",
                 f"{len(ids)} tokens, {sum(p.num_llm_tokens for p in plans)} of them visual; "
                 f"data.seq_length is {self.seq_length}",
             )
         if not is_answer[1:].any():
-            self.rejects.reject(sample.__key__, "no_answer", "no token is left to predict")
+            self._reject(sample, "no_answer", "no token is left to predict")
+        self.rejects.accept("planning")
         if clips != wanted:
             taken, all_frames = ([c.num_frames for c in cs] for cs in (clips, wanted))
             detail = f"{taken} of {all_frames} frames; data.seq_length is {self.seq_length}"
-            self.rejects.note(sample.__key__, "video_shortened", detail)
+            self.rejects.note(sample.__key__, "video_shortened", detail, file=file_of(sample))
         return PlannedChat.derive_from(
             sample,
             chat=chat,
@@ -151,13 +165,13 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
             if self.visual.content_dependent or media.damage:
                 placed = place_media(sample.chat, self.chat.pad_ids, pictures.plans)
         except (ImageError, VideoError) as error:
-            self.rejects.reject(sample.__key__, "undecodable", str(error))
+            self._reject(sample, "undecodable", str(error), "decoding")
         except ValueError as error:
             # pixels that contradict their header, for instance
-            self.rejects.reject(sample.__key__, "unplannable", str(error))
+            self._reject(sample, "unplannable", str(error), "decoding")
         for detail in media.damage:
-            self.rejects.note(sample.__key__, "video_damaged", detail)
-        self.rejects.accept()
+            self.rejects.note(sample.__key__, "video_damaged", detail, file=file_of(sample))
+        self.rejects.accept("decoding")
         ids, is_answer, positions = placed
         return EncodedChat.derive_from(
             sample, input_ids=ids, is_answer=is_answer, position_ids=positions, pictures=pictures
@@ -169,3 +183,9 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
         return pad_batch(
             samples, visual=self.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
         )
+
+    def _reject(
+        self, sample: Sample, reason: str, detail: str, stage: Stage = "planning"
+    ) -> NoReturn:
+        """See `RejectLog.reject`."""
+        self.rejects.reject(sample.__key__, reason, detail, stage=stage, file=file_of(sample))

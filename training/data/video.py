@@ -159,6 +159,8 @@ def _stream(container: InputContainer) -> VideoStream:
     cover = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & cover:
+            if stream.codec_context is None:
+                raise VideoError("no decoder is known for the video stream's codec")
             # loader processes are the parallelism; a decoder's threads would hold frames each
             stream.thread_type = "NONE"
             return stream

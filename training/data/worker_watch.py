@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
 
 from megatron.energon import SavableDataLoader
@@ -12,6 +13,7 @@ from torch.utils.data import get_worker_info
 
 #: bytes of a loader process on the board; longer keys are cut
 _SLOT = 256
+_IF_SLOW = "If the storage is that slow, raise data.worker_timeout_s"
 
 
 class LoaderProcessError(RuntimeError):
@@ -64,14 +66,16 @@ def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> It
         except StopIteration:
             return
         except RuntimeError as error:
-            timed_out = "timed out" in str(error)
-            if not (timed_out or "DataLoader worker" in str(error)):
+            # errors of its own that a process passes on name it too, without its pid
+            timed_out = str(error).startswith("DataLoader timed out")
+            if not (timed_out or str(error).startswith("DataLoader worker (pid")):
                 raise
-            where = _describe(loader, board)
+            iterator: Any = loader._iterator
+            # whose turn it is; torch keeps this to itself, hence the private names
+            where = _describe(loader, board, iterator._task_info[iterator._rcvd_idx][0])
             if timed_out:
                 raise LoaderProcessError(
-                    f"no batch for {timeout_s:g} s from {where}. If the storage is that slow, "
-                    "raise data.worker_timeout_s"
+                    f"no batch for {timeout_s:g} s from {where}. {_IF_SLOW}"
                 ) from None
             raise LoaderProcessError(
                 f"{error} The trainer was waiting for {where}. Killed processes often ran out of "
@@ -81,10 +85,54 @@ def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> It
         yield batch
 
 
-def _describe(loader: SavableDataLoader, board: WorkerBoard) -> str:
-    """The process whose turn it is. torch keeps this to itself, hence the private names."""
+class _Answers:
+    """What a loader process answers when it is asked for its place, with patience that ends."""
+
+    def __init__(
+        self,
+        queue: Any,
+        loader: SavableDataLoader,
+        board: WorkerBoard,
+        worker_id: int,
+        limit: float,
+    ) -> None:
+        self._queue = queue
+        self._loader = loader
+        self._board = board
+        self._worker_id = worker_id
+        self._limit = limit
+
+    def get(self) -> Any:
+        try:
+            return self._queue.get(timeout=self._limit)
+        except Empty:
+            where = _describe(self._loader, self._board, self._worker_id)
+            raise LoaderProcessError(
+                f"no checkpoint: for {self._limit:g} s its place in the data was asked of {where}. "
+                f"{_IF_SLOW}"
+            ) from None
+
+
+def limit_answers(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> None:
+    """Have the saving of a loader's place end where a process hangs, too.
+
+    Energon waits for ever for a process that is asked for its place, which answers between two
+    batches.
+
+    Args:
+        loader: fresh; changed in place.
+        board: see `watch`.
+        timeout_s: after which a `LoaderProcessError` names the process; 0 waits for ever.
+    """
+    if timeout_s:
+        loader.result_queues = [
+            _Answers(queue, loader, board, worker_id, timeout_s)
+            for worker_id, queue in enumerate(loader.result_queues)
+        ]
+
+
+def _describe(loader: SavableDataLoader, board: WorkerBoard, worker_id: int) -> str:
     iterator: Any = loader._iterator
-    worker_id = iterator._task_info[iterator._rcvd_idx][0]
     noted = board.read(worker_id)
     last = f"{noted[0]}, {noted[1]:.0f} s ago" if noted else "nothing yet"
     return (

@@ -122,6 +122,11 @@ def test_sections_and_keys_are_known():
         (["trainer.tensor_parallel_size=0"], 1, "TP_SIZE .* is 0"),
         (["trainer.pipeline_parallel_size=-1"], 1, "PP_SIZE .* is -1"),
         (["trainer.max_steps=0"], 1, "trainer.max_steps is 0"),
+        (["data.max_rejects_in_a_row=0"], 1, "data.max_rejects_in_a_row is 0"),
+        (["data.max_samples_per_sequence=0"], 1, "data.max_samples_per_sequence is 0"),
+        (["data.num_workers=-1"], 1, "data.num_workers is -1; expected 0 or more"),
+        (["data.shuffle_buffer_size=-1"], 1, "data.shuffle_buffer_size is -1"),
+        (["data.worker_timeout_s=-1"], 1, "data.worker_timeout_s is -1"),
         (
             ["trainer.context_parallel_size=2", "trainer.tensor_parallel_size=2"],
             2,

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 from megatron.energon import SkipSample, WorkerConfig, get_savable_loader, get_train_dataset
+from megatron.energon.errors import FatalSampleError
 from PIL import Image
 from sample_chats import ROWS, crude
 from transformers import AutoTokenizer
@@ -103,6 +104,15 @@ def test_a_sample_of_too_many_patches_is_rejected_by_name(make_encoder, tmp_path
         encoder.preencode_sample(crude(ROWS[0], "many"))
     assert encoder.preencode_sample(crude(ROWS[2], "few")).num_patches == 16
     assert count_rejects(tmp_path) == {"too_many_patches": 1}
+
+
+def test_samples_of_too_many_patches_in_a_row_stop_the_run(make_encoder):
+    """Each of them was planned well before its patches were counted."""
+    encoder = make_encoder(max_patches=40)
+    encoder.rejects.max_in_a_row = 3
+    for count in range(3):
+        with pytest.raises(SkipSample if count < 2 else FatalSampleError, match="too_many_patches"):
+            encoder.preencode_sample(crude(ROWS[0], "many"))
 
 
 def test_numbers_that_depend_on_the_content_are_known_before_packing(make_encoder):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
+from megatron.energon.source_info import SourceInfo
 from PIL import Image
 from sample_chats import ROWS, crude, picture
 from transformers import AutoTokenizer
@@ -98,6 +99,47 @@ def test_rejects_in_a_row_stop_the_run(encoder, tmp_path):
     assert str(tmp_path / "rejects") in str(error.value)
 
 
+def test_good_samples_between_bad_ones_count_before_any_is_decoded(encoder):
+    """A buffer of packs is planned as a whole: hundreds of samples, and then the first decoded."""
+    for _ in range(4):
+        with pytest.raises(SkipSample):
+            encoder.preencode_sample(BAD["too_long"])
+        encoder.preencode_sample(crude(GOOD))
+
+
+def test_pictures_that_all_break_off_stop_the_run_although_their_headers_are_whole(encoder):
+    for count in range(3):
+        planned = encoder.preencode_sample(sample(images=(truncated(),)))
+        with pytest.raises(SkipSample if count < 2 else FatalSampleError, match="undecodable"):
+            encoder.postencode_sample(planned)
+
+
+def test_the_shard_and_what_to_do_are_recorded(encoder, tmp_path):
+    bad = sample(turns=[("human", "<image> what?"), ("gpt", "a b c d " * 100)])
+    bad.__sources__ = (
+        SourceInfo(
+            dataset_path="/data",
+            index=7,
+            shard_name="pretrain-000003.tar",
+            file_names=("bad.json",),
+        ),
+    )
+    with pytest.raises(SkipSample):
+        encoder.preencode_sample(bad)
+    (file,) = (tmp_path / "rejects").iterdir()
+    entry = json.loads(file.read_text())
+    assert entry["file"] == "/data/pretrain-000003.tar"
+    assert entry["next"] == "raise data.seq_length, or lower data.max_pixels"
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_every_reason_has_a_next_step(encoder, tmp_path, reason):
+    with pytest.raises(SkipSample):
+        encoder.preencode_sample(BAD[reason])
+    (file,) = (tmp_path / "rejects").iterdir()
+    assert len(json.loads(file.read_text())["next"]) > 20
+
+
 def test_the_same_sample_counts_once(tmp_path):
     """A restart meets the same samples again; a killed process leaves half a line."""
     for _ in range(2):
@@ -136,6 +178,22 @@ def test_parts_that_break_the_schema_are_recorded(encoder, tmp_path, parts, deta
         encoder.preencode_sample(cook_chat({**parts, **keys}))
     (file,) = (tmp_path / "rejects").iterdir()
     assert detail in json.loads(file.read_text())["detail"]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_picture_that_the_record_names_and_the_sample_lacks(encoder, tmp_path, kind):
+    """Without a mark in the text the question would be learnt without its picture."""
+    turns = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a cat"}]
+
+    def record(path):
+        return json.dumps({"conversations": turns, kind: path}).encode()
+
+    with pytest.raises(SkipSample, match="bad: schema"):
+        encoder.preencode_sample(sample(record=record("a.bmp"), images=()))
+    (file,) = (tmp_path / "rejects").iterdir()
+    detail = json.loads(file.read_text())["detail"]
+    assert f"the JSON names 1 {kind}s, the sample holds 0" in detail
+    encoder.preencode_sample(sample(record=record(""), images=()))
 
 
 def test_pictures_of_any_mode_come_as_rgb():

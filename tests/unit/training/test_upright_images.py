@@ -35,7 +35,7 @@ def encoded(image: Image.Image, kind: str, orientation: int | None = None) -> by
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_exif_turns_pictures_upright(kind, orientation):
     data = encoded(Image.fromarray(QUARTER), kind, orientation)
@@ -52,6 +52,19 @@ def test_exif_turns_pictures_upright(kind, orientation):
 def test_an_orientation_out_of_range_means_nothing():
     data = encoded(Image.fromarray(QUARTER), "JPEG", 9)
     assert header_size(data) == decode_rgb(data).shape[1:3] == (32, 48)
+
+
+def test_damage_in_the_exif_data_that_is_no_concern_of_the_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x0201] = 7
+    buffer = io.BytesIO()
+    Image.fromarray(QUARTER).save(buffer, "JPEG", exif=exif)
+    # the offset of a thumbnail becomes text, which no Exif writer takes
+    entry = b"\x02\x01\x00\x04"
+    assert buffer.getvalue().count(entry) == 1
+    data = buffer.getvalue().replace(entry, b"\x02\x01\x00\x02")
+    assert header_size(data) == decode_rgb(data).shape[1:3] == (48, 32)
 
 
 def test_the_header_of_a_png_does_not_decode_it():

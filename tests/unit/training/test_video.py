@@ -268,6 +268,7 @@ def test_an_absurd_count_of_frames_costs_nothing():
 
 NO_VIDEO = {
     "no video stream": sound(),
+    "no decoder is known": b"none".join(video(grey_frames(3)).rsplit(b"avc1", 1)),
     "cannot be read": b"no video at all" * 20,
     "Invalid data": video(noise_frames(10))[:3000],
     r"cannot be read: .*<none>": b"",

@@ -19,7 +19,7 @@ from megatron.energon import (
 )
 
 from training.data.samples import CrudeChat
-from training.data.worker_watch import LoaderProcessError, WorkerBoard, watch
+from training.data.worker_watch import LoaderProcessError, WorkerBoard, limit_answers, watch
 
 
 @stateless
@@ -66,6 +66,8 @@ def watched(shards):
             task_encoder=Encoder(board, at_third),
         )
         loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
+        limit_answers(loader, board, timeout_s)
+        make.loader = loader
         return watch(loader, board, timeout_s)
 
     return make
@@ -92,6 +94,30 @@ def test_a_process_that_dies_is_named_with_its_sample(watched):
     assert "loader process 0 of 1" in text
     assert "decoding " in text
     assert "data.num_workers" in text
+
+
+def test_a_process_that_hangs_is_named_when_its_place_is_to_be_saved(watched):
+    batches = watched(lambda: time.sleep(60), timeout_s=4.0)
+    next(batches)
+    started = time.monotonic()
+    with pytest.raises(LoaderProcessError) as caught:
+        # one batch is ready, the next one hangs
+        watched.loader.save_state_rank()
+    assert time.monotonic() - started < 30
+    text = str(caught.value)
+    assert "no checkpoint: for 4 s its place in the data was asked of loader process 0 of 1" in text
+    assert "the last it said: decoding " in text
+
+
+def test_an_error_that_a_process_passes_on_is_not_taken_for_its_death(watched):
+    def fail(worker_id):
+        raise RuntimeError("the disk timed out")
+
+    batches = watched(lambda: None, timeout_s=30.0)
+    watched.loader.worker_init_fn = fail
+    with pytest.raises(RuntimeError, match="the disk timed out") as caught:
+        next(batches)
+    assert not isinstance(caught.value, LoaderProcessError)
 
 
 def test_errors_of_samples_pass_unchanged(watched):
