@@ -20,8 +20,9 @@ from training.errors import RunError, StopRequested  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
-from training.resume import find_resume  # noqa: E402
+from training.resume import began_at, find_resume  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
+from training.run_lock import claim  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 from training.tiny_model import with_model_folder  # noqa: E402
 from training.trainer import build_trainer  # noqa: E402
@@ -50,8 +51,10 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     layout = check_run(run, world_size)
     run = with_model_folder(run)
     folder = run_dir(run)
-    resume = find_resume(run, folder, layout.data_parallel_size)
     is_first = int(os.environ.get("RANK", "0")) == 0
+    if is_first:
+        claim(folder)
+    resume = find_resume(run, folder, layout.data_parallel_size)
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
         goes_on = resume and resume.resolve().parent.parent == folder.resolve()
@@ -62,8 +65,9 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)
     data = build_data(run, visual)
-    memory = MemoryWatch(run, layout.data_parallel_size)
-    trainer = build_trainer(run, folder, layout, stop, memory)
+    memory = MemoryWatch(run, world_size)
+    origin = began_at(resume, folder)
+    trainer = build_trainer(run, folder, layout, stop, memory, began_at=origin)
     try:
         trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
     except StopRequested as stopped:
@@ -76,5 +80,13 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         raise RunError(memory.explain(trainer, model, error)) from error
     finally:
         if is_first:
-            write_run_summary(folder)
+            _summarize(folder)
     return folder
+
+
+def _summarize(folder: Path) -> None:
+    """Write the run's page; a run that has ended well, or has more to say, does not fail here."""
+    try:
+        write_run_summary(folder)
+    except (OSError, ValueError, LookupError) as error:
+        print(f"warning: {folder} has no new page ({error!r})", file=sys.stderr)

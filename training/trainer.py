@@ -30,9 +30,24 @@ from training.stop_signals import StopSignals  # noqa: E402
 
 
 def build_trainer(
-    run: RunConfig, folder: Path, layout: Layout, stop: StopSignals, memory: MemoryWatch
+    run: RunConfig,
+    folder: Path,
+    layout: Layout,
+    stop: StopSignals,
+    memory: MemoryWatch,
+    *,
+    began_at: str | None = None,
 ) -> nl.Trainer:
-    """NeMo's Trainer with MegatronStrategy and this project's callbacks."""
+    """NeMo's Trainer with MegatronStrategy and this project's callbacks.
+
+    Args:
+        run: the configuration.
+        folder: the run's folder.
+        layout: of the run.
+        stop: signals that end it.
+        memory: watches the device's memory.
+        began_at: see `training.resume.began_at`.
+    """
     on_cuda = uses_cuda(run)
     dtype = model_dtype(run)
     trainer = run.trainer
@@ -62,6 +77,7 @@ def build_trainer(
         "world_size": layout.world_size,
         "data_parallel_size": layout.data_parallel_size,
         "data.num_workers": run.data.num_workers,
+        "began_at": began_at,
     }
     speed_up = SpeedUp(resolve_speed(run.speed))
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
