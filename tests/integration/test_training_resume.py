@@ -29,6 +29,18 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, reference):
     assert run.validation() == reference.validation()
 
 
+def test_a_resumed_run_has_its_own_rate_and_decay(train, reference):
+    """From its first step on; a checkpoint brings those of the run before."""
+    settings = ("trainer.stop_at_step=5", "trainer.val_every=0", "trainer.save_every=-1")
+    path = f"trainer.resume={reference.checkpoint(3)}"
+    run = train("resumed_decay", *settings, path, "optim.weight_decay=30")
+    assert run.values("loss")[0] == reference.values("loss", 4)[0]
+    assert run.values("loss")[1] != reference.values("loss", 5)[0]
+    run = train("resumed_rate", *settings, path, "optim.lr=6e-4", "optim.min_lr=2e-6")
+    rates = [2 * rate for rate in reference.values("lr", 4)[:2]]
+    assert run.values("lr") == pytest.approx(rates, rel=1e-6)
+
+
 def test_sharded_optimizer_states_resume_exactly(train, data_parallel):
     """Each of two data-parallel ranks holds half of the optimizer's state."""
     path = data_parallel.checkpoint(3)

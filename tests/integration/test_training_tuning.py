@@ -13,6 +13,7 @@ LORA = (
     "model.tuning=lora",
     'model.lora.target_modules=["*.layers.*.linear_qkv","*.layers.*.linear_fc1"]',
     "model.lora.rank=4",
+    "model.lora.dropout=0.1",
     "optim.lr_front_end=6e-4",
     "optim.lr_projector=1e-4",
     "trainer.max_steps=4",

@@ -256,6 +256,9 @@ def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     ):
         with pytest.raises(ConfigError, match=f"was trained with {name} = "):
             find_resume(other, tmp_path)
+    run.trainer.distributed_optimizer = False
+    with pytest.raises(ConfigError, match=r"trained with trainer\.distributed_optimizer = True"):
+        find_resume(run, tmp_path)
     run.optim.lr_vision = run.optim.lr / 2
     with pytest.raises(ConfigError, match=r"learning rates as multiples of optim\.lr"):
         find_resume(run, tmp_path)
