@@ -19,6 +19,7 @@ from training.config.schema import RunConfig  # noqa: E402
 from training.errors import RunError, StopRequested  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
+from training.rank_watch import clear_places  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
 from training.resume import began_at, find_resume  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
@@ -61,6 +62,7 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         resumed_at = checkpoint_step(resume) if resume and goes_on else 0
         write_provenance(run, folder, resumed_at=resumed_at)
         forget_steps_after(folder, resumed_at)
+        clear_places(folder)
     pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)
