@@ -16,6 +16,9 @@ from training.estimate.memory import MicroBatch as Estimated
 from training.memory_advice import Offer, offers, peak_gib
 from training.metering import MicroBatch, StepMeter
 
+#: what failed allocations say that are torch's own errors neither: of the host, of the driver and
+#: NCCL, of cuBLAS
+_FAILED = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 #: GiB that stay free where a setting is said to fit: fragments, and what NCCL takes
 _SPARE_GIB = 3.0
 
@@ -40,7 +43,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Did an allocation fail, on a CUDA device or on the CPU?"""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _FAILED)
 
 
 def measure(resting_bytes: int) -> MemoryUse | None:
