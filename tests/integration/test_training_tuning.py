@@ -13,7 +13,6 @@ LORA = (
     "model.tuning=lora",
     'model.lora.target_modules=["*.layers.*.linear_qkv","*.layers.*.linear_fc1"]',
     "model.lora.rank=4",
-    "model.lora.dropout=0.1",
     "optim.lr_front_end=6e-4",
     "optim.lr_projector=1e-4",
     "trainer.max_steps=4",
@@ -43,6 +42,13 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, lora):
     run = train("lora_resumed", *LORA, f"trainer.resume={lora.checkpoint(2)}")
     for name in ("loss", "grad_norm", "lr"):
         assert run.values(name) == lora.values(name, first=3), name
+
+
+def test_what_adapters_drop_does_not_depend_on_restarts(train):
+    dropping = (*LORA, "model.lora.dropout=0.1")
+    whole = train("lora_dropout", *dropping)
+    run = train("lora_dropout_resumed", *dropping, f"trainer.resume={whole.checkpoint(2)}")
+    assert run.values("loss") == whole.values("loss", first=3)
 
 
 def test_a_checkpoint_fits_another_layout(divided, lora):
