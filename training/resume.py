@@ -19,6 +19,7 @@ from training.config.schema import RunConfig  # noqa: E402
 from training.config.tuning import tuning_settings  # noqa: E402
 from training.config.video import video_rules  # noqa: E402
 from training.data.loader_state import check_streams  # noqa: E402
+from training.estimate.model_sizes import model_sizes  # noqa: E402
 
 
 def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
@@ -40,7 +41,7 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
                 "back, or use another experiment_name"
             )
     tuned = meta.get("tuning", {})
-    for name, value in tuning_settings(run).items():
+    for name, value in tensor_settings(run).items():
         if name in tuned and tuned[name] != value:
             raise ConfigError(
                 f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
@@ -138,6 +139,18 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "trainer.global_batch_size": run.trainer.global_batch_size,
         "seed": run.seed,
     }
+
+
+def tensor_settings(run: RunConfig) -> dict[str, object]:
+    """What decides which tensors a checkpoint has; a resumed run shares it where both say it."""
+    settings = dict(tuning_settings(run))
+    try:
+        sizes = asdict(model_sizes(run.model.path))
+    except (ConfigError, OSError, ValueError):
+        return settings  # no folder of a model, which is said elsewhere
+    shape = {**sizes.pop("shape"), **sizes, "name": None}
+    known = {name: value for name, value in shape.items() if value is not None}
+    return {**settings, "a model of the sizes": known}
 
 
 def packing_settings(run: RunConfig) -> dict[str, int] | None:

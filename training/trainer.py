@@ -19,12 +19,11 @@ from training.callbacks import StepLog  # noqa: E402
 from training.checkpoints import CheckpointWriter  # noqa: E402
 from training.config.checks import Layout  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
-from training.config.tuning import tuning_settings  # noqa: E402
 from training.guard_rails import GuardRails  # noqa: E402
 from training.out_of_memory import MemoryWatch  # noqa: E402
 from training.parameter_report import ParameterReport  # noqa: E402
 from training.rank_watch import RankWatch  # noqa: E402
-from training.resume import last_step, stream_settings  # noqa: E402
+from training.resume import last_step, stream_settings, tensor_settings  # noqa: E402
 from training.speed import SpeedUp, resolve_speed  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 
@@ -73,7 +72,7 @@ def build_trainer(
     precision = "bf16-mixed" if dtype == torch.bfloat16 else "32"
     meta = {
         **stream_settings(run),
-        "tuning": tuning_settings(run),
+        "tuning": tensor_settings(run),
         "world_size": layout.world_size,
         "data_parallel_size": layout.data_parallel_size,
         "data.num_workers": run.data.num_workers,

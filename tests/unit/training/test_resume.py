@@ -14,7 +14,7 @@ from training.checkpoints import META_NAME
 from training.config.compose import compose_config
 from training.config.groups import ROOT
 from training.config.overrides import ConfigError
-from training.resume import began_at, find_resume, stream_settings
+from training.resume import began_at, find_resume, stream_settings, tensor_settings
 from training.run_files import run_dir
 from training.run_lock import claim
 
@@ -134,6 +134,19 @@ def test_the_same_command_goes_on_with_what_began_elsewhere(find, tmp_path):
     (origin / META_NAME).write_text(json.dumps({**meta, "id": "another"}))
     with pytest.raises(ConfigError, match="already holds a run, at step 60"):
         find(*again)
+
+
+def test_a_model_of_other_sizes_is_refused(find, tmp_path, tiny_model, tiny_model_25):
+    origin = tmp_path / "run" / "checkpoints" / "step-00000050"
+    meta = json.loads((origin / META_NAME).read_text())
+    run = compose_config(["data.path=d", f"model.path={tiny_model}", "tokenizer=dct14"])
+    tuning = json.loads(json.dumps(tensor_settings(run)))
+    (origin / META_NAME).write_text(json.dumps({**meta, "tuning": tuning}))
+    moved = tmp_path / "moved"
+    moved.symlink_to(tiny_model)
+    assert find(f"model.path={moved}") == origin
+    with pytest.raises(ConfigError, match=r"with a model of the sizes = .*this run has"):
+        find(f"model.path={tiny_model_25}")
 
 
 def test_a_run_does_not_begin_anew_where_its_only_checkpoint_is_damaged(find, tmp_path):
