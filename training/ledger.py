@@ -61,7 +61,7 @@ class LedgerSummary:
             counts = (epoch.num_consumed, epoch.num_once, epoch.num_twice, epoch.num_more)
             cells = "".join(f"{count:>10}" for count in (*counts, epoch.num_never))
             lines.append(f"{epoch.number:>5}{cells}")
-        if len(self.epochs) > 1:
+        if len(self.epochs) > 1 or any(e.num_twice or e.num_more for e in self.epochs):
             lines.append(
                 "(an epoch here ends after as many samples as there are; a loader process that is "
                 "through with its part sooner begins it again, and the shuffle buffer mixes the "
@@ -69,6 +69,8 @@ class LedgerSummary:
             )
         if self.missing_steps:
             shown = ", ".join(map(str, self.missing_steps[:10]))
+            if len(self.missing_steps) > 10:
+                shown += f" and {len(self.missing_steps) - 10} more"
             lines.append(f"  steps without a record: {shown}")
         return "\n".join(lines)
 
