@@ -55,9 +55,11 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
             num_workers=run.data.num_workers,
         )
     if meta["step"] >= last_step(run):
+        last = last_step(run)
+        name = "max_steps" if last == run.trainer.max_steps else "stop_at_step"
         raise ConfigError(
-            f"{path} is at step {meta['step']} already and this run ends at {last_step(run)}: "
-            "raise trainer.max_steps, or use another experiment_name"
+            f"{path} is at step {meta['step']} already and this run ends at {last}: raise "
+            f"trainer.{name}, or use another experiment_name"
         )
     return path
 

@@ -68,7 +68,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
         ("data.num_workers=3", r"= 2 streams, this run has 1 × 3: .*set data\.num_workers=2"),
         ("trainer.global_batch_size=8", r"with trainer\.global_batch_size = 4, this run has 8"),
         ("trainer.max_steps=50", "is at step 50 already and this run ends at 50: raise"),
-        ("trainer.stop_at_step=20", "this run ends at 20"),
+        ("trainer.stop_at_step=20", r"this run ends at 20: raise trainer\.stop_at_step"),
         ("trainer.resume=never", "already holds a run, at step 50: use another experiment_name"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,12 @@ from megatron.core.optimizer import clip_grads  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
 from training.gradient_scale import PendingScale  # noqa: E402
-from training.speed import resolve_speed, use_instead_of_stand_ins, use_one_kernel  # noqa: E402
+from training.speed import (  # noqa: E402
+    SpeedUp,
+    resolve_speed,
+    use_instead_of_stand_ins,
+    use_one_kernel,
+)
 
 OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.95)}
 
@@ -66,6 +72,19 @@ def test_one_kernel_updates_as_torchs_default(loaded):
         other.step()
     torch.testing.assert_close(plain, fused)
     assert all(group["fused"] for group in other.param_groups)
+
+
+def test_a_checkpoint_does_not_bring_the_kernel_back():
+    plain, fused = twins()
+    one, other = torch.optim.AdamW(plain, **OPTIONS), torch.optim.AdamW(fused, **OPTIONS)
+    use_one_kernel(one)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.param_groups[0]["fused"]
+    optimizer = SimpleNamespace(optimizer=other)
+    SpeedUp(resolve_speed(SpeedConfig(fused_optimizer=False))).on_train_start(
+        SimpleNamespace(optimizers=[optimizer]), None
+    )
+    assert [group["fused"] for group in other.param_groups] == [None]
 
 
 def test_scaled_in_the_kernel_as_in_passes_of_their_own():
