@@ -12,7 +12,7 @@ import orjson
 
 from training.data.rejects import read_rejects
 from training.data.shard_index import keys_by_split
-from training.run_files import read_config, read_json_lines
+from training.run_files import VALIDATION_NAME, read_config, read_json_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +89,14 @@ def read_ledger(run_dir: str | Path) -> dict[int, list[str]]:
 
 
 def forget_steps_after(run_dir: str | Path, step: int) -> None:
-    """Drop what the ledger says of steps beyond `step`, which are about to be done (again).
+    """Drop what the ledger and the validations say of steps beyond `step`, which are about to be
+    done (again).
 
-    Without this, a restart with fewer data-parallel ranks would leave the lines of the others.
+    Without this, a restart with fewer data-parallel ranks would leave the lines of the others, and
+    a checkpoint could count as the best for what other settings once gave at its step.
     """
-    for path in (Path(run_dir) / "ledger").glob("dp*.jsonl"):
+    run = Path(run_dir)
+    for path in (*run.glob("ledger/dp*.jsonl"), *run.glob(VALIDATION_NAME)):
         kept = [entry for entry in read_json_lines(path) if entry["step"] <= step]
         if not kept:
             path.unlink()

@@ -12,6 +12,7 @@ import torch
 
 from training.checkpoints import (
     META_NAME,
+    best_checkpoints,
     checkpoint_step,
     list_checkpoints,
     newest_checkpoint,
@@ -23,6 +24,7 @@ from training.ledger import forget_steps_after, read_ledger, summarize
 from training.metering import StepMeter
 from training.run_files import (
     ENVIRONMENT_NAME,
+    VALIDATION_NAME,
     append_json_line,
     git_state,
     latest_file,
@@ -102,6 +104,16 @@ def test_the_ledger_counts_samples_over_ranks_and_restarts(tmp_path):
         "  never seen: unknown, the shards of the run are not at hand",
         "  steps without a record: 3",
     ]
+
+
+def test_validations_that_are_done_again_are_forgotten(tmp_path):
+    """Else a checkpoint would be kept, and another dropped, for the loss of an earlier attempt."""
+    for step, loss in ((2, 3.0), (4, 1.0)):
+        append_json_line(tmp_path / VALIDATION_NAME, {"step": step, "loss": loss})
+    forget_steps_after(tmp_path, 2)
+    assert read_json_lines(tmp_path / VALIDATION_NAME) == [{"step": 2, "loss": 3.0}]
+    kept, _ = (make_checkpoint(tmp_path, step) for step in (2, 4))
+    assert best_checkpoints(tmp_path, 1) == [kept]
 
 
 def test_the_ledger_forgets_what_is_done_again(tmp_path):
