@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from dct_tokenizer import build_tokenizer
 from training.config.checks import check_layout, check_model_layout
-from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning, trained_parts
 from training.estimate.estimate import make_plan
@@ -45,6 +44,9 @@ def offers(run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool)
         batch: the micro batch that did not fit.
         world_size: number of processes.
         on_cuda: the run trains on CUDA devices.
+
+    Raises:
+        ConfigError: the model's sizes are not known.
     """
     now = peak_gib(run, batch, world_size)
     found = []
@@ -53,9 +55,9 @@ def offers(run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool)
             check_layout(change.run, world_size)
             check_model_layout(change.run)
             check_tuning(change.run)
-        except ConfigError:
+            saves = now - peak_gib(change.run, change.batch, world_size)
+        except ValueError:  # of the configuration, or the tokenizer's
             continue
-        saves = now - peak_gib(change.run, change.batch, world_size)
         if saves > 0:
             share = saves / now
             resumes = change.resumes

@@ -108,6 +108,14 @@ def test_only_what_is_large_enough_is_said_to_fit():
     assert settings_of(lines)[0] == "model.tuning=lora"
 
 
+def test_what_the_tokenizer_refuses_is_not_advised():
+    """Pictures of half a token are none."""
+    run = compose("data.min_pixels=1", "data.max_pixels=1000")
+    assert not any(
+        "max_pixels" in setting for setting in advised(run, micro_batch(1), world_size=1)
+    )
+
+
 def test_without_a_device_nothing_is_advised_that_needs_one():
     found = advised(compose(), micro_batch(1), use=None, world_size=1)
     assert found
