@@ -172,6 +172,8 @@ class CheckpointWriter(pl.Callback):
         self.stop.install()
         trainer._signal_connector.received_sigterm = False
         self.stop.connect()
+        # saved between two validations: the next one is not to go on where the last one ended
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
         if self.every >= 0:
             shield_from_signals()
         mark = [os.urandom(4).hex()]

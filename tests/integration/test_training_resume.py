@@ -29,6 +29,13 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, reference):
     assert run.validation() == reference.validation()
 
 
+def test_a_run_resumed_where_it_validates_does_so_from_the_start(train, reference):
+    """Its earlier validations, of which the checkpoint knows, are over."""
+    settings = ("trainer.max_steps=7", "trainer.save_every=-1")
+    run = train("resumed_at_6", *settings, f"trainer.resume={reference.checkpoint(6)}")
+    assert run.validation() == {6: reference.validation()[6]}
+
+
 def test_a_resumed_run_has_its_own_rate_and_decay(train, reference):
     """From its first step on; a checkpoint brings those of the run before."""
     settings = ("trainer.stop_at_step=5", "trainer.val_every=0", "trainer.save_every=-1")
