@@ -125,6 +125,18 @@ def remove_leftovers(run_dir: str | Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def explain_unwritten(run_dir: str | Path, what: str, error: BaseException) -> str:
+    """The message of a run that could not write `what` to its folder."""
+    free = shutil.disk_usage(run_dir).free / 2**30
+    newest = newest_checkpoint(run_dir)
+    held = f"the newest checkpoint is {newest.name}" if newest else "there is no checkpoint yet"
+    reason = str(error).strip().splitlines()[-1]
+    return (
+        f"{what} could not be written ({reason}); {held}. {free:.2f} GiB are free in {run_dir}: "
+        "make room, and the same command goes on from there"
+    )
+
+
 class CheckpointWriter(pl.Callback):
     """Saves every `every` steps, at the last one and where a signal stops the run.
 
@@ -226,20 +238,11 @@ class CheckpointWriter(pl.Callback):
         try:
             trainer.save_checkpoint(unfinished)
         except (OSError, CheckpointException) as error:
-            raise SaveError(self._describe(step, error)) from error
+            what = f"the checkpoint of step {step}"
+            raise SaveError(explain_unwritten(self.folder.parent, what, error)) from error
         dist.barrier()
         publish()
         dist.barrier()
-
-    def _describe(self, step: int, error: BaseException) -> str:
-        free = shutil.disk_usage(self.folder).free / 2**30
-        held = list_checkpoints(self.folder.parent)
-        newest = f"the newest one is {held[-1].name}" if held else "there is none yet"
-        reason = str(error).strip().splitlines()[-1]
-        return (
-            f"the checkpoint of step {step} could not be written ({reason}); {newest}. {free:.2f} "
-            f"GiB are free in {self.folder}: make room, and the same command goes on from there"
-        )
 
     def wait(self, trainer: pl.Trainer) -> None:
         """Wait for the checkpoint that is being written, if there is one; every rank calls it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from training.compat import activate
 activate()
 
 import lightning.pytorch as pl  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from training.build import build_data, build_model, build_visual  # noqa: E402
-from training.checkpoints import checkpoint_step  # noqa: E402
+from training.checkpoints import checkpoint_step, explain_unwritten  # noqa: E402
 from training.config.checks import check_run  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.errors import RunError, StopRequested  # noqa: E402
@@ -37,7 +39,7 @@ def fit(run: RunConfig) -> Path:
 
     Raises:
         ConfigError: the configuration cannot work; said before models or data are touched.
-        RunError: memory ran out, or a step was bad and the policy is to stop.
+        RunError: memory or the disk ran out, or a step was bad and the policy is to stop.
     """
     stop = StopSignals()
     stop.install()
@@ -80,6 +82,13 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         if not is_out_of_memory(error):
             raise
         raise RunError(memory.explain(trainer, model, error)) from error
+    except CheckpointException as error:
+        raise RunError(explain_unwritten(folder, "a checkpoint", error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = str(error.filename or "a file of the run")
+        raise RunError(explain_unwritten(folder, what, error)) from error
     finally:
         if is_first:
             _summarize(folder)

@@ -109,3 +109,14 @@ def test_a_killed_run_goes_on_by_itself(train, reference):
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000006"]
     assert not list((folder / "checkpoints").glob("*unfinished"))
     assert run.validation() == reference.validation()
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do(train):
+    folder = train.folder("full")
+    folder.mkdir()
+    (folder / STEPS_NAME).symlink_to("/dev/full")
+    done = train.attempt("full", "trainer.save_every=-1", "trainer.val_every=0")
+    assert done.returncode == 1
+    assert "error: a file of the run could not be written ([Errno 28] No space" in done.stderr
+    assert "make room, and the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -137,7 +137,9 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     writer = CheckpointWriter(
         tmp_path, every=2, last_step=8, keep=1, meta={}, stop=StopSignals(), is_async=False
     )
-    message = r"step 4 could not be written \(.*No space left.*\); the newest one is step-00000002"
+    message = (
+        r"step 4 could not be written \(.*No space left.*\); the newest checkpoint is step-00000002"
+    )
     with pytest.raises(SaveError, match=message):
         writer.save(SimpleNamespace(save_checkpoint=save_checkpoint), 4)
 
