@@ -24,9 +24,10 @@ from uuid import uuid4
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from training.checkpoint_files import META_NAME, find_fault, list_files, read_meta
-from training.errors import RunError, StopRequested
+from training.errors import RunError, SaveError, StopRequested
 from training.run_files import VALIDATION_NAME, read_json_lines
 from training.save_processes import shield_from_signals
 from training.stop_signals import StopSignals
@@ -98,9 +99,11 @@ def drop_checkpoints(run_dir: str | Path, *, keep_last: int, keep_best: int) -> 
     kept = {*found[-keep_last:], *best_checkpoints(run_dir, keep_best)}
     for path in found:
         if path not in kept:
-            # without its meta file it no longer counts as a checkpoint, even if killed here
-            (path / META_NAME).unlink()
-            shutil.rmtree(path)
+            # under this name it no longer counts, and the next start removes it, if killed here
+            dropped = path.with_name(f"{path.name}-dropped-{uuid4().hex[:8]}")
+            os.replace(path, dropped)
+            # what somebody still reads can stay; it must not end the training
+            shutil.rmtree(dropped, ignore_errors=True)
 
 
 def set_aside_after(run_dir: str | Path, step: int) -> None:
@@ -113,6 +116,25 @@ def set_aside_after(run_dir: str | Path, step: int) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
             print(f"warning: {path} is now {aside.name}; remove it when looked at", file=sys.stderr)
+
+
+def remove_leftovers(run_dir: str | Path) -> None:
+    """Remove what killed trainers have not finished writing or dropping."""
+    for state in ("unfinished", "dropped"):
+        for path in (Path(run_dir) / "checkpoints").glob(f"step-*-{state}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def explain_unwritten(run_dir: str | Path, what: str, error: BaseException) -> str:
+    """The message of a run that could not write `what` to its folder."""
+    free = shutil.disk_usage(run_dir).free / 2**30
+    newest = newest_checkpoint(run_dir)
+    held = f"the newest checkpoint is {newest.name}" if newest else "there is no checkpoint yet"
+    reason = str(error).strip().splitlines()[-1]
+    return (
+        f"{what} could not be written ({reason}); {held}. {free:.2f} GiB are free in {run_dir}: "
+        "make room, and the same command goes on from there"
+    )
 
 
 class CheckpointWriter(pl.Callback):
@@ -162,6 +184,8 @@ class CheckpointWriter(pl.Callback):
         self.stop.install()
         trainer._signal_connector.received_sigterm = False
         self.stop.connect()
+        # saved between two validations: the next one is not to go on where the last one ended
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
         if self.every >= 0:
             shield_from_signals()
         mark = [os.urandom(4).hex()]
@@ -169,8 +193,7 @@ class CheckpointWriter(pl.Callback):
         self._mark = mark[0]
         if trainer.is_global_zero:
             set_aside_after(self.folder.parent, trainer.global_step)
-            for stale in self.folder.glob("step-*-unfinished*"):
-                shutil.rmtree(stale, ignore_errors=True)
+            remove_leftovers(self.folder.parent)
         if self.stop.agreed():
             raise StopRequested(trainer.global_step, saved=True)
 
@@ -185,6 +208,8 @@ class CheckpointWriter(pl.Callback):
         due = step == self.last_step or (self.every > 0 and step % self.every == 0)
         if self.every >= 0 and (due or stops):
             self.save(trainer, step)
+            # a signal that came meanwhile needs no other step, and no other save
+            stops = stops or (self.stop.agreed() and step < self.last_step)
         if stops or step == self.last_step:
             self.wait(trainer)
         if stops:
@@ -194,7 +219,7 @@ class CheckpointWriter(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Where all ranks end the run together, what is being written is still worth having."""
-        if isinstance(exception, RunError | StopRequested):
+        if isinstance(exception, RunError | StopRequested) and not isinstance(exception, SaveError):
             self.wait(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -210,7 +235,11 @@ class CheckpointWriter(pl.Callback):
         if self.is_async:
             trainer.save_checkpoint(unfinished, storage_options={"finalize_fn": publish})
             return
-        trainer.save_checkpoint(unfinished)
+        try:
+            trainer.save_checkpoint(unfinished)
+        except (OSError, CheckpointException) as error:
+            what = f"the checkpoint of step {step}"
+            raise SaveError(explain_unwritten(self.folder.parent, what, error)) from error
         dist.barrier()
         publish()
         dist.barrier()

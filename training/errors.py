@@ -7,6 +7,10 @@ class RunError(RuntimeError):
     """Training cannot go on; the message says why and what to do, so that no stack is shown."""
 
 
+class SaveError(RunError):
+    """A checkpoint could not be written, which the other ranks may not know of."""
+
+
 class StopRequested(Exception):
     """A signal asked the run to stop, and every rank has agreed on the step."""
 

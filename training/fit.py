@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,17 +12,20 @@ from training.compat import activate
 activate()
 
 import lightning.pytorch as pl  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from training.build import build_data, build_model, build_visual  # noqa: E402
-from training.checkpoints import checkpoint_step  # noqa: E402
+from training.checkpoints import checkpoint_step, explain_unwritten  # noqa: E402
 from training.config.checks import check_run  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.errors import RunError, StopRequested  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
+from training.rank_watch import clear_places  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
-from training.resume import find_resume  # noqa: E402
+from training.resume import began_at, find_resume  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
+from training.run_lock import claim  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 from training.tiny_model import with_model_folder  # noqa: E402
 from training.trainer import build_trainer  # noqa: E402
@@ -35,7 +39,7 @@ def fit(run: RunConfig) -> Path:
 
     Raises:
         ConfigError: the configuration cannot work; said before models or data are touched.
-        RunError: memory ran out, or a step was bad and the policy is to stop.
+        RunError: memory or the disk ran out, or a step was bad and the policy is to stop.
     """
     stop = StopSignals()
     stop.install()
@@ -50,20 +54,24 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     layout = check_run(run, world_size)
     run = with_model_folder(run)
     folder = run_dir(run)
-    resume = find_resume(run, folder, layout.data_parallel_size)
     is_first = int(os.environ.get("RANK", "0")) == 0
+    if is_first:
+        claim(folder)
+    resume = find_resume(run, folder, layout.data_parallel_size)
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
         goes_on = resume and resume.resolve().parent.parent == folder.resolve()
         resumed_at = checkpoint_step(resume) if resume and goes_on else 0
         write_provenance(run, folder, resumed_at=resumed_at)
         forget_steps_after(folder, resumed_at)
+        clear_places(folder)
     pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
     model = build_model(run, visual, load_weights=resume is None)
     data = build_data(run, visual)
-    memory = MemoryWatch(run, layout.data_parallel_size)
-    trainer = build_trainer(run, folder, layout, stop, memory)
+    memory = MemoryWatch(run, world_size)
+    origin = began_at(resume, folder)
+    trainer = build_trainer(run, folder, layout, stop, memory, began_at=origin)
     try:
         trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
     except StopRequested as stopped:
@@ -74,7 +82,22 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         if not is_out_of_memory(error):
             raise
         raise RunError(memory.explain(trainer, model, error)) from error
+    except CheckpointException as error:
+        raise RunError(explain_unwritten(folder, "a checkpoint", error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = str(error.filename or "a file of the run")
+        raise RunError(explain_unwritten(folder, what, error)) from error
     finally:
         if is_first:
-            write_run_summary(folder)
+            _summarize(folder)
     return folder
+
+
+def _summarize(folder: Path) -> None:
+    """Write the run's page; a run that has ended well, or has more to say, does not fail here."""
+    try:
+        write_run_summary(folder)
+    except (OSError, ValueError, LookupError) as error:
+        print(f"warning: {folder} has no new page ({error!r})", file=sys.stderr)

@@ -24,6 +24,8 @@ POLICIES = ("stop", "skip", "ignore")
 BAD_STEPS_NAME = "bad_steps"
 #: losses that a spike is measured against, and how many of them there must be
 _WINDOW, _LEAST = 100, 10
+#: updates that are left out in a row at most: it is no longer the batches then
+MOST_IN_A_ROW = 10
 
 
 class SpikeMeter:
@@ -58,7 +60,7 @@ class GuardRails(pl.Callback):
     Args:
         run_dir: the run's folder; BAD_STEPS_NAME in it lists the samples of bad steps.
         policy: stop (the run ends, the update is not made) | skip (the update is left out, and the
-            run goes on) | ignore.
+            run goes on, unless it is the tenth in a row) | ignore.
         spike_factor: see `SpikeMeter`.
         speed_up: whose pending factors go with a step that is left out.
     """
@@ -73,6 +75,7 @@ class GuardRails(pl.Callback):
         self._group: dist.ProcessGroup | None = None
         self._grad_norm: float | None = None
         self._stop: str | None = None
+        self._num_in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The losses that spikes are measured against."""
@@ -116,7 +119,9 @@ class GuardRails(pl.Callback):
             loss, grad_norm = self._agree(module.training_loss_reduction.latest)
             fault = self.meter.judge(loss, grad_norm)
             if fault is None:
+                self._num_in_a_row = 0
                 return update()
+            self._num_in_a_row += 1
             self._report(trainer, module, fault, loss, grad_norm)
             if self.speed_up.pending is not None:
                 self.speed_up.pending.forget()
@@ -161,6 +166,14 @@ class GuardRails(pl.Callback):
                 ),
             }
             append_json_line(path, entry)
+        if self.policy == "skip" and self._num_in_a_row >= MOST_IN_A_ROW:
+            self._stop = (
+                f"{text}. It is the {MOST_IN_A_ROW}th in a row, which is not for the samples: the "
+                "weights are broken, or losses have another level now. Go on from a checkpoint of "
+                "before, under another experiment_name (trainer.resume=PATH), with a lower "
+                "optim.lr or a higher trainer.spike_factor"
+            )
+            return
         if self.policy == "skip":
             if trainer.is_global_zero:
                 print(f"\nwarning: {text}", file=sys.stderr)

@@ -12,7 +12,7 @@ import orjson
 
 from training.data.rejects import read_rejects
 from training.data.shard_index import keys_by_split
-from training.run_files import read_config, read_json_lines
+from training.run_files import VALIDATION_NAME, read_config, read_json_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class LedgerSummary:
             counts = (epoch.num_consumed, epoch.num_once, epoch.num_twice, epoch.num_more)
             cells = "".join(f"{count:>10}" for count in (*counts, epoch.num_never))
             lines.append(f"{epoch.number:>5}{cells}")
-        if len(self.epochs) > 1:
+        if len(self.epochs) > 1 or any(e.num_twice or e.num_more for e in self.epochs):
             lines.append(
                 "(an epoch here ends after as many samples as there are; a loader process that is "
                 "through with its part sooner begins it again, and the shuffle buffer mixes the "
@@ -69,6 +69,8 @@ class LedgerSummary:
             )
         if self.missing_steps:
             shown = ", ".join(map(str, self.missing_steps[:10]))
+            if len(self.missing_steps) > 10:
+                shown += f" and {len(self.missing_steps) - 10} more"
             lines.append(f"  steps without a record: {shown}")
         return "\n".join(lines)
 
@@ -87,11 +89,14 @@ def read_ledger(run_dir: str | Path) -> dict[int, list[str]]:
 
 
 def forget_steps_after(run_dir: str | Path, step: int) -> None:
-    """Drop what the ledger says of steps beyond `step`, which are about to be done (again).
+    """Drop what the ledger and the validations say of steps beyond `step`, which are about to be
+    done (again).
 
-    Without this, a restart with fewer data-parallel ranks would leave the lines of the others.
+    Without this, a restart with fewer data-parallel ranks would leave the lines of the others, and
+    a checkpoint could count as the best for what other settings once gave at its step.
     """
-    for path in (Path(run_dir) / "ledger").glob("dp*.jsonl"):
+    run = Path(run_dir)
+    for path in (*run.glob("ledger/dp*.jsonl"), *run.glob(VALIDATION_NAME)):
         kept = [entry for entry in read_json_lines(path) if entry["step"] <= step]
         if not kept:
             path.unlink()

@@ -1,18 +1,26 @@
-"""What was on the device when its memory ran out, and which settings would lower it most."""
+"""What was on the device when its memory ran out, and which settings would fit."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
-from training.config.tuning import trained_parts
+from training.estimate.memory import GIB
+from training.estimate.memory import MicroBatch as Estimated
+from training.memory_advice import Offer, offers, peak_gib
 from training.metering import MicroBatch, StepMeter
 
-_GIB = 2**30
+#: what failed allocations say that are torch's own errors neither: of the host, of the driver and
+#: NCCL, of cuBLAS
+_FAILED = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+#: GiB that stay free where a setting is said to fit: fragments, and what NCCL takes
+_SPARE_GIB = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Did an allocation fail, on a CUDA device or on the CPU?"""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _FAILED)
 
 
 def measure(resting_bytes: int) -> MemoryUse | None:
@@ -48,7 +57,7 @@ def measure(resting_bytes: int) -> MemoryUse | None:
         return None
     _, total = torch.cuda.mem_get_info()
     peak = torch.cuda.max_memory_allocated()
-    return MemoryUse(total=total / _GIB, resting=resting_bytes / _GIB, peak=peak / _GIB)
+    return MemoryUse(total=total / GIB, resting=resting_bytes / GIB, peak=peak / GIB)
 
 
 def explain(
@@ -58,7 +67,7 @@ def explain(
     step: int,
     meter: StepMeter,
     use: MemoryUse | None,
-    data_parallel_size: int,
+    world_size: int,
     cause: str,
 ) -> str:
     """The message of a run that ran out of memory.
@@ -69,7 +78,7 @@ def explain(
         step: the step that was running.
         meter: of that step.
         use: the device's memory; None where it is the host's.
-        data_parallel_size: of the run.
+        world_size: number of processes.
         cause: the allocator's message.
     """
     lines = [f"rank {rank} ran out of memory in step {step}: {cause.splitlines()[0]}"]
@@ -80,10 +89,8 @@ def explain(
         )
     if meter.micro_batches:
         lines.append("  " + describe(meter.micro_batches[-1], len(meter.micro_batches)))
-    lines.append("these settings lower it most:")
-    for setting, saves in advise(run, use, data_parallel_size)[:3]:
-        lines.append(f"  {setting:<44} {saves}")
-    return "\n".join(lines)
+    batch = meter.micro_batches[-1] if meter.micro_batches else None
+    return "\n".join([*lines, *advise(run, use, batch, world_size, asked=asked_gib(cause))])
 
 
 def describe(batch: MicroBatch, number: int) -> str:
@@ -98,47 +105,73 @@ def describe(batch: MicroBatch, number: int) -> str:
     )
 
 
-def advise(run: RunConfig, use: MemoryUse | None, data_parallel_size: int) -> list[tuple[str, str]]:
-    """Settings with what each saves, the most first.
+def asked_gib(cause: str) -> float:
+    """What the failed allocation asked for, by the allocator's message; 0 where it does not say."""
+    found = re.search(r"allocate ([\d.]+) ([KMG])iB", cause)
+    return float(found[1]) / 1024 ** "GMK".index(found[2]) if found else 0.0
 
-    Rough shares: recomputation keeps a fifth of the activations (layer inputs and one layer);
-    halving rows or their length halves them; two tensor-parallel ranks halve both kinds. Of 18
-    bytes a parameter in mixed precision (Megatron-LM's count: 2 weight, 4 gradient, 12 state) the
-    distributed optimizer divides 12 by the number of data-parallel ranks, and adapters need 2.
+
+def advise(
+    run: RunConfig,
+    use: MemoryUse | None,
+    batch: MicroBatch | None,
+    world_size: int,
+    *,
+    asked: float = 0.0,
+) -> list[str]:
+    """A heading and at most three settings: those that fit by the estimate, or else those that save
+    most.
+
+    Args:
+        run: the configuration.
+        use: the device's memory; None where it is the host's.
+        batch: the micro batch that did not fit; None for the largest that the settings allow.
+        world_size: number of processes.
+        asked: GiB that were not there.
     """
-    trainer, data = run.trainer, run.data
-    # without a device to ask, as of a step that takes half
-    resting, active = (use.resting, use.activations) if use else (0.5, 0.5)
-    offers: list[tuple[float, str]] = []
-    if not run.speed.recompute:
-        offers.append((0.8 * active, "speed.recompute=true"))
-    if trainer.micro_batch_size > 1:
-        half = trainer.micro_batch_size // 2
-        share = 1 - half / trainer.micro_batch_size
-        offers.append((share * active, f"trainer.micro_batch_size={half}"))
-    # a tie goes to what keeps every sample
-    length = data.seq_length // 2 // 8 * 8
-    offers.append((0.49 * active, f"data.seq_length={length}"))
-    offers.append((0.4 * active, f"data.max_pixels={data.max_pixels // 2}"))
-    if trainer.tensor_parallel_size < 8:
-        tp = 2 * trainer.tensor_parallel_size
-        sequence = " trainer.sequence_parallel=true" if not trainer.sequence_parallel else ""
-        name = f"trainer.tensor_parallel_size={tp}{sequence}"
-        offers.append((0.48 * active + 0.5 * resting, name))
-    if not trainer.distributed_optimizer and data_parallel_size > 1:
-        share = 12 / 18 * (1 - 1 / data_parallel_size)
-        offers.append((share * resting, "trainer.distributed_optimizer=true"))
-    if run.model.tuning == "full" and "language" in trained_parts(run.model):
-        offers.append((16 / 18 * resting, "model.tuning=lora"))
-    return [(name, _amount(saved, use)) for saved, name in sorted(offers, key=_by_saving)]
+    failed = _estimated(run, batch)
+    try:
+        found = offers(run, failed, world_size, on_cuda=use is not None)
+        needed = peak_gib(run, failed, world_size)
+    except ConfigError:
+        return []  # a model whose sizes are not known
+    room = 0.0
+    if use:
+        # at least what was there and was asked for; more of the step may have been to come
+        room = use.total - _SPARE_GIB - max(needed, use.peak + asked)
+    fitting = [offer for offer in found if use and room + offer.saves >= 0]
+    if fitting:
+        head = "each of these settings fits by the estimate:"
+    else:
+        fitting = sorted(found, key=lambda offer: -offer.saves)
+        alone = "no single setting fits by the estimate; " if use else ""
+        head = f"{alone}these lower it most:"
+    shown = fitting[:3]
+    width = max((len(offer.setting) for offer in shown), default=0)
+    lines = [f"  {offer.setting:<{width}}  {_saving(offer, use)}" for offer in shown]
+    if not all(offer.resumes for offer in shown):
+        lines.append("  (new run: a checkpoint of this one cannot go on with it)")
+    return [head, *lines] if shown else []
 
 
-def _by_saving(offer: tuple[float, str]) -> float:
-    return -offer[0]
+def _estimated(run: RunConfig, batch: MicroBatch | None) -> Estimated:
+    if batch is None:
+        rows, length = run.trainer.micro_batch_size, run.data.seq_length
+        cells = run.data.max_patches_per_pack or 4 * length
+        return Estimated(
+            rows=rows, row_tokens=length, num_cells=rows * cells, num_answers=rows * length
+        )
+    return Estimated(
+        rows=batch.num_rows,
+        row_tokens=batch.row_length,
+        num_cells=batch.num_cells,
+        num_answers=batch.num_text_tokens,
+    )
 
 
-def _amount(saved: float, use: MemoryUse | None) -> str:
-    return f"about {saved:.1f} GiB less" if use else f"about {saved:.0%} less"
+def _saving(offer: Offer, use: MemoryUse | None) -> str:
+    amount = f"{offer.saves:.1f} GiB" if use else f"{offer.share:.0%}"
+    return f"about {amount} less" + ("" if offer.resumes else ", new run")
 
 
 class MemoryWatch(pl.Callback):
@@ -146,12 +179,12 @@ class MemoryWatch(pl.Callback):
 
     Args:
         run: the configuration.
-        data_parallel_size: of the run.
+        world_size: number of processes.
     """
 
-    def __init__(self, run: RunConfig, data_parallel_size: int) -> None:
+    def __init__(self, run: RunConfig, world_size: int) -> None:
         self.run = run
-        self.data_parallel_size = data_parallel_size
+        self.world_size = world_size
         self._resting_bytes = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -167,6 +200,6 @@ class MemoryWatch(pl.Callback):
             step=trainer.global_step + 1,
             meter=module.meter,
             use=measure(self._resting_bytes),
-            data_parallel_size=self.data_parallel_size,
+            world_size=self.world_size,
             cause=str(error) or type(error).__name__,
         )

@@ -2,12 +2,14 @@
 
 A collective that a rank does not join stands still on all of them, and torch's timeout kills the
 process that noticed, which is seldom the one at fault. Every rank therefore writes down where it
-is, in RUN/ranks, and where nothing moves for long, the first rank reads what all have written.
+is, in RUN/ranks, and where nothing moves for long, one rank of each machine reads what all have
+written.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+FOLDER_NAME = "ranks"
 #: bytes of a rank's file, always written whole
 _SIZE = 160
 #: order of what happens in a step; a rank that is less far than others is the one waited for
@@ -40,6 +43,13 @@ class Place:
     def progress(self) -> tuple[int, int]:
         """For comparing ranks."""
         return self.step, PHASES.index(self.phase)
+
+
+def clear_places(run_dir: Path) -> None:
+    """Forget where the ranks of an earlier start were: one that never gets to speak would seem to
+    be there still. Before any rank of this one speaks.
+    """
+    shutil.rmtree(run_dir / FOLDER_NAME, ignore_errors=True)
 
 
 class RankBoard:
@@ -111,6 +121,16 @@ def describe_stall(places: Sequence[Place], world_size: int, now: float) -> str:
     return "\n".join(lines)
 
 
+def speakers(places: Sequence[Place]) -> set[int]:
+    """The first rank of each machine, of those that wait, or of all where none is behind."""
+    least = min((place.progress for place in places), default=None)
+    waiting = [place for place in places if place.progress != least] or places
+    first: dict[str, int] = {}
+    for place in waiting:
+        first.setdefault(place.host, place.rank)
+    return set(first.values())
+
+
 class RankWatch(pl.Callback):
     """Notes this rank's place, and reports a standstill from a thread of its own.
 
@@ -123,7 +143,7 @@ class RankWatch(pl.Callback):
     """
 
     def __init__(self, run_dir: Path, *, rank: int, world_size: int, after_s: float) -> None:
-        self.folder = run_dir / "ranks"
+        self.folder = run_dir / FOLDER_NAME
         self.world_size = world_size
         self.after_s = after_s
         self.rank = rank
@@ -170,11 +190,12 @@ class RankWatch(pl.Callback):
             self.board.close()
             self.board = None
 
-    def report(self) -> str:
-        """Where all ranks are now."""
-        return describe_stall(
-            read_places(self.folder, self.world_size), self.world_size, time.time()
-        )
+    def report(self) -> str | None:
+        """Where all ranks are now; None where another rank of this machine says it."""
+        places = read_places(self.folder, self.world_size)
+        if self.rank not in speakers(places):
+            return None
+        return describe_stall(places, self.world_size, time.time())
 
     def _note(self, trainer: pl.Trainer, phase: str, offset: int = 0) -> None:
         if self.board is not None:
@@ -185,11 +206,10 @@ class RankWatch(pl.Callback):
             board = self.board
             if board is None or time.monotonic() - board.noted_at < self.after_s:
                 continue
-            # one rank speaks for all; another where the first is itself the one that stands
-            print(
-                f"\nwarning: rank {self.rank} has not moved for {self.after_s:g} s; "
-                f"{self.report()}",
-                file=sys.stderr,
-                flush=True,
-            )
             board.noted_at = time.monotonic()
+            if text := self.report():
+                print(
+                    f"\nwarning: rank {self.rank} has not moved for {self.after_s:g} s; {text}",
+                    file=sys.stderr,
+                    flush=True,
+                )

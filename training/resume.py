@@ -19,6 +19,7 @@ from training.config.schema import RunConfig  # noqa: E402
 from training.config.tuning import tuning_settings  # noqa: E402
 from training.config.video import video_rules  # noqa: E402
 from training.data.loader_state import check_streams  # noqa: E402
+from training.estimate.model_sizes import model_sizes  # noqa: E402
 
 
 def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
@@ -29,36 +30,9 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
             settings that decide its sample stream, or lies at or beyond the last step, or is
             damaged and there is none before it.
     """
-    held = list_checkpoints(folder)
-    wanted = run.trainer.resume
-    newest = held[-1] if held else None
-    if wanted == "auto" and held:
-        sound = newest_sound(folder)
-        newest = sound.path
-        faults = [f"{path.name} is damaged: {fault}" for path, fault in sound.damaged]
-        if newest is None:
-            raise ConfigError(
-                f"no checkpoint of {folder} can be gone on from ({'; '.join(faults)}): use another "
-                "experiment_name, or remove the folder"
-            )
-        if faults and os.environ.get("RANK", "0") == "0":
-            again = f"going on from {newest.name}"
-            print(f"warning: {'; '.join(faults)}; {again}", file=sys.stderr)
-    path = {"never": None, "auto": newest}.get(wanted, Path(wanted))
-    if path is None or path.resolve().parent.parent != folder.resolve():
-        if held:
-            raise ConfigError(
-                f"{folder} already holds a run, at step {checkpoint_step(held[-1])}: use another "
-                "experiment_name, remove the folder, or go on from it with trainer.resume=auto"
-            )
-    elif path != newest:
-        raise ConfigError(
-            f"{folder} holds later steps than {path}: go on from it under another experiment_name"
-        )
+    path = _choose(run.trainer.resume, folder)
     if path is None:
         return None
-    if wanted != "auto" and (fault := find_fault(path)):
-        raise ConfigError(f"trainer.resume={path}: {fault}")
     meta = read_meta(path)
     for name, value in stream_settings(run).items():
         if meta.get(name) != value:
@@ -67,7 +41,7 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
                 "back, or use another experiment_name"
             )
     tuned = meta.get("tuning", {})
-    for name, value in tuning_settings(run).items():
+    for name, value in tensor_settings(run).items():
         if name in tuned and tuned[name] != value:
             raise ConfigError(
                 f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
@@ -81,11 +55,75 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
             num_workers=run.data.num_workers,
         )
     if meta["step"] >= last_step(run):
+        last = last_step(run)
+        name = "max_steps" if last == run.trainer.max_steps else "stop_at_step"
         raise ConfigError(
-            f"{path} is at step {meta['step']} already and this run ends at {last_step(run)}: "
-            "raise trainer.max_steps, or use another experiment_name"
+            f"{path} is at step {meta['step']} already and this run ends at {last}: raise "
+            f"trainer.{name}, or use another experiment_name"
         )
     return path
+
+
+def _choose(wanted: str, folder: Path) -> Path | None:
+    if wanted == "auto":
+        return _newest_sound(folder)
+    held = list_checkpoints(folder)
+    path = None if wanted == "never" else Path(wanted)
+    if path is None or path.resolve().parent.parent != folder.resolve():
+        if path is not None and held and _began_at(folder) == _identity(path) is not None:
+            # the same command again, as after a preemption
+            return _newest_sound(folder)
+        if held:
+            raise ConfigError(
+                f"{folder} already holds a run, at step {checkpoint_step(held[-1])}: use another "
+                "experiment_name, remove the folder, or go on from it with trainer.resume=auto"
+            )
+    elif held and path.resolve() != held[-1].resolve():
+        raise ConfigError(
+            f"{folder} holds later steps than {path}: go on from it under another experiment_name, "
+            "or from the newest one with trainer.resume=auto"
+        )
+    if path is not None and (fault := find_fault(path)):
+        raise ConfigError(f"trainer.resume={path}: {fault}")
+    return path
+
+
+def _newest_sound(folder: Path) -> Path | None:
+    sound = newest_sound(folder)
+    faults = "; ".join(f"{path.name} is damaged: {fault}" for path, fault in sound.damaged)
+    if faults and sound.path is None:
+        raise ConfigError(
+            f"no checkpoint of {folder} can be gone on from ({faults}): use another "
+            "experiment_name, or remove the folder"
+        )
+    if faults and sound.path and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {faults}; going on from {sound.path.name}", file=sys.stderr)
+    return sound.path
+
+
+def began_at(resume: Path | None, folder: Path) -> str | None:
+    """Identity of another run's checkpoint that the run in `folder` began at; None without one.
+
+    Args:
+        resume: the checkpoint to go on from, of this run or of another.
+        folder: the run's folder.
+    """
+    if resume is None:
+        return None
+    is_own = resume.resolve().parent.parent == folder.resolve()
+    return read_meta(resume).get("began_at") if is_own else _identity(resume)
+
+
+def _began_at(folder: Path) -> str | None:
+    return began_at(newest_sound(folder).path, folder)
+
+
+def _identity(checkpoint: Path) -> str | None:
+    try:
+        identity: str | None = read_meta(checkpoint).get("id")
+    except ValueError:
+        return None
+    return identity
 
 
 def stream_settings(run: RunConfig) -> dict[str, object]:
@@ -103,6 +141,18 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "trainer.global_batch_size": run.trainer.global_batch_size,
         "seed": run.seed,
     }
+
+
+def tensor_settings(run: RunConfig) -> dict[str, object]:
+    """What decides which tensors a checkpoint has; a resumed run shares it where both say it."""
+    settings = dict(tuning_settings(run))
+    try:
+        sizes = asdict(model_sizes(run.model.path))
+    except (ConfigError, OSError, ValueError):
+        return settings  # no folder of a model, which is said elsewhere
+    shape = {**sizes.pop("shape"), **sizes, "name": None}
+    known = {name: value for name, value in shape.items() if value is not None}
+    return {**settings, "a model of the sizes": known}
 
 
 def packing_settings(run: RunConfig) -> dict[str, int] | None:

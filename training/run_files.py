@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -137,12 +138,16 @@ def _git(*arguments: str) -> str:
 
 def append_json_line(path: Path, entry: dict[str, Any]) -> None:
     """Append one line; a killed process leaves at most one broken last line."""
-    with open(path, "ab") as file:
-        file.write(orjson.dumps(entry) + b"\n")
+    with open(path, "ab+") as file:
+        # what is left of a broken line must not swallow this one
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        end = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        file.write(end + orjson.dumps(entry) + b"\n")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Entries of a file of `append_json_line`, without a broken last line."""
+    """Entries of a file of `append_json_line`, without broken lines."""
     if not path.is_file():
         return []
     entries = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from nemo.core.optim.lr_scheduler import CosineAnnealing
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
@@ -38,8 +39,11 @@ class ResumedCosine(CosineAnnealing):
         return [rate * scale for rate, scale in zip(plain, scales, strict=True)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the checkpoint's step."""
+        """Go on at the checkpoint's step, with the rate that this run has there."""
         super().load_state_dict({name: state_dict[name] for name in _PLACE if name in state_dict})
+        with torch.optim.lr_scheduler._enable_get_lr_call(self):
+            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = rate
 
 
 class RunLongCosine(CosineAnnealingScheduler):

@@ -52,10 +52,12 @@ class SpeedUp(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """After the optimizer was made, and filled where the run goes on from a checkpoint."""
         allow_compiling(self.speed.compile)
-        if not self.speed.fused_optimizer:
-            return
         inner = [i for optimizer in trainer.optimizers for i in torch_optimizers(optimizer)]
         if not inner or any(type(optimizer) is not torch.optim.AdamW for optimizer in inner):
+            return
+        if not self.speed.fused_optimizer:
+            for adam in inner:
+                use_torchs_choice(adam)
             return
         for adam in inner:
             use_one_kernel(adam)
@@ -96,6 +98,14 @@ def use_one_kernel(adam: torch.optim.AdamW) -> None:
 
     prepare(adam)
     adam.register_step_pre_hook(prepare)
+
+
+def use_torchs_choice(adam: torch.optim.AdamW) -> None:
+    """Forget the options that a checkpoint of a run with one kernel has brought, whose step counts
+    need not be where that kernel wants them.
+    """
+    for group in adam.param_groups:
+        group["fused"] = group["foreach"] = None
 
 
 def use_instead_of_stand_ins(l2_norm: Callable[..., Any], scale: Callable[..., None]) -> bool:

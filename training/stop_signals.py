@@ -15,14 +15,16 @@ import torch.distributed as dist
 #: `--signal=USR1@120` the second
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 #: launchers pass a signal on that the process group got too: within this many seconds it is one
-_SAME_S = 2.0
+SAME_S = 2.0
 
 
 class StopSignals:
     """Remembers that a stop was asked for; a second SIGTERM ends the process at once."""
 
     def __init__(self) -> None:
-        self._asked_at: float | None = None
+        self._asked = False
+        #: when the first SIGTERM came
+        self._term_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._group: dist.ProcessGroup | None = None
         self._owner = os.getpid()
@@ -50,7 +52,7 @@ class StopSignals:
     @property
     def asked(self) -> bool:
         """Has this process been asked to stop?"""
-        return self._asked_at is not None
+        return self._asked
 
     def agreed(self) -> bool:
         """Has any rank been asked to stop? Every rank calls it and gets the same answer."""
@@ -63,12 +65,16 @@ class StopSignals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             return  # a forked process that has not set its own handlers yet
-        now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
+        if not self._asked:
+            self._asked = True
             name = signal.Signals(number).name
-            _say(f"{name}: the run stops after this step; SIGTERM once more ends it at once\n")
-        elif number == signal.SIGTERM and now - self._asked_at > _SAME_S:
+            _say(f"{name}: the run stops after this step; a second SIGTERM ends it at once\n")
+        if number != signal.SIGTERM:
+            return
+        now = time.monotonic()
+        if self._term_at is None:
+            self._term_at = now
+        elif now - self._term_at > SAME_S:
             _say("SIGTERM again: ending without saving\n")
             os._exit(128 + number)
 

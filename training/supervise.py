@@ -13,7 +13,7 @@ from types import FrameType
 
 import psutil
 
-from training.stop_signals import SIGNALS
+from training.stop_signals import SAME_S, SIGNALS
 
 #: seconds between requests: a rank that is still importing ignores them
 _REPEAT_S = 2.0
@@ -25,13 +25,18 @@ def supervise(command: Sequence[str], environ: dict[str, str]) -> int:
     torchrun answers SIGTERM by ending its ranks, half a minute later by force, and with a failure;
     and SIGUSR1 ends torchrun itself. Here both reach the ranks as SIGUSR1, which they answer by
     saving and ending well, also where the whole process group is signalled. A second SIGTERM ends
-    all of it at once.
+    all of it at once; one that comes along with the first is the same.
     """
-    asked = 0
+    asked = ordered = False
+    first_at: float | None = None
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += number == signal.SIGTERM or not asked
+        nonlocal asked, ordered, first_at
+        asked = True
+        if number == signal.SIGTERM:
+            now = time.monotonic()
+            ordered = ordered or (first_at is not None and now - first_at > SAME_S)
+            first_at = now if first_at is None else first_at
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     # Ctrl-C reaches torchrun by itself
@@ -41,7 +46,7 @@ def supervise(command: Sequence[str], environ: dict[str, str]) -> int:
     sent_at = 0.0
     try:
         while child.poll() is None:
-            if asked > 1:
+            if ordered:
                 print("SIGTERM again: ending all ranks without saving", file=sys.stderr)
                 _kill(child.pid)
                 return 128 + signal.SIGTERM

@@ -19,20 +19,34 @@ from training.callbacks import StepLog  # noqa: E402
 from training.checkpoints import CheckpointWriter  # noqa: E402
 from training.config.checks import Layout  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
-from training.config.tuning import tuning_settings  # noqa: E402
 from training.guard_rails import GuardRails  # noqa: E402
 from training.out_of_memory import MemoryWatch  # noqa: E402
 from training.parameter_report import ParameterReport  # noqa: E402
 from training.rank_watch import RankWatch  # noqa: E402
-from training.resume import last_step, stream_settings  # noqa: E402
+from training.resume import last_step, stream_settings, tensor_settings  # noqa: E402
 from training.speed import SpeedUp, resolve_speed  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 
 
 def build_trainer(
-    run: RunConfig, folder: Path, layout: Layout, stop: StopSignals, memory: MemoryWatch
+    run: RunConfig,
+    folder: Path,
+    layout: Layout,
+    stop: StopSignals,
+    memory: MemoryWatch,
+    *,
+    began_at: str | None = None,
 ) -> nl.Trainer:
-    """NeMo's Trainer with MegatronStrategy and this project's callbacks."""
+    """NeMo's Trainer with MegatronStrategy and this project's callbacks.
+
+    Args:
+        run: the configuration.
+        folder: the run's folder.
+        layout: of the run.
+        stop: signals that end it.
+        memory: watches the device's memory.
+        began_at: see `training.resume.began_at`.
+    """
     on_cuda = uses_cuda(run)
     dtype = model_dtype(run)
     trainer = run.trainer
@@ -58,10 +72,11 @@ def build_trainer(
     precision = "bf16-mixed" if dtype == torch.bfloat16 else "32"
     meta = {
         **stream_settings(run),
-        "tuning": tuning_settings(run),
+        "tuning": tensor_settings(run),
         "world_size": layout.world_size,
         "data_parallel_size": layout.data_parallel_size,
         "data.num_workers": run.data.num_workers,
+        "began_at": began_at,
     }
     speed_up = SpeedUp(resolve_speed(run.speed))
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))

@@ -29,6 +29,25 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, reference):
     assert run.validation() == reference.validation()
 
 
+def test_a_run_resumed_where_it_validates_does_so_from_the_start(train, reference):
+    """Its earlier validations, of which the checkpoint knows, are over."""
+    settings = ("trainer.max_steps=7", "trainer.save_every=-1")
+    run = train("resumed_at_6", *settings, f"trainer.resume={reference.checkpoint(6)}")
+    assert run.validation() == {6: reference.validation()[6]}
+
+
+def test_a_resumed_run_has_its_own_rate_and_decay(train, reference):
+    """From its first step on; a checkpoint brings those of the run before."""
+    settings = ("trainer.stop_at_step=5", "trainer.val_every=0", "trainer.save_every=-1")
+    path = f"trainer.resume={reference.checkpoint(3)}"
+    run = train("resumed_decay", *settings, path, "optim.weight_decay=30")
+    assert run.values("loss")[0] == reference.values("loss", 4)[0]
+    assert run.values("loss")[1] != reference.values("loss", 5)[0]
+    run = train("resumed_rate", *settings, path, "optim.lr=6e-4", "optim.min_lr=2e-6")
+    rates = [2 * rate for rate in reference.values("lr", 4)[:2]]
+    assert run.values("lr") == pytest.approx(rates, rel=1e-6)
+
+
 def test_sharded_optimizer_states_resume_exactly(train, data_parallel):
     """Each of two data-parallel ranks holds half of the optimizer's state."""
     path = data_parallel.checkpoint(3)
@@ -90,3 +109,14 @@ def test_a_killed_run_goes_on_by_itself(train, reference):
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000006"]
     assert not list((folder / "checkpoints").glob("*unfinished"))
     assert run.validation() == reference.validation()
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do(train):
+    folder = train.folder("full")
+    folder.mkdir()
+    (folder / STEPS_NAME).symlink_to("/dev/full")
+    done = train.attempt("full", "trainer.save_every=-1", "trainer.val_every=0")
+    assert done.returncode == 1
+    assert "error: a file of the run could not be written ([Errno 28] No space" in done.stderr
+    assert "make room, and the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -44,6 +44,13 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, lora):
         assert run.values(name) == lora.values(name, first=3), name
 
 
+def test_what_adapters_drop_does_not_depend_on_restarts(train):
+    dropping = (*LORA, "model.lora.dropout=0.1")
+    whole = train("lora_dropout", *dropping)
+    run = train("lora_dropout_resumed", *dropping, f"trainer.resume={whole.checkpoint(2)}")
+    assert run.values("loss") == whole.values("loss", first=3)
+
+
 def test_a_checkpoint_fits_another_layout(divided, lora):
     assert divided.values("loss") == pytest.approx(lora.values("loss", first=3), rel=1e-5)
     assert divided.values("grad_norm") == pytest.approx(lora.values("grad_norm", first=3), rel=1e-4)

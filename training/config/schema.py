@@ -145,7 +145,7 @@ class TrainerConfig:
     resume: str = "auto"
     log_every: int = 1
     #: where a step's loss or gradients are not finite, or its loss is a spike: stop (the run ends
-    #: before the update) | skip (the update is left out) | ignore
+    #: before the update) | skip (the update is left out; ten in a row stop the run) | ignore
     on_bad_loss: str = "stop"
     #: a loss above this many times the median of the last 100 is a spike; 0 looks for none
     spike_factor: float = 0.0

@@ -133,4 +133,5 @@ def tuning_settings(run: RunConfig) -> dict[str, Any]:
         "trained parts": sorted(trained_parts(run.model)),
         "model.lora": asdict(run.model.lora) if run.model.tuning == "lora" else None,
         "learning rates as multiples of optim.lr": rate_multipliers(run.optim),
+        "trainer.distributed_optimizer": run.trainer.distributed_optimizer,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         optim: NeMo's optimizer module.
         trained: parts whose own weights are trained.
         lora: adapters that are trained besides; None for none.
-        seed: of the adapters' start.
+        seed: of the adapters' start and dropout.
         answer_loss: compute logits only for the tokens that carry loss, when training.
     """
 
@@ -207,10 +208,19 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
             batch = with_windows(batch, self.window_side)
         if self.training:
             self.meter.add(batch)
+            self._seed_dropout()
         batch = own_part(batch)
         if self.training:
             batch = with_places(batch, answers=self.answer_loss)
         return to_stage(batch)
+
+    def _seed_dropout(self) -> None:
+        """Let what adapters drop depend on the run's seed and the micro batch: NeMo's checkpoints
+        hold no generator's state, and a resumed run would draw other numbers.
+        """
+        micro_batch = (self.trainer.global_step, len(self.meter.micro_batches))
+        stage = ps.get_pipeline_model_parallel_rank()
+        torch.manual_seed(zlib.crc32(f"{self.seed} {micro_batch} {stage}".encode()))
 
     @property
     def training_loss_reduction(self) -> LossOfStep:

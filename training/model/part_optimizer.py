@@ -69,6 +69,13 @@ class PartOptimizer(MegatronOptimizerModule):
         for chunk in model:
             chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Use this run's weight decay and betas; a checkpoint has brought those of its run."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = self.config.weight_decay * group.get("pre_wd_mult", 1.0)
+                group["betas"] = (self.config.adam_beta1, self.config.adam_beta2)
+
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from training.checkpoints import list_checkpoints, read_meta
+from training.checkpoints import checkpoint_step, list_checkpoints, read_meta
 from training.config.schema import RunConfig
 from training.data.rejects import count_notes, count_rejects
 from training.ledger import LedgerSummary, summarize
@@ -134,10 +134,13 @@ def _restarts(order: list[int]) -> tuple[int, ...]:
 
 
 def _checkpoint(path: Path) -> Checkpoint:
-    meta = read_meta(path)
+    try:
+        meta = read_meta(path)
+    except ValueError:
+        meta = {}  # a damaged one is no reason to have no page
     return Checkpoint(
         name=path.name,
-        step=meta["step"],
+        step=checkpoint_step(path),
         num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         world_size=meta.get("world_size"),
     )

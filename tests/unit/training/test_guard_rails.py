@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,16 @@ import torch
 from training.config.checks import check_guards
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
-from training.guard_rails import SpikeMeter, describe_losses
+from training.errors import RunError
+from training.guard_rails import (
+    BAD_STEPS_NAME,
+    MOST_IN_A_ROW,
+    GuardRails,
+    SpikeMeter,
+    describe_losses,
+)
 from training.metering import MicroBatch
+from training.run_files import read_json_lines
 
 
 def test_what_is_not_finite_is_bad():
@@ -31,6 +40,51 @@ def test_a_spike_is_measured_against_good_losses():
     for _ in range(50):
         assert "the loss is 6.5, 3.2 times the usual 2" in meter.judge(6.5, 1.0)
     assert meter.judge(5.9, 1.0) is None
+
+
+@pytest.fixture
+def skipping(build_module, tmp_path):
+    """skip(gradient norm) → (was the update made, what ends the run)"""
+    rails = GuardRails(
+        tmp_path, policy="skip", spike_factor=0.0, speed_up=SimpleNamespace(pending=None)
+    )
+    optimizer = SimpleNamespace(get_grad_norm=lambda: norms[-1], step_with_ready_grads=lambda: True)
+    trainer = SimpleNamespace(
+        global_step=4,
+        is_global_zero=True,
+        optimizers=[SimpleNamespace(mcore_optimizer=optimizer)],
+    )
+    reduction = SimpleNamespace(latest=torch.tensor(2.0), sums=torch.tensor([[4.0, 2.0]]))
+    meter = SimpleNamespace(micro_batches=[batch("a")])
+    module = SimpleNamespace(training_loss_reduction=reduction, meter=meter)
+    norms: list[float] = []
+    rails.on_train_start(trainer, module)
+
+    def skip(norm: float) -> tuple[bool, str | None]:
+        norms.append(norm)
+        optimizer.get_grad_norm()
+        updated = optimizer.step_with_ready_grads()
+        try:
+            rails.on_train_batch_end()
+        except RunError as error:
+            return updated, str(error)
+        return updated, None
+
+    return skip
+
+
+def test_a_run_that_would_leave_out_every_update_ends(skipping, tmp_path):
+    for _ in range(MOST_IN_A_ROW - 1):
+        assert skipping(math.nan) == (False, None)
+    assert skipping(1.0) == (True, None), "a good one begins the count anew"
+    for _ in range(MOST_IN_A_ROW - 1):
+        assert skipping(math.nan) == (False, None)
+    updated, error = skipping(math.nan)
+    assert not updated
+    assert "step 5: the gradient norm is inf; " in error
+    assert "10th in a row" in error
+    assert "trainer.resume=PATH" in error
+    assert len(read_json_lines(tmp_path / BAD_STEPS_NAME / "dp0000.jsonl")) == 2 * MOST_IN_A_ROW - 1
 
 
 def batch(*keys: str) -> MicroBatch:

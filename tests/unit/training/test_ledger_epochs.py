@@ -60,7 +60,8 @@ def test_the_training_split_is_what_can_be_seen(run, shards):
     assert epoch.num_never == found.num_never
     lines = str(found).splitlines()
     assert f"  never seen: {found.num_never} of the {total} to train on" in lines
-    assert lines[-1].split() == [str(n) for n in (1, len(seen) + 1, len(seen) - 1, 1, 0)] + [
+    assert lines[-1].startswith("(an epoch here ends after"), "as one sample came twice"
+    assert lines[-2].split() == [str(n) for n in (1, len(seen) + 1, len(seen) - 1, 1, 0)] + [
         str(found.num_never)
     ]
 
@@ -69,3 +70,9 @@ def test_without_the_shards_it_says_so(run, shards, tmp_path):
     write_provenance(compose_config(["data.path=/none", "model.path=m", "tokenizer=pixel"]), run)
     append_json_line(run / "ledger" / "dp0000.jsonl", {"step": 1, "keys": ["a"]})
     assert "never seen: unknown" in str(summarize(run))
+
+
+def test_of_many_steps_without_a_record_some_are_named(run):
+    append_json_line(run / "ledger" / "dp0000.jsonl", {"step": 51, "keys": ["a"]})
+    last = str(summarize(run)).splitlines()[-1]
+    assert last == "  steps without a record: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 40 more"

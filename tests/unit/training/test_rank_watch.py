@@ -6,7 +6,16 @@ import os
 import time
 from types import SimpleNamespace
 
-from training.rank_watch import RankBoard, RankWatch, describe_stall, read_places
+from training.rank_watch import (
+    FOLDER_NAME,
+    Place,
+    RankBoard,
+    RankWatch,
+    clear_places,
+    describe_stall,
+    read_places,
+    speakers,
+)
 
 
 def test_the_rank_that_is_behind_is_named(tmp_path):
@@ -33,6 +42,28 @@ def test_ranks_that_never_spoke_are_named(tmp_path):
     RankBoard(tmp_path, 1).note(1, "reads data")
     text = describe_stall(read_places(tmp_path, 3), 3, time.time())
     assert text.startswith("ranks that have not said anything yet: 0, 2\nall ranks are at the same")
+
+
+def place(rank: int, step: int, host: str) -> Place:
+    return Place(rank=rank, step=step, phase="computes", host=host, pid=1, since=0.0)
+
+
+def test_one_rank_of_each_machine_speaks():
+    """Not the one that is waited for, and of many not all."""
+    ranks = [place(r, 7, "a" if r < 4 else "b") for r in range(8)]
+    assert speakers(ranks) == {0, 4}
+    ranks[0] = place(0, 6, "a")
+    assert speakers(ranks) == {1, 4}
+    assert speakers([]) == set()
+
+
+def test_a_start_forgets_the_places_of_the_one_before(tmp_path):
+    RankBoard(tmp_path / FOLDER_NAME, 1).note(500, "saves")
+    clear_places(tmp_path)
+    clear_places(tmp_path)
+    RankBoard(tmp_path / FOLDER_NAME, 0).note(400, "reads data")
+    text = describe_stall(read_places(tmp_path / FOLDER_NAME, 2), 2, time.time())
+    assert text.startswith("ranks that have not said anything yet: 1\n")
 
 
 def test_a_standstill_is_reported_while_it_lasts(tmp_path, capfd):

@@ -12,6 +12,7 @@ import torch
 
 from training.checkpoints import (
     META_NAME,
+    best_checkpoints,
     checkpoint_step,
     list_checkpoints,
     newest_checkpoint,
@@ -19,11 +20,11 @@ from training.checkpoints import (
 )
 from training.config.compose import compose_config
 from training.config.groups import ROOT
-from training.config.overrides import ConfigError
 from training.ledger import forget_steps_after, read_ledger, summarize
 from training.metering import StepMeter
 from training.run_files import (
     ENVIRONMENT_NAME,
+    VALIDATION_NAME,
     append_json_line,
     git_state,
     latest_file,
@@ -31,7 +32,6 @@ from training.run_files import (
     read_config,
     read_json_lines,
     read_steps,
-    run_dir,
     write_provenance,
 )
 
@@ -64,95 +64,6 @@ def test_other_folders_are_no_checkpoints(tmp_path):
         checkpoint_step(tmp_path)
 
 
-@pytest.fixture
-def find(tmp_path):
-    """find_resume of a run with tokenizer dct14 and 100 steps, and a checkpoint at step 50."""
-    from training.resume import find_resume, stream_settings
-
-    meta = tmp_path / "d" / ".nv-meta"
-    meta.mkdir(parents=True)
-    (meta / ".info.json").write_text("{}")
-    (meta / "split.yaml").write_text("split_parts: {}")
-
-    def compose(*overrides: str):
-        settings = [f"data.path={tmp_path}/d", "model.path=m", f"log_dir={tmp_path}"]
-        more = ["experiment_name=run", "tokenizer=dct14", "trainer.max_steps=100", *overrides]
-        return compose_config([*settings, *more])
-
-    loader = {"data_parallel_size": 1, "data.num_workers": 2}
-    make_checkpoint(tmp_path / "run", 50, **stream_settings(compose()), **loader)
-
-    def call(*overrides: str, data_parallel_size: int = 1):
-        run = compose(*overrides)
-        return find_resume(run, run_dir(run), data_parallel_size)
-
-    return call
-
-
-def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
-    made = tmp_path / "run" / "checkpoints" / "step-00000050"
-    assert find() == made
-    assert find(f"trainer.resume={made}") == made
-    assert find("experiment_name=other") is None
-    assert find("experiment_name=other", "trainer.resume=never") is None
-    assert find("experiment_name=other", f"trainer.resume={made}") == made
-    assert find("trainer.tensor_parallel_size=2", "model.path=elsewhere") == made
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("tokenizer=pixel", "was trained with tokenizer .*dct14.*, this run has .*pixel"),
-        ("tokenizer.luma_keep=10", "was trained with tokenizer"),
-        ("seed=7", "was trained with seed = 1234, this run has 7: set it back"),
-        ("data.num_workers=3", r"= 2 streams, this run has 1 × 3: .*set data\.num_workers=2"),
-        ("trainer.global_batch_size=8", r"with trainer\.global_batch_size = 4, this run has 8"),
-        ("trainer.max_steps=50", "is at step 50 already and this run ends at 50: raise"),
-        ("trainer.stop_at_step=20", "this run ends at 20"),
-        ("trainer.resume=never", "already holds a run, at step 50: use another experiment_name"),
-    ],
-)
-def test_checkpoints_that_do_not_fit_are_refused(find, override, message):
-    with pytest.raises(ConfigError, match=message):
-        find(override)
-
-
-def test_a_folder_that_is_no_checkpoint_is_refused(find):
-    message = r"trainer\.resume=/none: /none is not a checkpoint of this project"
-    with pytest.raises(ConfigError, match=message):
-        find("experiment_name=other", "trainer.resume=/none")
-
-
-def test_ranks_may_change_where_streams_do_not(find):
-    assert find("data.num_workers=1", data_parallel_size=2)
-    with pytest.raises(ConfigError, match=r"= 2 streams, this run has 2 × 2.*num_workers=1"):
-        find(data_parallel_size=2)
-
-
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(find, tmp_path, capsys):
-    run = tmp_path / "run"
-    sound = run / "checkpoints" / "step-00000050"
-    newer = make_checkpoint(run, 60, files={"common.pt": [3, None]})
-    assert find() == sound
-    warning = capsys.readouterr().err
-    assert "step-00000060 is damaged: common.pt is missing; going on from step-00000050" in warning
-    with pytest.raises(ConfigError, match=r"resume=.*step-00000060: common\.pt is missing"):
-        find(f"trainer.resume={newer}")
-    (sound / META_NAME).write_text('{"step"')
-    with pytest.raises(ConfigError, match=r"can be gone on from .*cannot be re"):
-        find()
-
-
-def test_other_data_and_older_steps_are_refused(find, tmp_path):
-    older = tmp_path / "run" / "checkpoints" / "step-00000050"
-    make_checkpoint(tmp_path / "run", 60)
-    with pytest.raises(ConfigError, match="holds later steps than"):
-        find(f"trainer.resume={older}")
-    (tmp_path / "d" / ".nv-meta" / "split.yaml").write_text("split_parts: {train: []}")
-    with pytest.raises(ConfigError, match="was trained with data = "):
-        find("experiment_name=other", f"trainer.resume={older}")
-
-
 def test_a_broken_last_line_is_left_out(tmp_path):
     path = tmp_path / "steps.jsonl"
     assert read_json_lines(path) == []
@@ -161,6 +72,9 @@ def test_a_broken_last_line_is_left_out(tmp_path):
     with open(path, "ab") as file:
         file.write(b'{"step": 3, "lo')
     assert [entry["step"] for entry in read_json_lines(path)] == [1, 2]
+    append_json_line(path, {"step": 3, "loss": 1.5})
+    append_json_line(path, {"step": 4, "loss": 1.0})
+    assert [entry["step"] for entry in read_json_lines(path)] == [1, 2, 3, 4], "nor swallows more"
 
 
 def test_steps_done_twice_count_as_done_last(tmp_path):
@@ -190,6 +104,16 @@ def test_the_ledger_counts_samples_over_ranks_and_restarts(tmp_path):
         "  never seen: unknown, the shards of the run are not at hand",
         "  steps without a record: 3",
     ]
+
+
+def test_validations_that_are_done_again_are_forgotten(tmp_path):
+    """Else a checkpoint would be kept, and another dropped, for the loss of an earlier attempt."""
+    for step, loss in ((2, 3.0), (4, 1.0)):
+        append_json_line(tmp_path / VALIDATION_NAME, {"step": step, "loss": loss})
+    forget_steps_after(tmp_path, 2)
+    assert read_json_lines(tmp_path / VALIDATION_NAME) == [{"step": 2, "loss": 3.0}]
+    kept, _ = (make_checkpoint(tmp_path, step) for step in (2, 4))
+    assert best_checkpoints(tmp_path, 1) == [kept]
 
 
 def test_the_ledger_forgets_what_is_done_again(tmp_path):

@@ -19,6 +19,7 @@ from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
 from training.gradient_scale import PendingScale  # noqa: E402
 from training.speed import (  # noqa: E402
+    SpeedUp,
     resolve_speed,
     torch_optimizers,
     use_instead_of_stand_ins,
@@ -86,6 +87,19 @@ def test_one_kernel_updates_as_torchs_default(loaded):
         other.step()
     torch.testing.assert_close(plain, fused)
     assert all(group["fused"] for group in other.param_groups)
+
+
+def test_a_checkpoint_does_not_bring_the_kernel_back():
+    plain, fused = twins()
+    one, other = torch.optim.AdamW(plain, **OPTIONS), torch.optim.AdamW(fused, **OPTIONS)
+    use_one_kernel(one)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.param_groups[0]["fused"]
+    optimizer = SimpleNamespace(optimizer=other)
+    SpeedUp(resolve_speed(SpeedConfig(fused_optimizer=False))).on_train_start(
+        SimpleNamespace(optimizers=[optimizer]), None
+    )
+    assert [group["fused"] for group in other.param_groups] == [None]
 
 
 def test_scaled_in_the_kernel_as_in_passes_of_their_own():

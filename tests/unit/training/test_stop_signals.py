@@ -73,6 +73,19 @@ def test_a_second_sigterm_ends_the_process_at_once(tmp_path):
     assert process.wait(20) == 128 + signal.SIGTERM
 
 
+def test_the_first_sigterm_is_a_request_also_after_other_signals(tmp_path):
+    """What Slurm sends as a warning long before its SIGTERM is no SIGTERM."""
+    command = [sys.executable, "-c", RANK, f"{tmp_path}/", "0", "3"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    wait_for([tmp_path / "0"], "runs")
+    process.send_signal(signal.SIGUSR1)
+    wait_for([tmp_path / "0"], "asked")
+    time.sleep(2.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert (tmp_path / "0").read_text() == "saved"
+
+
 def launch(tmp_path: Path, *, late: float, saving: float) -> subprocess.Popen[bytes]:
     rank = tmp_path / "rank.py"
     rank.write_text(RANK)
@@ -85,7 +98,10 @@ def test_a_launcher_ends_well_when_its_whole_group_is_signalled(tmp_path):
     process = launch(tmp_path, late=0, saving=1)
     ranks = [tmp_path / "0", tmp_path / "1"]
     wait_for(ranks, "runs")
-    os.killpg(process.pid, signal.SIGTERM)
+    # as `timeout` does it: to its child, and then to the group
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.3)
     assert process.wait(60) == 0
     wait_for(ranks, "saved")
 
@@ -96,5 +112,6 @@ def test_a_launcher_kills_its_ranks_when_told_twice(tmp_path):
     wait_for(ranks, "runs")
     process.send_signal(signal.SIGTERM)
     wait_for(ranks, "asked")
+    time.sleep(2.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM

@@ -259,8 +259,7 @@ def test_the_stock_optimizer_makes_the_groups_where_all_rates_are_one(groups):
 def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     """Another rank, part or ratio of rates has other tensors or groups in its optimizer."""
     from training.checkpoints import META_NAME
-    from training.config.tuning import tuning_settings
-    from training.resume import find_resume, stream_settings
+    from training.resume import find_resume, stream_settings, tensor_settings
 
     def run_of(**model) -> RunConfig:
         run = RunConfig(tokenizer={"name": "pixel"}, model=ModelConfig(path="m", **model))
@@ -270,7 +269,7 @@ def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     run = run_of(tuning="lora")
     checkpoint = tmp_path / "checkpoints" / "step-00000002"
     checkpoint.mkdir(parents=True)
-    meta = {"step": 2, **stream_settings(run), "tuning": tuning_settings(run)}
+    meta = {"step": 2, **stream_settings(run), "tuning": tensor_settings(run)}
     (checkpoint / META_NAME).write_text(json.dumps(meta))
     assert find_resume(run, tmp_path) == checkpoint
     for other, name in (
@@ -280,6 +279,9 @@ def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     ):
         with pytest.raises(ConfigError, match=f"was trained with {name} = "):
             find_resume(other, tmp_path)
+    run.trainer.distributed_optimizer = False
+    with pytest.raises(ConfigError, match=r"trained with trainer\.distributed_optimizer = True"):
+        find_resume(run, tmp_path)
     run.optim.lr_vision = run.optim.lr / 2
     with pytest.raises(ConfigError, match=r"learning rates as multiples of optim\.lr"):
         find_resume(run, tmp_path)

@@ -1,0 +1,188 @@
+"""Which checkpoint a run goes on from, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.checkpoints import META_NAME
+from training.config.compose import compose_config
+from training.config.groups import ROOT
+from training.config.overrides import ConfigError
+from training.resume import began_at, find_resume, stream_settings, tensor_settings
+from training.run_files import run_dir
+from training.run_lock import claim
+
+
+def make_checkpoint(run: Path, step: int, **meta) -> Path:
+    path = run / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / META_NAME).write_text(json.dumps({"step": step, **meta}))
+    return path
+
+
+@pytest.fixture
+def find(tmp_path):
+    """find_resume of a run with tokenizer dct14 and 100 steps, and a checkpoint at step 50."""
+    meta = tmp_path / "d" / ".nv-meta"
+    meta.mkdir(parents=True)
+    (meta / ".info.json").write_text("{}")
+    (meta / "split.yaml").write_text("split_parts: {}")
+
+    def compose(*overrides: str):
+        settings = [f"data.path={tmp_path}/d", "model.path=m", f"log_dir={tmp_path}"]
+        more = ["experiment_name=run", "tokenizer=dct14", "trainer.max_steps=100", *overrides]
+        return compose_config([*settings, *more])
+
+    loader = {"data_parallel_size": 1, "data.num_workers": 2}
+    make_checkpoint(tmp_path / "run", 50, **stream_settings(compose()), **loader)
+
+    def call(*overrides: str, data_parallel_size: int = 1):
+        run = compose(*overrides)
+        return find_resume(run, run_dir(run), data_parallel_size)
+
+    return call
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
+    made = tmp_path / "run" / "checkpoints" / "step-00000050"
+    assert find() == made
+    assert find(f"trainer.resume={made}") == made
+    assert find("experiment_name=other") is None
+    assert find("experiment_name=other", "trainer.resume=never") is None
+    assert find("experiment_name=other", f"trainer.resume={made}") == made
+    assert find("trainer.tensor_parallel_size=2", "model.path=elsewhere") == made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tokenizer=pixel", "was trained with tokenizer .*dct14.*, this run has .*pixel"),
+        ("tokenizer.luma_keep=10", "was trained with tokenizer"),
+        ("seed=7", "was trained with seed = 1234, this run has 7: set it back"),
+        ("data.num_workers=3", r"= 2 streams, this run has 1 × 3: .*set data\.num_workers=2"),
+        ("trainer.global_batch_size=8", r"with trainer\.global_batch_size = 4, this run has 8"),
+        ("trainer.max_steps=50", "is at step 50 already and this run ends at 50: raise"),
+        ("trainer.stop_at_step=20", r"this run ends at 20: raise trainer\.stop_at_step"),
+        ("trainer.resume=never", "already holds a run, at step 50: use another experiment_name"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(find, override, message):
+    with pytest.raises(ConfigError, match=message):
+        find(override)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(find):
+    message = r"trainer\.resume=/none: /none is not a checkpoint of this project"
+    with pytest.raises(ConfigError, match=message):
+        find("experiment_name=other", "trainer.resume=/none")
+
+
+def test_ranks_may_change_where_streams_do_not(find):
+    assert find("data.num_workers=1", data_parallel_size=2)
+    with pytest.raises(ConfigError, match=r"= 2 streams, this run has 2 × 2.*num_workers=1"):
+        find(data_parallel_size=2)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(find, tmp_path, capsys):
+    run = tmp_path / "run"
+    sound = run / "checkpoints" / "step-00000050"
+    newer = make_checkpoint(run, 60, files={"common.pt": [3, None]})
+    assert find() == sound
+    warning = capsys.readouterr().err
+    assert "step-00000060 is damaged: common.pt is missing; going on from step-00000050" in warning
+    with pytest.raises(ConfigError, match=r"resume=.*step-00000060: common\.pt is missing"):
+        find(f"trainer.resume={newer}")
+    (sound / META_NAME).write_text('{"step"')
+    with pytest.raises(ConfigError, match=r"can be gone on from .*cannot be re"):
+        find()
+
+
+def test_other_data_and_older_steps_are_refused(find, tmp_path):
+    older = tmp_path / "run" / "checkpoints" / "step-00000050"
+    make_checkpoint(tmp_path / "run", 60)
+    with pytest.raises(ConfigError, match="holds later steps than"):
+        find(f"trainer.resume={older}")
+    (tmp_path / "d" / ".nv-meta" / "split.yaml").write_text("split_parts: {train: []}")
+    with pytest.raises(ConfigError, match="was trained with data = "):
+        find("experiment_name=other", f"trainer.resume={older}")
+
+
+def test_a_checkpoint_may_be_named_in_another_way(find, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = Path("run") / "checkpoints" / "step-00000050"
+    assert find(f"trainer.resume={relative}") == relative
+
+
+def test_the_same_command_goes_on_with_what_began_elsewhere(find, tmp_path):
+    """After a preemption: the run holds checkpoints of its own by then."""
+    origin = tmp_path / "run" / "checkpoints" / "step-00000050"
+    meta = json.loads((origin / META_NAME).read_text())
+    (origin / META_NAME).write_text(json.dumps({**meta, "id": "abc"}))
+    again = ("experiment_name=other", f"trainer.resume={origin}")
+    assert find(*again) == origin
+    settings = {name: value for name, value in meta.items() if name != "step"}
+    own = make_checkpoint(tmp_path / "other", 60, **settings, began_at="abc")
+    assert find(*again) == own
+    assert began_at(origin, tmp_path / "other") == began_at(own, tmp_path / "other") == "abc"
+    assert began_at(None, tmp_path / "other") is None
+    (origin / META_NAME).write_text(json.dumps({**meta, "id": "another"}))
+    with pytest.raises(ConfigError, match="already holds a run, at step 60"):
+        find(*again)
+
+
+def test_a_model_of_other_sizes_is_refused(find, tmp_path, tiny_model, tiny_model_25):
+    origin = tmp_path / "run" / "checkpoints" / "step-00000050"
+    meta = json.loads((origin / META_NAME).read_text())
+    run = compose_config(["data.path=d", f"model.path={tiny_model}", "tokenizer=dct14"])
+    tuning = json.loads(json.dumps(tensor_settings(run)))
+    (origin / META_NAME).write_text(json.dumps({**meta, "tuning": tuning}))
+    moved = tmp_path / "moved"
+    moved.symlink_to(tiny_model)
+    assert find(f"model.path={moved}") == origin
+    with pytest.raises(ConfigError, match=r"with a model of the sizes = .*this run has"):
+        find(f"model.path={tiny_model_25}")
+
+
+def test_a_run_does_not_begin_anew_where_its_only_checkpoint_is_damaged(find, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-00000050" / META_NAME).unlink()
+    with pytest.raises(
+        ConfigError, match=r"can be gone on from \(step-00000050 is damaged: .* no "
+    ):
+        find()
+
+
+CLAIM = """
+import os, sys, time
+from pathlib import Path
+from training.run_lock import claim
+claim(Path(sys.argv[1]))
+if not os.fork():
+    time.sleep(60)
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    """Until the first one is killed, whose loader processes may live on for a while."""
+    command = [sys.executable, "-c", CLAIM, str(tmp_path / "run")]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environ, start_new_session=True
+    )
+    try:
+        assert first.stdout.readline() == "claimed\n"
+        with pytest.raises(ConfigError, match=rf"another process trains there .*pid {first.pid}\)"):
+            claim(tmp_path / "run")
+        first.kill()
+        first.wait()
+        claim(tmp_path / "run")
+        claim(tmp_path / "run")
+    finally:
+        os.killpg(first.pid, 9)
