@@ -103,6 +103,7 @@ def _questions(model: LoadedModel, limit: int) -> Iterator[tuple[Question, dict[
                     "question": question.turns[-1].text,
                     "truth": truth,
                     "source": sample.record.source,
+                    "step": model.step,
                 },
             )
 

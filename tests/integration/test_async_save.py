@@ -41,8 +41,8 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int, log
 
 def test_killed_while_it_is_written(train, reference, tmp_path):
     """The writing process lives on for a while, and cannot reach what the next start writes."""
-    folder, log = train.folder("killed"), tmp_path / "log"
-    process = start_on_slow_disk(train, "killed", log, seconds=30)
+    folder, log = train.folder("killed_writing"), tmp_path / "log"
+    process = start_on_slow_disk(train, "killed_writing", log, seconds=30)
     wait_for_step(process, folder, 4, log)
     # the writing process may begin later than the trainer's next step
     while not list((folder / "checkpoints").glob("step-00000003-unfinished-*")):
@@ -51,7 +51,7 @@ def test_killed_while_it_is_written(train, reference, tmp_path):
     assert not list_checkpoints(folder)  # steps went on meanwhile
     process.kill()
     process.wait()
-    run = train("killed", *OVERRIDES)
+    run = train("killed_writing", *OVERRIDES)
     assert run.values("loss") == reference.values("loss")
     assert run.ledger() == reference.ledger()
     found = list_checkpoints(folder)

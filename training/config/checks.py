@@ -150,14 +150,9 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
         ("trainer.log_every", trainer.log_every),
         ("trainer.keep_last", trainer.keep_last),
         ("data.seq_length", run.data.seq_length),
-        ("data.max_samples_per_sequence", run.data.max_samples_per_sequence),
-        ("data.max_rejects_in_a_row", run.data.max_rejects_in_a_row),
     ):
         if value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
-    for name in ("num_workers", "shuffle_buffer_size", "worker_timeout_s"):
-        if getattr(run.data, name) < 0:
-            raise ConfigError(f"data.{name} is {getattr(run.data, name)}; expected 0 or more")
     model_parallel = tp * pp * cp
     sizes = f"TP_SIZE={tp} × PP_SIZE={pp}" + (f" × CP_SIZE={cp}" if cp > 1 else "")
     if model_parallel > world_size:
