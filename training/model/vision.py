@@ -14,9 +14,14 @@ from megatron.core.models.common.vision_module.vision_module import VisionModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLVisionConfig, Qwen25VLVisionConfig
-from nemo.collections.vlm.qwen2vl.model.vision import Qwen2VisionModel, Qwen25VisionModel
+from nemo.collections.vlm.qwen2vl.model.vision import (
+    Qwen2VisionModel,
+    Qwen25VisionModel,
+    VisionRotaryEmbedding,
+)
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_tokenizer.basis import Float32Buffers
 from dct_tokenizer.windows import GROUP, attention_windows
 from training.model.recompute import with_gradient
 
@@ -38,6 +43,13 @@ def find_windows(positions: torch.Tensor, cu_seqlens: torch.Tensor, side: int) -
     return Windows(order, boundaries, int(boundaries.diff().max()))
 
 
+class _ExactFrequencies(Float32Buffers, VisionRotaryEmbedding):
+    """VisionRotaryEmbedding whose frequencies stay float32 where the model becomes bf16, as those
+    of transformers do: rounded to 8 bits, angles of large pictures are off by up to a tenth of a
+    radian.
+    """
+
+
 class _CellInputs(VisionModule):
     """Qwen2VisionModel or Qwen25VisionModel whose patch embedding is a tokenizer's front end.
 
@@ -53,6 +65,8 @@ class _CellInputs(VisionModule):
         self.front_end = tokenizer.front_end(self.visual_hidden_size).to(device=device, dtype=dtype)
         #: what some tokenizers do with the projected tokens; None for most
         self.post_merge = tokenizer.post_merge()
+        # of the same state; the class is NeMo's but for what a change of dtype does
+        self.rotary_pos_emb.__class__ = _ExactFrequencies
         #: by layer, in cells
         self.longest_segments = [0] * len(self.decoder.layers)
 
@@ -60,7 +74,7 @@ class _CellInputs(VisionModule):
         """(N, 2, head_dim / 4) → (N, head_dim / 2), twice for the rotated halves, as Qwen2-VL
         does: (N, 1, 1, head_dim).
         """
-        angles = positions.to(torch.float32)[:, :, None] * self.rotary_pos_emb.inv_freq.float()
+        angles = positions.to(torch.float32)[:, :, None] * self.rotary_pos_emb.inv_freq
         angles = angles.flatten(1)
         return torch.cat((angles, angles), dim=-1)[:, None, None, :]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,3 +51,24 @@ def test_the_same_angles_without_a_matrix_product():
 
 def test_the_model_computes_its_angles_so(build_module):
     assert type(build_module("pixel").language_model.rotary_pos_emb) is MultimodalAngles
+
+
+@pytest.mark.parametrize("folder", ["tiny_model", "tiny_model_25"])
+def test_angles_keep_float32_in_a_bf16_model(request, build_module, folder):
+    """Training and answers turn the whole model into bf16 once it is built."""
+    module = build_module("pixel", request.getfixturevalue(folder))
+    positions = torch.tensor([[0.0, 0.0], [37.0, 23.5]])
+    ids = torch.tensor([[[40, 3001]]] * 3)
+    section = module.language_model.mrope_section
+    before = (
+        module.vision_model._rotary(positions),
+        module.language_model.rotary_pos_emb(ids, section),
+    )
+    module.bfloat16()
+    after = (
+        module.vision_model._rotary(positions),
+        module.language_model.rotary_pos_emb(ids, section),
+    )
+    for kept, exact in zip(after, before, strict=True):
+        assert kept.dtype == torch.float32
+        assert torch.equal(kept, exact)
