@@ -55,7 +55,7 @@ def need_spec() -> Callable[[str], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip without a device; otherwise put the tests last that wait for training runs."""
+    """Skip without a device; otherwise put the tests last that wait for other processes."""
     ours = [item for item in items if HERE in item.path.parents]
     reason = missing_device()
     if ours and reason:
@@ -63,7 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
         return
     slots = [place for place, item in enumerate(items) if HERE in item.path.parents]
-    ours.sort(key=lambda item: "runs" in item.fixturenames)  # type: ignore[attr-defined]
+    waits = ("exact_losses", "runs")
+    ours.sort(key=lambda item: [name in item.fixturenames for name in reversed(waits)])  # type: ignore[attr-defined]
     for place, item in zip(slots, ours, strict=True):
         items[place] = item
 

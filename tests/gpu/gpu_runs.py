@@ -33,8 +33,8 @@ SETTINGS = (
     "speed.compile=false",
 )
 #: device memory of the run that is to have too little of it, MiB
-SMALL_MEMORY = 64
-#: packs that take several times that
+SMALL_MEMORY = 96
+#: packs whose pictures alone are more than that as float32
 LARGE_PACKS = (
     "tokenizer=pixel",
     "data.seq_length=16384",

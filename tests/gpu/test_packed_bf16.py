@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-#: preset and way to compute it: a layer spec, or the local one with fused, compiled layers
+#: preset and way to compute it: a layer spec, or the local one with fused, compiled layers; layers
+#: of hybrid are fused too, and not compiled
 WAYS = [
     (preset, way)
     for way in ("local", "compiled", "te", "hybrid")
@@ -40,6 +42,7 @@ def measured(request, tiny_model, need_spec) -> tuple[str, Measured]:
     return preset, measure(tiny_model, preset, way)
 
 
+@functools.cache
 def measure(folder: Path, preset: str, way: str) -> Measured:
     """Forward and backward with gradients throughout: without them other kernels are compiled."""
     import gpu_packs as packs
@@ -55,7 +58,7 @@ def measure(folder: Path, preset: str, way: str) -> Measured:
         preset,
         dtype=torch.bfloat16,
         layer_spec="local" if way == "compiled" else way,
-        fused_layers=way == "compiled",
+        fused_layers=way in ("compiled", "hybrid"),
     )
 
     def norm(means: torch.Tensor) -> float:

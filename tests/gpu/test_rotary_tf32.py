@@ -34,8 +34,8 @@ def test_angles_are_those_of_the_cpu(ids):
     on_cpu.inv_freq = SIZES["rotary_base"] ** -(torch.arange(0, 128, 2) / 128)
     exact = on_cpu(ids, SECTION)
     own = MultimodalAngles(**SIZES)(ids.to("cuda"), SECTION)
-    # powers may differ by a bit or two between devices, and with them the frequencies
-    torch.testing.assert_close(own.cpu(), exact, rtol=1e-6, atol=0)
+    # powers may differ by a few last bits between devices, and with them the frequencies
+    torch.testing.assert_close(own.cpu(), exact, rtol=2e-6, atol=0)
     on_cpu.inv_freq = on_cpu.inv_freq.to("cuda")
     same = on_cpu(ids.to("cuda"), SECTION)
     assert same.dtype == torch.float32
