@@ -94,6 +94,9 @@ def show_profile(profile: dict[str, Any]) -> None:
     print("  ms a step  calls  kernel")
     for name, calls, seconds in profile["kernels"]:
         print(f"{1e3 * seconds:11.2f} {calls:6.0f}  {name[:100]}")
+    print("         ms  no kernel between")
+    for microseconds, before, behind in profile["gaps"]:
+        print(f"{microseconds / 1e3:11.2f}  {before[:60]} | {behind[:60]}")
 
 
 def write(path: Path, entry: dict[str, Any]) -> None:

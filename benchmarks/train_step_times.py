@@ -85,7 +85,23 @@ def summarise(profiler: Any, wall: float) -> dict[str, Any]:
         entry[1] += event.time_range.elapsed_us() if kernels else event.self_cpu_time_total
     longest = sorted(totals.items(), key=lambda item: -item[1][1])[:32]
     return {
+        "gaps": find_gaps(kernels or events),
         "busy_share": busy / 1e6 / wall,
         "wall": wall / PROFILED,
         "kernels": [[name, n / PROFILED, us / 1e6 / PROFILED] for name, (n, us) in longest],
     }
+
+
+def find_gaps(events: list[Any]) -> list[list[Any]]:
+    """The longest times of a step in which no kernel ran: microseconds, the kernel before, the one
+    behind.
+    """
+    ordered = sorted(events, key=lambda e: e.time_range.start)
+    found: list[list[Any]] = []
+    reached, before = ordered[0].time_range.end, ordered[0].name
+    for event in ordered[1:]:
+        if event.time_range.start > reached:
+            found.append([event.time_range.start - reached, before, event.name])
+        if event.time_range.end > reached:
+            reached, before = event.time_range.end, event.name
+    return sorted(found, key=lambda gap: -gap[0])[:16]

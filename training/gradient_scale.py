@@ -36,19 +36,18 @@ class PendingScale:
         return (torch.linalg.vector_norm(torch.stack(norms)) * self.tokens).view(1), None
 
     def clip_gradients(
-        self, chunk_size: int, noop_flag: Any, tensor_lists: list[list[torch.Tensor]], scale: float
+        self,
+        parameters: Any,
+        max_norm: float,
+        total_norm: float,
+        use_decoupled_grad: bool = False,
     ) -> None:
-        """In the place of `multi_tensor_scale`; all optimizers of a step clip by one coefficient.
-
-        Raises:
-            ValueError: sources and targets differ, so that this is not clipping.
+        """In the place of `clip_grad_by_total_norm_fp32`, which goes through all gradients while
+        the device has nothing to do; all optimizers of a step clip by one coefficient.
         """
-        sources, targets = tensor_lists
-        if any(a is not b for a, b in zip(sources, targets, strict=True)):
-            raise ValueError(
-                "only scaling in place is expected here: set speed.fused_optimizer=false"
-            )
-        self.clip = scale
+        coefficient = max_norm / (total_norm + 1e-6)
+        if coefficient < 1:
+            self.clip = coefficient
 
     def attach(self, adams: Iterable[torch.optim.AdamW]) -> None:
         """Let these optimizers, all of one step and all fused, apply the factors in their step."""

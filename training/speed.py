@@ -108,21 +108,22 @@ def use_torchs_choice(adam: torch.optim.AdamW) -> None:
         group["fused"] = group["foreach"] = None
 
 
-def use_instead_of_stand_ins(l2_norm: Callable[..., Any], scale: Callable[..., None]) -> bool:
-    """Replace Megatron's stand-ins for the kernels of Transformer Engine and Apex, if in use.
+def use_instead_of_stand_ins(l2_norm: Callable[..., Any], clip: Callable[..., None]) -> bool:
+    """Replace what Megatron does with its stand-ins for the kernels of Transformer Engine and Apex,
+    if they are in use.
 
     They wait for the device once a tensor, and copy every gradient. Returns whether they were in
     use, or what an earlier run of this process has put in their place.
     """
     from megatron.core import utils
-    from megatron.core.optimizer import clip_grads
+    from megatron.core.optimizer import clip_grads, optimizer
 
     in_use = getattr(clip_grads, "l2_norm_impl", None)
     is_earlier = isinstance(getattr(in_use, "__self__", None), PendingScale)
     if in_use is not utils.local_multi_tensor_l2_norm and not is_earlier:
         return False
     clip_grads.l2_norm_impl = l2_norm
-    clip_grads.multi_tensor_scale_impl = scale
+    optimizer.clip_grad_by_total_norm_fp32 = clip
     return True
 
 

@@ -17,8 +17,9 @@ key heads, F width of the MLP; t is the tensor-parallel size):
     what norms take and give, 4 times            8 E     (/ t with sequence parallelism)
     query, key, value, context                   (4 Q + 4 K) / t
       its second layout, in the language model   2 Q / t
-    MLP, fused layers: fc1's output, fc2's input 4 F / t; gated 6 F / t
-    MLP, other layers: the sigmoid as well       2 F / t more
+    MLP, fused layers: fc1's output              2 F / t; gated 4 F / t
+      under an adapter: fc2's input as well      2 F / t more
+    MLP, other layers: that, and the sigmoid     4 F / t more
     other layers of the language model: the product before its division, the rotation
                                                  (2 Q + 2 K) / t more
 
@@ -28,7 +29,8 @@ keeps its part of the language model's rows and all of the ViT's; the answers ma
 part. A pipeline stage holds the activations of as many micro batches as there are stages from it to
 the last (1F1B). The loss takes, where it peaks, either 6 bytes a logit of every token (Megatron's
 cross-entropy: bf16 and float32) or, with speed.answer_loss, bf16 logits of the tokens that carry
-loss, kept up to 2 GiB, and the gradient of one chunk; and the gradient of the output layer.
+loss, kept up to 2 GiB, and the gradient of one chunk; and, Megatron's, the gradient of the output
+layer, which speed.answer_loss adds straight to its sum.
 
 The counts are those of autograd (a test); tests/unit/training/measured_peaks.json holds what peaks
 were checked against.
@@ -156,6 +158,7 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         gated=shape.vit_gated,
         is_vision=True,
         fused=plan.fused_layers,
+        adapted=plan.adapters[0] > 0,
         tp=tp,
     )
     llm_row = layer_bytes(
@@ -166,6 +169,7 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         gated=True,
         is_vision=False,
         fused=plan.fused_layers,
+        adapted=plan.adapters[1] > 0,
         tp=tp,
         sequence_parallel=plan.sequence_parallel,
     )
@@ -202,6 +206,7 @@ def layer_bytes(
     gated: bool,
     is_vision: bool,
     fused: bool,
+    adapted: bool = False,
     tp: int = 1,
     sequence_parallel: bool = False,
 ) -> float:
@@ -216,14 +221,17 @@ def layer_bytes(
         is_vision: a layer of the ViT, whose rows are one batch row.
         fused: elementwise parts of `training.model.fused`; otherwise Megatron's or Transformer
             Engine's.
+        adapted: the MLP's second product has an adapter, which keeps its input.
         tp: tensor-parallel size.
         sequence_parallel: norms see a part of the sequence.
     """
     norms: float = 8 * width / (tp if sequence_parallel else 1)
     attention = (4 if is_vision else 6) * queries + 4 * keys
-    inner = (6 if gated else 4) * mlp
-    if not fused:
+    inner = (4 if gated else 2) * mlp
+    if adapted and fused:
         inner += 2 * mlp
+    if not fused:
+        inner += 4 * mlp
         attention += 0 if is_vision else 2 * queries + 2 * keys
     return norms + (attention + inner) / tp
 
@@ -232,11 +240,9 @@ def _loss_bytes(plan: Plan, tokens: float, answers: float) -> float:
     element = 2 if plan.half_precision else 4
     words = plan.sizes.vocab_size / plan.tp
     trains = "language" in plan.trained
-    weight_gradient: float = trains * element * words * plan.sizes.shape.llm_width
     if not plan.answer_loss:
+        weight_gradient: float = trains * element * words * plan.sizes.shape.llm_width
         return (element + 4) * tokens * words + weight_gradient
     all_logits = element * answers * words
     chunk = element * min(answers, CHUNK) * words
-    if answers > CHUNK:
-        weight_gradient *= 3  # sums of chunks are float32
-    return (all_logits if all_logits <= KEEP_BYTES else chunk) + chunk + weight_gradient
+    return (all_logits if all_logits <= KEEP_BYTES else chunk) + chunk

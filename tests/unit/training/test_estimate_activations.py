@@ -54,11 +54,9 @@ def test_a_layer_keeps_what_is_estimated(build_module, tower, kind, request):
         is_vision=tower == "vision_model",
         fused=True,
     )
-    # where nothing is compiled, the activation keeps its sigmoid, and an RMS norm its rows before
-    # the weight
-    expected += 2 * 2 * config.ffn_hidden_size
+    # where nothing is compiled, an RMS norm keeps its rows before the weight
     expected += 4 * config.hidden_size * (config.normalization == "RMSNorm")
     # cosine and sine, which all layers share
     expected += 2 * 4 * head / rows
     # the rest does not grow with the width, which is small here: statistics
-    assert expected < found < 1.07 * expected
+    assert expected < found < expected + 160

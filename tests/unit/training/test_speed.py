@@ -13,7 +13,7 @@ from training.compat import activate
 activate()
 
 from megatron.core import utils  # noqa: E402
-from megatron.core.optimizer import clip_grads  # noqa: E402
+from megatron.core.optimizer import clip_grads, optimizer  # noqa: E402
 
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
@@ -53,13 +53,14 @@ def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
     monkeypatch.setattr(clip_grads, "l2_norm_impl", max)
     assert not use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients)
     monkeypatch.setattr(clip_grads, "l2_norm_impl", utils.local_multi_tensor_l2_norm)
-    monkeypatch.setattr(clip_grads, "multi_tensor_scale_impl", utils.local_multi_tensor_scale)
+    stock = optimizer.clip_grad_by_total_norm_fp32
+    monkeypatch.setattr(optimizer, "clip_grad_by_total_norm_fp32", stock)
     assert use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients)
     assert clip_grads.l2_norm_impl == pending.l2_norm
     # a second run in this process would otherwise clip nothing: the first one's optimizer is gone
     second = PendingScale()
     assert use_instead_of_stand_ins(second.l2_norm, second.clip_gradients)
-    assert clip_grads.multi_tensor_scale_impl == second.clip_gradients
+    assert optimizer.clip_grad_by_total_norm_fp32 == second.clip_gradients
 
 
 def test_a_frozen_stage_has_no_optimizer_to_speed_up():
@@ -95,9 +96,8 @@ def test_a_checkpoint_does_not_bring_the_kernel_back():
     use_one_kernel(one)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert other.param_groups[0]["fused"]
-    optimizer = SimpleNamespace(optimizer=other)
     SpeedUp(resolve_speed(SpeedConfig(fused_optimizer=False))).on_train_start(
-        SimpleNamespace(optimizers=[optimizer]), None
+        SimpleNamespace(optimizers=[SimpleNamespace(optimizer=other)]), None
     )
     assert [group["fused"] for group in other.param_groups] == [None]
 
@@ -126,10 +126,10 @@ def test_scaled_in_the_kernel_as_in_passes_of_their_own():
         got, _ = pending.l2_norm(0, None, [[p.grad for p in fused]], False)
         torch.testing.assert_close(got, expected)
         for p in fused:
-            pending.clip_gradients(0, None, [[p.grad], [p.grad]], coefficient)
+            pending.clip_gradients([p], max_norm=0.1, total_norm=float(expected))
         for other in others:
             other.step()
         torch.testing.assert_close(plain, fused, rtol=1e-6, atol=1e-7)
     assert (pending.tokens, pending.clip) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="in place"):
-        pending.clip_gradients(0, None, [[fused[0]], [fused[1]]], 0.5)
+    pending.clip_gradients(fused, max_norm=1.0, total_norm=0.5)
+    assert pending.clip == 1.0, "gradients below the bound stay"

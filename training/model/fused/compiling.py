@@ -21,6 +21,11 @@ def allow_compiling(on: bool) -> None:
     _state["on"] = on
 
 
+def may_compile(tensor: torch.Tensor) -> bool:
+    """Whether kernels are made for what is computed from `tensor`."""
+    return _state["on"] and tensor.is_cuda
+
+
 def compiled_on_cuda(function: F) -> F:
     """Run `function` through torch.compile where its first tensor lies on a CUDA device.
 
@@ -42,7 +47,7 @@ def compiled_on_cuda(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        if _state["on"] and args[0].is_cuda:
+        if may_compile(args[0]):
             return compiled(*map(_traits, args))(*args)
         return function(*args)
 

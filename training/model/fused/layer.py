@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.utils import make_viewless_tensor
 from nemo.collections.llm.fn.activation import quick_gelu
 
-from training.model.fused import pieces
+from training.model.fused import main_gradient, pieces
+from training.model.fused.activated_product import Activation, activated_product
 
 
 class FusedTransformerLayer(TransformerLayer):
@@ -46,8 +51,12 @@ class FusedTransformerLayer(TransformerLayer):
         x, bias = product(attention.linear_proj, context)
         hidden, x = pieces.add_and_norm(x, bias, hidden, *norm_arguments(self.pre_mlp_layernorm))
         x, bias = product(mlp.linear_fc1, x)
-        activation = pieces.swiglu if self.config.gated_linear_unit else pieces.quick_gelu
-        x, bias = product(mlp.linear_fc2, activation(x, bias))
+        activation: Activation = "swiglu" if self.config.gated_linear_unit else "quick_gelu"
+        if is_plain(mlp.linear_fc2, RowParallelLinear):
+            summed = activated_product(x, bias, mlp.linear_fc2.weight, activation)
+            x, bias = over_ranks(summed, mlp.linear_fc2), mlp.linear_fc2.bias
+        else:
+            x, bias = product(mlp.linear_fc2, getattr(pieces, activation)(x, bias))
         hidden = pieces.add(x, bias, hidden)
         # pipeline schedules free outputs, which must not be views
         return make_viewless_tensor(hidden, hidden.requires_grad, keep_graph=True), None
@@ -74,24 +83,45 @@ def norm_arguments(module: Any) -> tuple[torch.Tensor, torch.Tensor | None, floa
     return module.weight, None if is_rms else module.bias, module.eps, is_rms
 
 
+def is_plain(linear: Any, kind: type) -> bool:
+    """Whether nothing is wrapped around a parallel linear layer, or hooked into it."""
+    is_hooked = linear._forward_pre_hooks or linear._forward_hooks
+    return type(linear) is kind and not is_hooked
+
+
 def product(linear: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The matrix product of a parallel linear layer, and its bias not yet added, if it has one.
 
-    On one rank Megatron's layer is a plain product inside two Python autograd functions; those cost
-    time and no more, so that they are left out.
+    Megatron's layers are a plain product inside Python autograd functions; those cost time, and are
+    left out where they do no more: in layers divided by rows, and on one rank.
     """
     if type(linear) not in (ColumnParallelLinear, RowParallelLinear):
         result: tuple[torch.Tensor, torch.Tensor | None] = linear(x)  # an adapter's wrapper
         return result
-    hooks = linear._forward_pre_hooks or linear._forward_hooks
-    if linear.tp_group.size() == 1 and not linear.gradient_accumulation_fusion and not hooks:
-        return F.linear(x, linear.weight), linear.bias
+    if is_plain(linear, RowParallelLinear):
+        return over_ranks(main_gradient.product(x, linear.weight), linear), linear.bias
+    if is_plain(linear, ColumnParallelLinear) and linear.tp_group.size() == 1:
+        return main_gradient.product(x, linear.weight), linear.bias
     wanted, linear.skip_bias_add = linear.skip_bias_add, True
     try:
         result = linear(x)
     finally:
         linear.skip_bias_add = wanted
     return result
+
+
+def over_ranks(x: torch.Tensor, linear: RowParallelLinear) -> torch.Tensor:
+    """A layer's product summed over its tensor-parallel ranks: all of it, or this rank's part of
+    the sequence.
+    """
+    if linear.tp_group.size() == 1:
+        return x
+    summed: torch.Tensor
+    if linear.sequence_parallel:
+        summed = reduce_scatter_to_sequence_parallel_region(x, group=linear.tp_group)
+    else:
+        summed = reduce_from_tensor_model_parallel_region(x, group=linear.tp_group)
+    return summed
 
 
 class _LastRotation:

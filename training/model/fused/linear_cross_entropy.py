@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from training.model.fused.compiling import compiled_on_cuda
+from training.model.fused.main_gradient import add_weight_gradient, has_main_gradient
 
 #: tokens whose logits exist at once: 0.6 GB of bf16 for a vocabulary of 151,936
 CHUNK = 2048
@@ -78,6 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, weight, labels, lse, *kept = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         chunks = range(0, len(hidden), ctx.chunk)
+        into_main = wants_weight and has_main_gradient(weight)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = None
         for number, start in enumerate(chunks):
@@ -86,7 +88,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = _gradient(logits, labels[part], lse[part], grad_loss[part])
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part])
-            if wants_weight:
+            if into_main:
+                add_weight_gradient(weight, grad, hidden[part])
+            elif wants_weight:
                 product = grad.t() @ hidden[part]
                 if len(chunks) == 1:
                     grad_weight = product
@@ -94,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight = product.float()  # sums of many chunks would lose bits in bf16
                 else:
                     grad_weight += product
-        if wants_weight:
+        if wants_weight and not into_main:
             zero = torch.zeros_like(weight) if grad_weight is None else grad_weight
             grad_weight = zero.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from training.model.fused.compiling import compiled_on_cuda
+from training.model.fused.compiling import compiled_on_cuda, may_compile
 
 
 def _norm(
@@ -98,3 +98,29 @@ def quick_gelu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x · sigmoid(1.702 x), as OpenAI's CLIP has it."""
     x = x if bias is None else x + bias
     return x * torch.sigmoid(1.702 * x)
+
+
+def swiglu_backward(
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`swiglu` again, (S, B, F), and the gradient of x, (S, B, 2 F)."""
+    if bias is None and may_compile(x):
+        from training.model.fused import swiglu_kernel
+
+        return swiglu_kernel.swiglu_backward(grad, x)
+    gate, up = (x if bias is None else x + bias).chunk(2, dim=-1)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    grad_gate = grad * up * sigmoid * (1 + gate - silu)
+    return silu * up, torch.cat((grad_gate, grad * silu), dim=-1)
+
+
+@compiled_on_cuda
+def quick_gelu_backward(
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quick_gelu` again and the gradient of x, both in the shape of x."""
+    x = x if bias is None else x + bias
+    sigmoid = torch.sigmoid(1.702 * x)
+    active = x * sigmoid
+    return active, grad * (sigmoid + 1.702 * active * (1 - sigmoid))
