@@ -13,6 +13,7 @@ from training.config.overrides import ConfigError
 from training.config.schema import SpeedConfig
 from training.gradient_scale import PendingScale
 from training.model.fused.compiling import allow_compiling
+from training.optimizer_lists import copy_at_once, remember_lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,10 @@ class SpeedUp(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """After the optimizer was made, and filled where the run goes on from a checkpoint."""
         allow_compiling(self.speed.compile)
+        if self.speed.fused_optimizer:
+            for optimizer in trainer.optimizers:
+                for part in optimizer_parts(optimizer):
+                    copy_at_once(part)
         inner = [i for optimizer in trainer.optimizers for i in torch_optimizers(optimizer)]
         if not inner or any(type(optimizer) is not torch.optim.AdamW for optimizer in inner):
             return
@@ -61,6 +66,7 @@ class SpeedUp(pl.Callback):
             return
         for adam in inner:
             use_one_kernel(adam)
+            remember_lists(adam)
         pending = PendingScale()
         if use_instead_of_stand_ins(pending.l2_norm, pending.clip_gradients):
             self.pending = pending
@@ -69,13 +75,19 @@ class SpeedUp(pl.Callback):
                 innermost_ddp(chunk).scale_gradients = pending.scale_gradients
 
 
+def optimizer_parts(optimizer: Any) -> list[Any]:
+    """Megatron's optimizers inside NeMo's wrapper and Megatron's chain of them."""
+    mcore = getattr(optimizer, "mcore_optimizer", optimizer)
+    parts: list[Any] = getattr(mcore, "chained_optimizers", [mcore])
+    return parts
+
+
 def torch_optimizers(optimizer: Any) -> Iterator[Any]:
     """The innermost optimizers of NeMo's wrapper around Megatron's that have parameters.
 
     A pipeline stage that is frozen has one as well, with the groups of the other stages, all empty.
     """
-    mcore = getattr(optimizer, "mcore_optimizer", optimizer)
-    for part in getattr(mcore, "chained_optimizers", [mcore]):
+    for part in optimizer_parts(optimizer):
         inner = getattr(part, "optimizer", None)
         if inner is not None and any(group["params"] for group in inner.param_groups):
             yield inner
@@ -91,6 +103,9 @@ def use_one_kernel(adam: torch.optim.AdamW) -> None:
     def prepare(adam: torch.optim.Optimizer, *_: Any) -> None:
         for group in adam.param_groups:
             group["fused"], group["foreach"] = True, False
+            first = adam.state.get(next(iter(group["params"]), None), {})  # type: ignore[arg-type]
+            if first and first["step"].device == group["params"][0].device:
+                continue  # it has been done, and there are many
             for parameter in group["params"]:
                 state = adam.state.get(parameter)
                 if state and "step" in state and state["step"].device != parameter.device:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core import parallel_state as ps
@@ -18,6 +19,7 @@ from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel, Qwen2VLCo
 
 from training.model.context_parallel import part_of_sequence
 from training.model.fused.answer_loss import AnswerLossGPTModel
+from training.model.norm_state import expect_no_norm_state, without_norm_state
 from training.model.recompute import with_gradient
 from training.model.rotary import MultimodalAngles
 from training.model.vision import Windows
@@ -157,6 +159,10 @@ class TokenizerQwen2VL(MCoreQwen2VLModel):
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         return embeddings
 
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is written to and read from checkpoints: the same names in every layer spec."""
+        return without_norm_state(super().sharded_state_dict(*args, **kwargs))
+
     def encode_cells(
         self,
         cells: torch.Tensor,
@@ -226,4 +232,5 @@ class TokenizerQwen2VLConfig(Qwen2VLConfig):
         model.__class__ = TokenizerQwen2VL
         model.language_model.__class__ = AnswerLossGPTModel
         model.language_model.rotary_pos_emb.__class__ = MultimodalAngles
+        expect_no_norm_state(model)
         return model
