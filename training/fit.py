@@ -19,11 +19,12 @@ from training.checkpoints import checkpoint_step, explain_unwritten  # noqa: E40
 from training.config.checks import check_run  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.errors import RunError, StopRequested  # noqa: E402
+from training.finished import RunFinished  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from training.rank_watch import clear_places  # noqa: E402
 from training.report import write_run_summary  # noqa: E402
-from training.resume import began_at, find_resume  # noqa: E402
+from training.resume import began_at, find_resume, is_own  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.run_lock import claim  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
@@ -35,7 +36,8 @@ def fit(run: RunConfig) -> Path:
     """Train, or go on training, and return the run's folder.
 
     Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK). It returns
-    as well where a signal has stopped the run, whose newest checkpoint is then of the last step.
+    as well where a signal has stopped the run, whose newest checkpoint is then of the last step,
+    and, at once, where the run is finished: a job that comes back after its end has not failed.
 
     Raises:
         ConfigError: the configuration cannot work; said before models or data are touched.
@@ -57,11 +59,16 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
         claim(folder)
-    resume = find_resume(run, folder, layout.data_parallel_size)
+    try:
+        resume = find_resume(run, folder, layout.data_parallel_size)
+    except RunFinished as finished:
+        if is_first:
+            print(finished, file=sys.stderr)
+            _summarize(folder)
+        return folder
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
-        goes_on = resume and resume.resolve().parent.parent == folder.resolve()
-        resumed_at = checkpoint_step(resume) if resume and goes_on else 0
+        resumed_at = checkpoint_step(resume) if resume and is_own(resume, folder) else 0
         write_provenance(run, folder, resumed_at=resumed_at)
         forget_steps_after(folder, resumed_at)
         clear_places(folder)
