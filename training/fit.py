@@ -23,7 +23,7 @@ from training.finished import RunFinished  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from training.rank_watch import clear_places  # noqa: E402
-from training.report import write_run_summary  # noqa: E402
+from training.report import try_run_summary  # noqa: E402
 from training.resume import began_at, find_resume, is_own  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.run_lock import claim  # noqa: E402
@@ -64,7 +64,7 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     except RunFinished as finished:
         if is_first:
             print(finished, file=sys.stderr)
-            _summarize(folder)
+            try_run_summary(folder)
         return folder
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
@@ -98,13 +98,5 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         raise RunError(explain_unwritten(folder, what, error)) from error
     finally:
         if is_first:
-            _summarize(folder)
+            try_run_summary(folder)
     return folder
-
-
-def _summarize(folder: Path) -> None:
-    """Write the run's page; a run that has ended well, or has more to say, does not fail here."""
-    try:
-        write_run_summary(folder)
-    except (OSError, ValueError, LookupError) as error:
-        print(f"warning: {folder} has no new page ({error!r})", file=sys.stderr)
