@@ -30,6 +30,7 @@ from training.run_lock import claim  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 from training.tiny_model import with_model_folder  # noqa: E402
 from training.trainer import build_trainer  # noqa: E402
+from training.wandb_run import begin_wandb_run  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
@@ -71,6 +72,8 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         resumed_at = checkpoint_step(resume) if resume and is_own(resume, folder) else 0
         write_provenance(run, folder, resumed_at=resumed_at)
         forget_steps_after(folder, resumed_at)
+        if not resumed_at:
+            begin_wandb_run(folder)
         clear_places(folder)
     pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
