@@ -22,7 +22,6 @@ class RunFinished(Exception):
             f"{folder} is finished at step {step}, nothing is left to do: raise {setting} to go "
             "on, or use another experiment_name to begin anew"
         )
-        self.step = step
 
 
 def changed_settings(run: RunConfig, folder: Path) -> list[str]:
