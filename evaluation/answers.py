@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
 from evaluation.rejected import RejectedSamples
 from evaluation.result_names import beside
+from evaluation.whole_file import written_whole
 from training.data.chat import IMAGE_MARK, ChatError
 from training.data.images import decode_rgb
 from training.data.samples import EncodedChat
@@ -95,10 +95,8 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> A
         ValueError: the split has no sample, or none that can be asked about.
     """
     total = correct = 0
-    output.parent.mkdir(parents=True, exist_ok=True)
     rejected = RejectedSamples(beside(output, "rejected.jsonl"))
-    partial = output.with_name(f"{output.name}.partial")
-    with open(partial, "wb") as file, tqdm(desc=output.stem, unit="answer") as bar:
+    with written_whole(output) as file, tqdm(desc=output.stem, unit="answer") as bar:
         for batch in _batches(model, options, rejected):
             answers = answer_encoded(model, [one.encoded for one in batch], options.max_new_tokens)
             for one, given in zip(batch, answers, strict=True):
@@ -113,10 +111,8 @@ def write_answers(model: LoadedModel, options: AnswerOptions, output: Path) -> A
                 correct += is_correct
             bar.update(len(batch))
             bar.set_postfix(exact=f"{correct / total:.3f}")
-    if not total:
-        partial.unlink()
-        raise ValueError(f"the {options.split} split has no question: {rejected}")
-    os.replace(partial, output)
+        if not total:
+            raise ValueError(f"the {options.split} split has no question: {rejected}")
     return Answered(num_questions=total, num_correct=correct, rejected=rejected)
 
 

@@ -13,8 +13,19 @@ from training.data.images import ImageError
 from training.data.video import VideoError
 
 
+class DamagedSample(ValueError):
+    """A sample that its shard does not give back: a header is damaged, or the file ends early."""
+
+    def __init__(self, detail: str, file: str) -> None:
+        super().__init__(detail)
+        #: the shard
+        self.file = file
+
+
 def reason_of(error: Exception) -> str:
     """The word under which training counts a sample with this error."""
+    if isinstance(error, DamagedSample):
+        return "damaged_shard"
     if isinstance(error, SchemaError):
         return "schema"
     if isinstance(error, ChatError):
@@ -27,7 +38,8 @@ def reason_of(error: Exception) -> str:
 
 
 class RejectedSamples:
-    """Collects samples by reason and writes one JSON line each: key, reason, detail.
+    """Collects samples by reason and writes one JSON line each: key, reason, detail, and file
+    where a shard is damaged.
 
     Args:
         path: file to write; an earlier one goes away, and there is none where nothing is rejected.
@@ -42,8 +54,12 @@ class RejectedSamples:
         """Reject the sample `key` for what was raised about it."""
         reason = reason_of(error)
         self.by_reason[reason] += 1
+        entry = {"key": key, "reason": reason, "detail": str(error)}
+        if isinstance(error, DamagedSample):
+            entry["file"] = error.file
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
-            file.write(orjson.dumps({"key": key, "reason": reason, "detail": str(error)}) + b"\n")
+            file.write(orjson.dumps(entry) + b"\n")
 
     def __str__(self) -> str:
         named = ", ".join(f"{reason} {count}" for reason, count in self.by_reason.most_common())

@@ -21,6 +21,7 @@ from evaluation.held_out import HeldOut, read_split
 from evaluation.loading import LoadedModel
 from evaluation.rejected import RejectedSamples
 from evaluation.result_names import beside
+from evaluation.whole_file import written_whole
 from training.data.batch import HOST_FIELDS, pad_batch
 from training.data.chat import ChatError
 from training.data.images import decode_rgb
@@ -70,12 +71,10 @@ def write_words(
     """
     tokenizer = model.chat.tokenizer
     roles = token_roles(tokenizer, len(tokenizer))
-    output.parent.mkdir(parents=True, exist_ok=True)
     rejected = RejectedSamples(beside(output, "rejected.jsonl"))
     samples = encoded_samples(model, split, limit, on_fault=rejected.add)
     total = right = 0
-    partial = output.with_name(output.name + ".partial")
-    with open(partial, "wb") as file, tqdm(desc=output.stem, unit="sample") as bar:
+    with written_whole(output) as file, tqdm(desc=output.stem, unit="sample") as bar:
         while batch := list(islice(samples, batch_size)):
             for line in _score(model, batch, roles):
                 file.write(orjson.dumps(line) + b"\n")
@@ -84,13 +83,11 @@ def write_words(
             bar.update(len(batch))
             if total:
                 bar.set_postfix(right=f"{right / total:.4f}")
-    if not total:
-        partial.unlink()
-        found = f": {rejected}" if rejected.by_reason else ""
-        raise ValueError(
-            f"the answers of the {split} split of {model.run.data.path} have no word{found}"
-        )
-    partial.replace(output)
+        if not total:
+            found = f": {rejected}" if rejected.by_reason else ""
+            raise ValueError(
+                f"the answers of the {split} split of {model.run.data.path} have no word{found}"
+            )
     return WordsRead(num_words=total, num_right=right, rejected=rejected)
 
 

@@ -14,7 +14,7 @@ import torch
 from megatron.core import parallel_state
 from tqdm import tqdm
 
-from training.data.rejects import count_rejects
+from training.data.rejects import RejectReader
 from training.data.words import token_roles
 from training.flops import StepFlops, StepWork, device_peak_flops, step_flops
 from training.metering import StepMeter, WordMeter
@@ -35,6 +35,7 @@ class StepLog(pl.Callback):
         self.run_dir = run_dir
         self.last_step = last_step
         self.log_every = log_every
+        self._rejects = RejectReader(run_dir / "rejects", "reason")
         self._started = 0.0
         self._flops: StepFlops | None = None
         self._peak_flops: float | None = None
@@ -95,9 +96,8 @@ class StepLog(pl.Callback):
         assert self._bar is not None
         self._bar.update(step - self._bar.n)
         shown = progress(entry)
-        rejected = count_rejects(self.run_dir / "rejects") if step % 50 == 0 else None
-        if rejected:
-            shown["rejected"] = str(sum(rejected.values()))
+        if step % 50 == 0 and (rejected := self._rejects.read()):
+            shown["rejected"] = str(len(rejected))
         if self._last_val_loss is not None:
             shown["val"] = f"{self._last_val_loss:.3f}"
         self._bar.set_postfix(shown, refresh=False)

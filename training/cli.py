@@ -25,6 +25,7 @@ usage: python -m training [fit] KEY=VALUE …   train (see training/config/schem
        python -m training doctor [KEY=VALUE …]  check versions, devices, data, model and disk
        python -m training estimate [KEY=VALUE …]  expected memory a GPU and time a step; see --help
        python -m training ledger RUN_DIR      which samples a run consumed, and how often
+       python -m training summary RUN_DIR     write the run's page, summary.html, anew
        python -m training layout-check        the same losses in every parallel layout that fits
        python -m training random-model OUT    write a model folder with random weights
 """
@@ -150,6 +151,17 @@ def _ledger(words: list[str]) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _summary(words: list[str]) -> None:
+    from training.report import write_run_summary
+
+    if len(words) != 1:
+        raise ConfigError("usage: python -m training summary RUN_DIR")
+    try:
+        print(write_run_summary(words[0]))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _random_model(words: list[str]) -> None:
     import typer
 
@@ -187,5 +199,6 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "estimate": _estimate,
     "ledger": _ledger,
     "layout-check": _layout_check,
+    "summary": _summary,
     "random-model": _random_model,
 }

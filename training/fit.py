@@ -19,23 +19,26 @@ from training.checkpoints import checkpoint_step, explain_unwritten  # noqa: E40
 from training.config.checks import check_run  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.errors import RunError, StopRequested  # noqa: E402
+from training.finished import RunFinished  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from training.rank_watch import clear_places  # noqa: E402
-from training.report import write_run_summary  # noqa: E402
-from training.resume import began_at, find_resume  # noqa: E402
+from training.report import try_run_summary  # noqa: E402
+from training.resume import began_at, find_resume, is_own  # noqa: E402
 from training.run_files import run_dir, write_provenance  # noqa: E402
 from training.run_lock import claim  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
 from training.tiny_model import with_model_folder  # noqa: E402
 from training.trainer import build_trainer  # noqa: E402
+from training.wandb_run import begin_wandb_run  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
     """Train, or go on training, and return the run's folder.
 
     Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK). It returns
-    as well where a signal has stopped the run, whose newest checkpoint is then of the last step.
+    as well where a signal has stopped the run, whose newest checkpoint is then of the last step,
+    and, at once, where the run is finished: a job that comes back after its end has not failed.
 
     Raises:
         ConfigError: the configuration cannot work; said before models or data are touched.
@@ -57,13 +60,20 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
         claim(folder)
-    resume = find_resume(run, folder, layout.data_parallel_size)
+    try:
+        resume = find_resume(run, folder, layout.data_parallel_size)
+    except RunFinished as finished:
+        if is_first:
+            print(finished, file=sys.stderr)
+            try_run_summary(folder)
+        return folder
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
-        goes_on = resume and resume.resolve().parent.parent == folder.resolve()
-        resumed_at = checkpoint_step(resume) if resume and goes_on else 0
+        resumed_at = checkpoint_step(resume) if resume and is_own(resume, folder) else 0
         write_provenance(run, folder, resumed_at=resumed_at)
         forget_steps_after(folder, resumed_at)
+        if not resumed_at:
+            begin_wandb_run(folder)
         clear_places(folder)
     pl.seed_everything(run.seed, verbose=False)
     visual = build_visual(run)
@@ -91,13 +101,5 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         raise RunError(explain_unwritten(folder, what, error)) from error
     finally:
         if is_first:
-            _summarize(folder)
+            try_run_summary(folder)
     return folder
-
-
-def _summarize(folder: Path) -> None:
-    """Write the run's page; a run that has ended well, or has more to say, does not fail here."""
-    try:
-        write_run_summary(folder)
-    except (OSError, ValueError, LookupError) as error:
-        print(f"warning: {folder} has no new page ({error!r})", file=sys.stderr)

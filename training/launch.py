@@ -19,6 +19,8 @@ from training.config.schema import RunConfig
 from training.supervise import supervise
 
 _CPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+#: GPUs of a node that nobody can ask, as launch/slurm.sbatch wants them
+_GPUS_ELSEWHERE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Machines:
     on_cpu: bool
     master_addr: str
     master_port: int
+    #: the number of GPUs is a guess
+    is_guessed: bool = False
 
     @property
     def world_size(self) -> int:
@@ -83,8 +87,9 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
 
     Args:
         environ: see `launch`.
-        dry_run: nothing will be started. With several nodes this machine is then perhaps none of
-            them, so that its GPUs are not asked for.
+        dry_run: nothing will be started. With several nodes, or a MASTER_ADDR, this machine is then
+            perhaps none of them, so that its GPUs are not asked for, and 8 a node are assumed where
+            it has none and DEVICES does not say how many.
 
     Raises:
         ConfigError: a value that is not a number, more processes than devices, no device, or, of
@@ -94,7 +99,11 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
     devices = environ.get("DEVICES", "auto").strip().lower() or "auto"
     on_cpu = devices == "cpu"
     available = 0 if on_cpu else _count_gpus()
-    if devices == "auto":
+    is_elsewhere = dry_run and (num_nodes > 1 or bool(environ.get("MASTER_ADDR")))
+    is_guessed = devices == "auto" and available == 0 and is_elsewhere
+    if is_guessed:
+        count = _GPUS_ELSEWHERE
+    elif devices == "auto":
         on_cpu, count = available == 0, max(available, 1)
     elif on_cpu:
         count = 1
@@ -104,13 +113,13 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
                 f"DEVICES={devices}; expected how many: name the GPUs in CUDA_VISIBLE_DEVICES"
             )
         count = _number("DEVICES", devices)
-        if count > available and not (dry_run and num_nodes > 1):
+        if count > available and not is_elsewhere:
             raise ConfigError(
                 f"DEVICES={count}, but this machine has {available} CUDA devices: lower it, or "
                 "set DEVICES=cpu"
             )
     processes = _number("NUM_PROC_PER_NODE", environ.get("NUM_PROC_PER_NODE") or str(count))
-    if not on_cpu and processes > count:
+    if not (on_cpu or is_guessed) and processes > count:
         raise ConfigError(
             f"NUM_PROC_PER_NODE={processes} is more than DEVICES={count}: each process needs a "
             "GPU of its own"
@@ -119,6 +128,7 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
         num_nodes=num_nodes,
         processes_per_node=processes,
         on_cpu=on_cpu,
+        is_guessed=is_guessed,
         **_meeting(environ, num_nodes),
     )
 
@@ -174,6 +184,8 @@ def describe(run: RunConfig, machines: Machines) -> str:
     """The resolved settings, one a line."""
     trainer = run.trainer
     where = "CPU" if machines.on_cpu else "GPU"
+    if machines.is_guessed:
+        where += ", a guess as this machine has none: DEVICES=N says how many a node has"
     rows = {
         "experiment": f"{run.experiment_name} → {run.log_dir}/{run.experiment_name}",
         "processes": f"{machines.num_nodes} × {machines.processes_per_node} on {where}",

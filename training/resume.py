@@ -20,15 +20,17 @@ from training.config.tuning import tuning_settings  # noqa: E402
 from training.config.video import video_rules  # noqa: E402
 from training.data.loader_state import check_streams  # noqa: E402
 from training.estimate.model_sizes import model_sizes  # noqa: E402
+from training.finished import RunFinished, changed_settings  # noqa: E402
 
 
 def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
     """The checkpoint to go on from: of this run's, the newest one without a fault.
 
     Raises:
+        RunFinished: the run has done its last step, and its settings are unchanged.
         ConfigError: the run's folder already holds another run, or the checkpoint was made with
-            settings that decide its sample stream, or lies at or beyond the last step, or is
-            damaged and there is none before it.
+            other settings that decide its sample stream, or lies at or beyond the last step of
+            other settings, or is damaged and there is none before it.
     """
     path = _choose(run.trainer.resume, folder)
     if path is None:
@@ -54,14 +56,18 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
             num_ranks=data_parallel_size,
             num_workers=run.data.num_workers,
         )
-    if meta["step"] >= last_step(run):
-        last = last_step(run)
-        name = "max_steps" if last == run.trainer.max_steps else "stop_at_step"
-        raise ConfigError(
-            f"{path} is at step {meta['step']} already and this run ends at {last}: raise "
-            f"trainer.{name}, or use another experiment_name"
-        )
-    return path
+    last = last_step(run)
+    if meta["step"] < last:
+        return path
+    ends = "trainer.max_steps" if last == run.trainer.max_steps else "trainer.stop_at_step"
+    changed = changed_settings(run, folder) if is_own(path, folder) else []
+    if meta["step"] == last and is_own(path, folder) and not changed:
+        raise RunFinished(folder, last, ends)
+    differs = f" (other than at its latest start: {'; '.join(changed)})" if changed else ""
+    raise ConfigError(
+        f"{path} is at step {meta['step']} already and this run ends at {last}: raise {ends}, or "
+        f"use another experiment_name{differs}"
+    )
 
 
 def _choose(wanted: str, folder: Path) -> Path | None:
@@ -69,7 +75,7 @@ def _choose(wanted: str, folder: Path) -> Path | None:
         return _newest_sound(folder)
     held = list_checkpoints(folder)
     path = None if wanted == "never" else Path(wanted)
-    if path is None or path.resolve().parent.parent != folder.resolve():
+    if path is None or not is_own(path, folder):
         if path is not None and held and _began_at(folder) == _identity(path) is not None:
             # the same command again, as after a preemption
             return _newest_sound(folder)
@@ -110,8 +116,12 @@ def began_at(resume: Path | None, folder: Path) -> str | None:
     """
     if resume is None:
         return None
-    is_own = resume.resolve().parent.parent == folder.resolve()
-    return read_meta(resume).get("began_at") if is_own else _identity(resume)
+    return read_meta(resume).get("began_at") if is_own(resume, folder) else _identity(resume)
+
+
+def is_own(checkpoint: Path, folder: Path) -> bool:
+    """Is a checkpoint one of the run in `folder`?"""
+    return checkpoint.resolve().parent.parent == folder.resolve()
 
 
 def _began_at(folder: Path) -> str | None:

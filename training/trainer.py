@@ -26,6 +26,7 @@ from training.rank_watch import RankWatch  # noqa: E402
 from training.resume import last_step, stream_settings, tensor_settings  # noqa: E402
 from training.speed import SpeedUp, resolve_speed  # noqa: E402
 from training.stop_signals import StopSignals  # noqa: E402
+from training.wandb_run import wandb_id  # noqa: E402
 
 
 def build_trainer(
@@ -142,12 +143,19 @@ def validation_batches(run: RunConfig, layout: Layout) -> int:
 
 
 def build_loggers(run: RunConfig, folder: Path) -> list[Logger]:
-    """TensorBoard, and Weights & Biases where asked for."""
+    """TensorBoard, and Weights & Biases where asked for, which goes on with the run's own run."""
     loggers: list[Logger] = []
     if run.logger.tensorboard:
         loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
     if run.logger.wandb_project:
+        is_first = os.environ.get("RANK", "0") == "0"
         loggers.append(
-            WandbLogger(project=run.logger.wandb_project, name=run.experiment_name, save_dir=folder)
+            WandbLogger(
+                project=run.logger.wandb_project,
+                name=run.experiment_name,
+                save_dir=folder,
+                id=wandb_id(folder) if is_first else None,
+                resume="allow",
+            )
         )
     return loggers

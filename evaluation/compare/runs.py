@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from evaluation.compare.costs import TrainingCost, training_cost
 from evaluation.compare.results import ResultFile, find_results, read_results, set_of
+from evaluation.json_file import read_object
 from evaluation.result_names import ANSWERS_NAME
 from evaluation.study.collect import label
 from training.config.schema import RunConfig
@@ -150,11 +149,8 @@ def _environment(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as error:
+        return read_object(file)
+    except ValueError as error:
         raise ValueError(
-            f"{file} is no JSON ({error}): remove it, and the run is compared without what it says"
+            f"{error}: remove it, and the run is compared without what it says"
         ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is a {type(found).__name__}, not an object: remove it")
-    return found

@@ -10,9 +10,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dct_tokenizer import VisualTokenizer
-from evaluation.export.folder import model_type, read_json
+from evaluation.export.folder import model_type
 from evaluation.export.plain import why_not_plain
 from evaluation.export.tensors import ExportError
+from evaluation.json_file import read_object
 from training.checkpoints import read_meta
 from training.config.checks import MODEL_TYPES
 from training.config.schema import RunConfig
@@ -93,8 +94,8 @@ def _scores(run_folder: Path) -> list[tuple[str, str, float]]:
     found: dict[tuple[str, str], float] = {}
     for path in sorted(run_folder.glob("**/*_results.json"), key=lambda p: p.stat().st_mtime):
         try:
-            results = read_json(path).get("results")
-        except ExportError as error:
+            results = read_object(path).get("results")
+        except ValueError as error:
             raise ExportError(f"{error}: score again, or remove the file") from error
         for task, values in results.items() if isinstance(results, dict) else ():
             for metric, value in values.items() if isinstance(values, dict) else ():

@@ -11,6 +11,7 @@ import torch
 
 from dct_tokenizer import VisualTokenizer
 from evaluation.export.tensors import ExportError
+from evaluation.json_file import read_object
 from training.config.checks import MODEL_TYPES
 
 #: copied as they are, where they exist
@@ -40,21 +41,6 @@ _STOCK_PROCESSOR = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ExportError: the file is missing or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ExportError(f"{path} holds a {type(content).__name__}; expected a JSON object")
-    return content
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented, keys sorted, as transformers writes them."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
@@ -74,9 +60,9 @@ def model_type(base: Path) -> str:
     """What the base folder's config.json calls its model: a key of `MODEL_TYPES`.
 
     Raises:
-        ExportError: another model.
+        ValueError: another model, or no config.json.
     """
-    found = read_json(base / "config.json").get("model_type")
+    found = read_object(base / "config.json").get("model_type")
     if found not in MODEL_TYPES:
         known = " or ".join(MODEL_TYPES)
         raise ExportError(f"{base / 'config.json'} describes {found!r}; expected {known}")
@@ -85,7 +71,7 @@ def model_type(base: Path) -> str:
 
 def model_settings(base: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The base folder's config.json with the dtype of what is written."""
-    config = read_json(base / "config.json")
+    config = read_object(base / "config.json")
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     config["architectures"] = [_CLASSES[model_type(base)][0]]
     return config
@@ -95,7 +81,7 @@ def processor_settings(base: Path, visual: VisualTokenizer) -> dict[str, Any]:
     """The base folder's preprocessor_config.json with the pixel bounds of the run."""
     path = base / "preprocessor_config.json"
     stock = {**_STOCK_PROCESSOR, "processor_class": _CLASSES[model_type(base)][1]}
-    settings = read_json(path) if path.is_file() else stock
+    settings = read_object(path) if path.is_file() else stock
     return {**settings, **pixel_bounds(visual)}
 
 

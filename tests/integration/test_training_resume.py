@@ -29,6 +29,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, reference):
     assert run.validation() == reference.validation()
 
 
+def test_a_finished_run_that_is_started_again_has_not_failed(train, reference, data_parallel):
+    """On two ranks too; nothing of it changes but its page."""
+    before = {p: p.stat().st_mtime_ns for p in reference.folder.rglob("*") if p.is_file()}
+    again = ("data.num_workers=1", "trainer.val_every=0")
+    for ranks, name, more in ((1, "reference", ()), (2, "data_parallel", again)):
+        done = train.attempt(name, *more, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        said = f"{train.folder(name)} is finished at step 6, nothing is left to do"
+        assert done.stderr.count(said) == 1
+    after = {p: p.stat().st_mtime_ns for p in reference.folder.rglob("*") if p.is_file()}
+    changed = {path.name for path in after.keys() | before if after.get(path) != before.get(path)}
+    assert changed == {"summary.html", "trainer.lock"}
+
+
 def test_a_run_resumed_where_it_validates_does_so_from_the_start(train, reference):
     """Its earlier validations, of which the checkpoint knows, are over."""
     settings = ("trainer.max_steps=7", "trainer.save_every=-1")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, partialmethod
 from typing import Any, Literal
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 from training.config.schema import RunConfig
 from training.data.loader_state import check_streams, redistribute, restore
-from training.data.shard_reader import check_shares, pass_over_damage
+from training.data.shard_reader import check_shares, mixed_epochs, pass_over_damage
 from training.data.task_encoder import ChatTaskEncoder
 from training.data.worker_watch import WorkerBoard, limit_answers, watch
 from training.stop_signals import ignore_in_worker
@@ -197,6 +199,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             config = self.worker_config(self.num_workers, self.task_encoder)
             dataset = self.datasets_provider(config, "train")
             check_shares(dataset, self.path, config)
+            self._warn_of_mixed_epochs(dataset, config)
             # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
             loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
@@ -204,6 +207,18 @@ class ChatDataModule(EnergonMultiModalDataModule):
             atexit.register(_end_loader_processes)
             self.train_dataloader_object = EndlessLoader(loader, board, self.worker_timeout_s)
         return self.train_dataloader_object
+
+    def _warn_of_mixed_epochs(self, dataset: Any, config: WorkerConfig) -> None:
+        if self.packing_buffer_size is None or os.environ.get("RANK", "0") != "0":
+            return
+        warning = mixed_epochs(
+            dataset,
+            config,
+            packing_buffer_size=self.packing_buffer_size,
+            shuffle_buffer_size=self.shuffle_buffer_size or 0,
+        )
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
 
     def val_dataloader(self) -> RepeatedLoader:
         """Loader of the validation split; the same batches in every validation."""

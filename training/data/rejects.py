@@ -122,33 +122,49 @@ def file_of(sample: Any) -> str:
     return f"{held[0].dataset_path}/{held[0].shard_name}" if held else ""
 
 
+class RejectReader:
+    """Distinct samples of a folder that a `RejectLog` writes, over all loader processes and
+    restarts. Each look reads only what has been written since the one before.
+
+    Args:
+        folder: need not be there.
+        field: "reason" for rejected samples, "note" for those that are used in part.
+    """
+
+    def __init__(self, folder: str | Path, field: Literal["reason", "note"]) -> None:
+        self.folder = Path(folder)
+        self.field = field
+        #: bytes of each file that have been read, whole lines
+        self._places: dict[Path, int] = {}
+        self._seen: set[tuple[str, str]] = set()
+
+    def read(self) -> set[tuple[str, str]]:
+        """(reason or note, key) of every sample; not to be changed."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                file.seek(self._places.get(path, 0))
+                written, newline, _ = file.read().rpartition(b"\n")
+            self._places[path] = self._places.get(path, 0) + len(written) + len(newline)
+            for line in written.splitlines():
+                try:
+                    entry = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue  # a killed process broke it off, and one of the same id went on
+                if self.field in entry:
+                    self._seen.add((entry[self.field], entry["key"]))
+        return self._seen
+
+
 def count_rejects(folder: str | Path) -> Counter[str]:
     """Distinct rejected samples by reason, over all loader processes and restarts."""
-    return _count(folder, "reason")
+    return Counter(reason for reason, _ in RejectReader(folder, "reason").read())
 
 
 def count_notes(folder: str | Path) -> Counter[str]:
     """Distinct samples that were used in part, by note, over all loader processes and restarts."""
-    return _count(folder, "note")
+    return Counter(note for note, _ in RejectReader(folder, "note").read())
 
 
 def read_rejects(folder: str | Path) -> set[str]:
     """Keys of the rejected samples, over all loader processes and restarts."""
-    return {key for _, key in _read(folder, "reason")}
-
-
-def _count(folder: str | Path, field: str) -> Counter[str]:
-    return Counter(value for value, _ in _read(folder, field))
-
-
-def _read(folder: str | Path, field: str) -> set[tuple[str, str]]:
-    seen: set[tuple[str, str]] = set()
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                entry = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue  # the last line of a killed process
-            if field in entry:
-                seen.add((entry[field], entry["key"]))
-    return seen
+    return {key for _, key in RejectReader(folder, "reason").read()}

@@ -34,8 +34,7 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
         for name in braceexpand(pattern)
     }
     found: dict[str, set[str]] = {split: set() for split in parts["split_parts"]}
-    database = files[2].absolute().as_uri()  # in which # and ? of a path stand as %23 and %3F
-    with closing(sqlite3.connect(f"{database}?mode=ro", uri=True)) as index:
+    with closing(_open_index(files[2])) as index:
         for number, key in index.execute("SELECT tar_file_id, sample_key FROM samples"):
             shard = shards[number]
             if shard in split_of and not {shard, f"{shard}/{key}"} & excluded:
@@ -50,12 +49,17 @@ def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
         return None
     shards = list(orjson.loads((meta / _FILES[0]).read_bytes())["shard_counts"])
     place = shards.index(shard) if shard in shards else -1
-    with closing(sqlite3.connect(f"file:{meta / _FILES[2]}?mode=ro", uri=True)) as index:
+    with closing(_open_index(meta / _FILES[2])) as index:
         found = index.execute(
             "SELECT sample_key FROM samples WHERE tar_file_id = ? AND byte_offset = ?",
             (place, byte_offset),
         ).fetchone()
     return found[0] if found else None
+
+
+def _open_index(file: Path) -> sqlite3.Connection:
+    database = file.absolute().as_uri()  # in which # and ? of a path stand as %23 and %3F
+    return sqlite3.connect(f"{database}?mode=ro", uri=True)
 
 
 def data_identity(path: str | Path) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 from megatron.energon import SkipSample, WorkerConfig
 from megatron.energon.flavors.webdataset.itar_reader import ITarReader
@@ -12,12 +12,22 @@ from megatron.energon.flavors.webdataset.sample_loader import WebdatasetSampleLo
 from megatron.energon.flavors.webdataset.structs import FilteredSample
 
 from training.config.overrides import ConfigError
-from training.data.rejects import RejectLog
+from training.data.rejects import Stage
 from training.data.shard_index import key_at
 
 #: what tarfile and Energon raise where a header is damaged or a file ends early. Errors of the
 #: storage are not among them: they pass, and another rank of the same model may not have met them
 _DAMAGE = (ValueError, tarfile.TarError)
+
+
+class DamageLog(Protocol):
+    """Hears what becomes of samples, as a `RejectLog` does."""
+
+    def accept(self, stage: Stage) -> None:
+        """A sample was read."""
+
+    def reject(self, key: str, reason: str, detail: str, *, stage: Stage, file: str) -> NoReturn:
+        """A sample could not be read; raises SkipSample where the others are to be read still."""
 
 
 class ShardReader:
@@ -28,10 +38,10 @@ class ShardReader:
 
     Args:
         reader: Energon's.
-        rejects: where damaged samples go.
+        rejects: told of damaged samples.
     """
 
-    def __init__(self, reader: ITarReader[int], rejects: RejectLog) -> None:
+    def __init__(self, reader: ITarReader[int], rejects: DamageLog) -> None:
         self._reader = reader
         self._rejects = rejects
 
@@ -70,12 +80,12 @@ class ShardReader:
             return
 
 
-def pass_over_damage(dataset: Any, rejects: RejectLog) -> Any:
+def pass_over_damage(dataset: Any, rejects: DamageLog) -> Any:
     """A dataset of Energon's, its shards read through `ShardReader`.
 
     Args:
         dataset: freshly built; changed in place.
-        rejects: where damaged samples go.
+        rejects: told of damaged samples.
     """
     for loader in _sample_loaders(dataset):
         loader.join_readers = [
@@ -107,6 +117,34 @@ def check_shares(dataset: Any, path: str, config: WorkerConfig) -> None:
                 f"data.num_workers={config.num_workers} share the samples of each dataset among "
                 f"{streams}: lower data.num_workers, or add samples"
             )
+
+
+def mixed_epochs(
+    dataset: Any, config: WorkerConfig, *, packing_buffer_size: int, shuffle_buffer_size: int
+) -> str | None:
+    """What is to be said where packs are chosen from more samples than a loader process has, some
+    of them twice; None where they are not.
+
+    Args:
+        dataset: of the training split, packed.
+        config: ranks and loader processes.
+        packing_buffer_size: samples that packs are chosen from.
+        shuffle_buffer_size: samples that the next one is drawn from before; 0 for none.
+    """
+    streams = max(config.num_workers, 1) * config.world_size
+    share = sum(len(loader.join_readers[0]) // streams for loader in _sample_loaders(dataset))
+    if packing_buffer_size <= share:
+        return None
+    shuffled = (
+        f"; data.shuffle_buffer_size={shuffle_buffer_size} mixes them likewise"
+        if shuffle_buffer_size > share
+        else ""
+    )
+    return (
+        f"data.packing_buffer_size={packing_buffer_size} is more than the {share} samples of a "
+        f"loader process (of {streams}): packs are chosen from several epochs at once, and may "
+        f"hold a sample twice. {share} at most keeps them apart{shuffled}"
+    )
 
 
 def _sample_loaders(dataset: Any) -> Iterator[Any]:

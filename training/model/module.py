@@ -217,10 +217,14 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
     def _seed_dropout(self) -> None:
         """Let what adapters drop depend on the run's seed and the micro batch: NeMo's checkpoints
         hold no generator's state, and a resumed run would draw other numbers.
+
+        Replicas and context-parallel ranks have other tokens, and drop others. Tensor-parallel
+        ranks drop the same: they must where they hold an adapter's input in common.
         """
         micro_batch = (self.trainer.global_step, len(self.meter.micro_batches))
         stage = ps.get_pipeline_model_parallel_rank()
-        torch.manual_seed(zlib.crc32(f"{self.seed} {micro_batch} {stage}".encode()))
+        replica = ps.get_data_parallel_rank(with_context_parallel=True)
+        torch.manual_seed(zlib.crc32(f"{self.seed} {micro_batch} {stage} {replica}".encode()))
 
     @property
     def training_loss_reduction(self) -> LossOfStep:

@@ -3,7 +3,7 @@
 from training.report.charts import Area, Line, Point, area_chart, line_chart, point_chart
 from training.report.page import picture_uri, write_page
 from training.report.run_facts import read_validation
-from training.report.run_summary import SUMMARY_NAME, write_run_summary
+from training.report.run_summary import SUMMARY_NAME, try_run_summary, write_run_summary
 from training.report.series import first_and_last_loss, steady_steps, steady_throughput
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "read_validation",
     "steady_steps",
     "steady_throughput",
+    "try_run_summary",
     "write_page",
     "write_run_summary",
 ]

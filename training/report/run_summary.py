@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -50,6 +52,22 @@ def write_run_summary(run_dir: str | Path) -> Path:
     }
     write_page(path, "run_summary.html.jinja", context)
     return path
+
+
+def try_run_summary(run_dir: str | Path) -> None:
+    """The same for a run that has ended well, or has more to say than that its page failed: what
+    goes wrong, of whatever kind, is a warning.
+    """
+    try:
+        write_run_summary(run_dir)
+    except Exception as error:
+        again = shlex.join(["python", "-m", "training", "summary", str(run_dir)])
+        print(
+            f"warning: {Path(run_dir) / SUMMARY_NAME} could not be written "
+            f"({type(error).__name__}: {error}), which changes nothing of the run; "
+            f"to try again: {again}",
+            file=sys.stderr,
+        )
 
 
 def settings(facts: RunFacts) -> dict[str, str]:

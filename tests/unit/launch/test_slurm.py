@@ -170,12 +170,15 @@ def test_it_wants_slurm_and_the_projects_folder(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_dry_run_prints_the_commands(shards):
+@pytest.mark.parametrize("devices", ["8", ""])
+@pytest.mark.parametrize("nodes", ["8", "1"])
+def test_the_dry_run_prints_the_commands(shards, nodes, devices):
+    """Of the nodes' GPUs, wherever it runs."""
     environ = {
         **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
         "DCT_VL_PYTHON": sys.executable,
-        "NNODES": "8",
-        "DEVICES": "8",
+        "NNODES": nodes,
+        "DEVICES": devices,
         "GBS": "128",
         "DATA_PATH": str(shards),
     }
@@ -183,12 +186,11 @@ def test_the_dry_run_prints_the_commands(shards):
         ["bash", str(SCRIPT), "--dry-run"], env=environ, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("srun --nodes=8 --ntasks-per-node=1")
-    assert "data parallel         64" in done.stdout
+    assert done.stdout.startswith(f"srun --nodes={nodes} --ntasks-per-node=1")
+    assert f"data parallel         {8 * int(nodes)}\n" in done.stdout
     torchrun = done.stdout.splitlines()[-1].split()
-    assert {"--nnodes=8", "--nproc-per-node=8", "--node-rank=0", "--master-port=20000"} <= set(
-        torchrun
-    )
+    assert {f"--nnodes={nodes}", "--nproc-per-node=8", "trainer.accelerator=gpu"} <= set(torchrun)
+    assert ({"--node-rank=0", "--master-port=20000"} <= set(torchrun)) == (nodes == "8")
 
 
 def test_slurm_reads_what_a_restart_needs():

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import training.launch
+from training.config.compose import compose_config
 from training.config.overrides import ConfigError
-from training.launch import read_machines, torchrun_command
+from training.launch import describe, read_machines, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[3]
 #: the last of four nodes
@@ -91,6 +92,29 @@ def test_several_nodes_meet_at_the_master(eight_gpus):
     assert {"--nnodes=4", "--node-rank=3", "--master-addr=head", "--master-port=29500"} <= set(
         command
     )
+
+
+@pytest.mark.parametrize(
+    ("environ", "processes"),
+    [
+        (FOUR, 8),
+        ({**FOUR, "DEVICES": "auto"}, 8),
+        ({**FOUR, "DEVICES": "16"}, 16),
+        ({**FOUR, "NUM_PROC_PER_NODE": "16"}, 16),
+        ({"MASTER_ADDR": "FIRST_NODE"}, 8),
+    ],
+)
+def test_a_dry_run_for_other_machines_is_for_their_gpus(no_gpus, environ, processes):
+    machines = read_machines(environ, dry_run=True)
+    assert (machines.processes_per_node, machines.on_cpu) == (processes, False)
+    assert torchrun_command(machines, [])[-1] == "trainer.accelerator=gpu"
+    shown = describe(compose_config(["data.path=d", "model.path=m"]), machines)
+    assert ("on GPU, a guess as this machine has none: DEVICES=N" in shown) == (
+        environ.get("DEVICES", "auto") == "auto"
+    )
+    assert read_machines({**FOUR, "DEVICES": "cpu"}, dry_run=True).on_cpu
+    assert read_machines({}, dry_run=True).on_cpu
+    assert read_machines(FOUR).on_cpu
 
 
 def test_the_doctor_stops_what_would_fail_later(shards, tmp_path, capsys):

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from dct_tokenizer import build_tokenizer
 from training.data.chat import ChatTokenizer
 from training.data.images import ImageError, decode_rgb, header_size
-from training.data.rejects import RejectLog, count_rejects
+from training.data.rejects import RejectLog, RejectReader, count_rejects
 from training.data.samples import CrudeChat
 from training.data.task_encoder import ChatTaskEncoder, cook_chat
 
@@ -151,6 +151,25 @@ def test_the_same_sample_counts_once(tmp_path):
         file.write(b'{"key": "c", "reason": "schema", "detail": ""}\n{"key": "d", "rea')
     assert count_rejects(tmp_path) == {"too_long": 2, "schema": 1}
     assert count_rejects(tmp_path / "absent") == {}
+
+
+def test_a_second_look_reads_only_what_is_new(tmp_path):
+    """Of a line that is not whole yet, nothing; what an earlier look has read can even be gone."""
+    reader = RejectReader(tmp_path, "reason")
+    assert reader.read() == set()
+    for key in ("a", "b"):
+        with pytest.raises(SkipSample):
+            RejectLog(tmp_path, "DATA").reject(key, "too_long", "x")
+    assert reader.read() == {("too_long", "a"), ("too_long", "b")}
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b" " * file.stat().st_size + b'{"key": "c", "reason": "sch')
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(b'{"key": "d", "note": "short"}\n')
+    assert len(reader.read()) == 2
+    with open(file, "ab") as opened:
+        opened.write(b'ema"}\n')
+    assert reader.read() == {("too_long", "a"), ("too_long", "b"), ("schema", "c")}
+    assert RejectReader(tmp_path, "note").read() == {("short", "d")}
 
 
 def test_without_a_folder_nothing_is_written():

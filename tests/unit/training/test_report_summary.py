@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import html5lib
 import pytest
 
 from training.checkpoints import META_NAME
+from training.cli import main
 from training.config.schema import (
     DataConfig,
     ModelConfig,
@@ -20,9 +22,10 @@ from training.config.schema import (
     RunConfig,
     TrainerConfig,
 )
-from training.report import write_run_summary
+from training.report import try_run_summary, write_run_summary
 from training.report.run_summary import settings
 from training.run_files import (
+    ENVIRONMENT_NAME,
     STEPS_NAME,
     VALIDATION_NAME,
     append_json_line,
@@ -262,3 +265,34 @@ def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a run's folder"):
         write_run_summary(tmp_path)
+
+
+def test_a_page_that_cannot_be_written_is_a_warning_and_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong: here a TypeError, from a damaged file that only the page reads."""
+    folder = make_run(tmp_path, [step_line(1)], name="a run")
+    environment = (folder / ENVIRONMENT_NAME).read_text()
+    (folder / ENVIRONMENT_NAME).write_text("[1]")
+    with pytest.raises(TypeError):
+        write_run_summary(folder)
+
+    try_run_summary(folder)
+
+    said = capsys.readouterr().err
+    assert f"warning: {folder}/summary.html could not be written (TypeError: " in said
+    command = re.search("to try again: python -m training (.*)", said)
+    assert command
+    (folder / ENVIRONMENT_NAME).write_text(environment)
+    main(shlex.split(command[1]))
+    assert (folder / "summary.html").is_file()
+
+
+def test_the_page_of_no_run_is_refused_by_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["summary", str(tmp_path)], ["summary"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+    assert "is not a run's folder" in capsys.readouterr().err

@@ -6,16 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from training.checkpoints import META_NAME
 from training.config.compose import compose_config
 from training.config.groups import ROOT
 from training.config.overrides import ConfigError
+from training.config.schema import RunConfig
+from training.finished import RunFinished
 from training.resume import began_at, find_resume, stream_settings, tensor_settings
-from training.run_files import run_dir
+from training.run_files import CONFIG_NAME, run_dir
 from training.run_lock import claim
 
 
@@ -46,7 +50,12 @@ def find(tmp_path):
         run = compose(*overrides)
         return find_resume(run, run_dir(run), data_parallel_size)
 
+    call.compose = compose
     return call
+
+
+def write_config(run: RunConfig, folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text(OmegaConf.to_yaml(asdict(run)))
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
@@ -75,6 +84,42 @@ def test_a_run_goes_on_from_its_newest_checkpoint(find, tmp_path):
 def test_checkpoints_that_do_not_fit_are_refused(find, override, message):
     with pytest.raises(ConfigError, match=message):
         find(override)
+
+
+def test_a_finished_run_is_said_to_be_finished(find, tmp_path):
+    """As a job that comes back from the queue after its end; a folder may have moved meanwhile."""
+    made = tmp_path / "run" / "checkpoints" / "step-00000050"
+    write_config(find.compose("trainer.max_steps=50"), tmp_path / "run")
+    message = r"run is finished at step 50, nothing is left to do: raise trainer\.max_steps to go"
+    for more in ((), (f"trainer.resume={made}",), (f"log_dir={tmp_path}/../{tmp_path.name}",)):
+        with pytest.raises(RunFinished, match=message):
+            find("trainer.max_steps=50", *more)
+    assert find("trainer.max_steps=60") == made
+    write_config(find.compose("trainer.stop_at_step=50"), tmp_path / "run")
+    with pytest.raises(RunFinished, match=r"raise trainer\.stop_at_step"):
+        find("trainer.stop_at_step=50")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr=0.5", r"\(other than at its latest start: optim\.lr 0\.5 instead of 1e-05\)"),
+        ("trainer.max_steps=40", r"ends at 40: .* start: trainer\.max_steps 40 instead of 50\)"),
+        ("model.path=x", r"model\.path x instead of m"),
+        ("seed=7", "was trained with seed"),
+        ("experiment_name=copy", "is at step 50 already and this run ends at 50: raise"),
+    ],
+)
+def test_a_finished_run_with_other_settings_is_refused(find, tmp_path, override, message):
+    write_config(find.compose("trainer.max_steps=50"), tmp_path / "run")
+    made = tmp_path / "run" / "checkpoints" / "step-00000050"
+    with pytest.raises(ConfigError, match=message):
+        find("trainer.max_steps=50", override, f"trainer.resume={made}")
+
+
+def test_a_finished_run_whose_settings_are_unknown_is_refused(find):
+    with pytest.raises(ConfigError, match=r"latest start: what config\.yaml says, which is"):
+        find("trainer.max_steps=50")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(find):
