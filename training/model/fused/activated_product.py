@@ -35,10 +35,10 @@ class _ActivatedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, bias, weight = ctx.saved_tensors
-        active, grad_x = _BACKWARD[ctx.activation](grad @ weight, x, bias)
-        grad_bias = grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_bias = grad_x.flatten(0, -2).sum(0)
+        active, grad_x, grad_bias = _BACKWARD[ctx.activation](
+            grad @ weight, x, bias, ctx.needs_input_grad[1]
+        )
+        grad_weight = None
         if ctx.needs_input_grad[2]:
             rows = grad.flatten(0, -2), active.flatten(0, -2)
             if has_main_gradient(weight):

@@ -101,26 +101,35 @@ def quick_gelu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 
 
 def swiglu_backward(
-    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`swiglu` again, (S, B, F), and the gradient of x, (S, B, 2 F)."""
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, wants_bias: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`swiglu` again, (S, B, F), and the gradients of x, (S, B, 2 F), and of its bias, if wanted."""
     if bias is None and may_compile(x):
         from training.model.fused import swiglu_kernel
 
-        return swiglu_kernel.swiglu_backward(grad, x)
+        return *swiglu_kernel.swiglu_backward(grad, x), None
+    return _swiglu_backward(grad, x, bias, wants_bias)
+
+
+@compiled_on_cuda
+def _swiglu_backward(
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, wants_bias: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     gate, up = (x if bias is None else x + bias).chunk(2, dim=-1)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
-    grad_gate = grad * up * sigmoid * (1 + gate - silu)
-    return silu * up, torch.cat((grad_gate, grad * silu), dim=-1)
+    of_gate = grad * up * sigmoid * (1 + gate - silu)
+    of_x = torch.cat((of_gate, grad * silu), dim=-1)
+    return silu * up, of_x, of_x.flatten(0, -2).sum(0) if wants_bias else None
 
 
 @compiled_on_cuda
 def quick_gelu_backward(
-    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quick_gelu` again and the gradient of x, both in the shape of x."""
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, wants_bias: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`quick_gelu` again and the gradient of x, both in the shape of x, and of its bias."""
     x = x if bias is None else x + bias
     sigmoid = torch.sigmoid(1.702 * x)
     active = x * sigmoid
-    return active, grad * (sigmoid + 1.702 * active * (1 - sigmoid))
+    of_x = grad * (sigmoid + 1.702 * active * (1 - sigmoid))
+    return active, of_x, of_x.flatten(0, -2).sum(0) if wants_bias else None
