@@ -90,6 +90,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "answer_loss off": {"overrides": ["speed.answer_loss=false"]},
     "fused_optimizer off": {"overrides": ["speed.fused_optimizer=false"]},
     "fused_layers off": {"overrides": ["speed.fused_layers=false"]},
+    "cudnn_attention off": {"overrides": ["speed.cudnn_attention=false"]},
     "layer_spec hybrid": {"layer_spec": "hybrid", "wants_te": True},
     "layer_spec te": {"layer_spec": "te", "wants_te": True},
     "all off": {"overrides": [f"speed.{name}=false" for name in _SWITCHES]},

@@ -12,6 +12,7 @@ import torch
 from training.config.overrides import ConfigError
 from training.config.schema import SpeedConfig
 from training.gradient_scale import PendingScale
+from training.model.attention import have_cudnn_attention, prefer_cudnn
 from training.model.fused.compiling import allow_compiling
 from training.optimizer_lists import copy_at_once, remember_lists
 
@@ -24,6 +25,7 @@ class Speed:
     compile: bool
     answer_loss: bool
     fused_optimizer: bool
+    cudnn_attention: bool
     recompute: bool
 
 
@@ -31,7 +33,7 @@ def resolve_speed(config: SpeedConfig) -> Speed:
     """Decide what was left open: on where torch sees a CUDA device.
 
     Raises:
-        ConfigError: recomputation without a CUDA device.
+        ConfigError: recomputation without a CUDA device, or cuDNN's attention where it is not.
     """
     names = ("fused_layers", "compile", "answer_loss", "fused_optimizer")
     wanted = {name: getattr(config, name) for name in names}
@@ -39,6 +41,13 @@ def resolve_speed(config: SpeedConfig) -> Speed:
     if config.recompute and not on_cuda:
         raise ConfigError("speed.recompute=true: Megatron's recomputation needs CUDA; leave it out")
     decided = {name: on_cuda if value is None else bool(value) for name, value in wanted.items()}
+    cudnn = config.cudnn_attention
+    if cudnn and not have_cudnn_attention():
+        raise ConfigError(
+            "speed.cudnn_attention=true: needs the package nvidia-cudnn-frontend and a GPU of "
+            "compute capability 9.0 or later; leave it out to use what is there"
+        )
+    decided["cudnn_attention"] = have_cudnn_attention() if cudnn is None else cudnn
     return Speed(**decided, recompute=config.recompute)
 
 
@@ -53,6 +62,7 @@ class SpeedUp(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """After the optimizer was made, and filled where the run goes on from a checkpoint."""
         allow_compiling(self.speed.compile)
+        prefer_cudnn(self.speed.cudnn_attention)
         if self.speed.fused_optimizer:
             for optimizer in trainer.optimizers:
                 for part in optimizer_parts(optimizer):

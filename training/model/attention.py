@@ -40,6 +40,24 @@ def varlen_parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
+@functools.cache
+def have_cudnn_attention() -> bool:
+    """True where NVIDIA's `cudnn` package and a device of the kind that it is faster on are."""
+    return (
+        importlib.util.find_spec("cudnn") is not None
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (9, 0)
+    )
+
+
+_state = {"cudnn": False}
+
+
+def prefer_cudnn(on: bool) -> None:
+    """Let packs attend with cuDNN in this process, where it can, or with torch's flash kernel."""
+    _state["cudnn"] = on
+
+
 class SegmentedAttention(MegatronModule):
     """Scaled dot-product attention, causal or full, over whole rows or within segments.
 
@@ -150,9 +168,28 @@ class SegmentedAttention(MegatronModule):
         value: torch.Tensor,
         boundaries: torch.Tensor,
     ) -> torch.Tensor:
+        length, rows, heads, _ = query.shape
+        longest = min(self.max_segment_length or length, length)
+        if _state["cudnn"]:
+            from training.model import cudnn_attention
+
+            if cudnn_attention.covers(query):
+                # (S, B, heads, D) → (B*S, heads, D); free for B = 1
+                q, k, v = (
+                    x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value)
+                )
+                attended = cudnn_attention.segmented_attention(
+                    q,
+                    k,
+                    v,
+                    boundaries,
+                    longest=longest,
+                    is_causal=self.is_causal,
+                    scale=self.softmax_scale or query.shape[-1] ** -0.5,
+                )
+                return attended.view(rows, length, -1).transpose(0, 1)
         from torch.nn.attention.varlen import varlen_attn
 
-        length, rows, heads, _ = query.shape
         known = varlen_parameters()
         options: dict[str, Any] = {}
         if self.softmax_scale is not None:
@@ -164,9 +201,7 @@ class SegmentedAttention(MegatronModule):
                 options["enable_gqa"] = True
             else:
                 key, value = (x.repeat_interleave(heads // x.shape[2], 2) for x in (key, value))
-        # (S, B, heads, D) → (B*S, heads, D); free for B = 1
         q, k, v = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
-        longest = min(self.max_segment_length or length, length)
         context = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
         assert isinstance(context, torch.Tensor)
         return context.view(rows, length, -1).transpose(0, 1)

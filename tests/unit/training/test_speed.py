@@ -44,6 +44,8 @@ def draw_gradients(plain: list[torch.Tensor], fused: list[torch.Tensor]) -> None
 def test_open_switches_follow_cuda():
     assert not any(vars(resolve_speed(SpeedConfig())).values())
     assert resolve_speed(SpeedConfig(fused_layers=True)).fused_layers
+    with pytest.raises(ConfigError, match="nvidia-cudnn-frontend"):
+        resolve_speed(SpeedConfig(cudnn_attention=True))
     with pytest.raises(ConfigError, match="needs CUDA"):
         resolve_speed(SpeedConfig(recompute=True))
 

@@ -103,7 +103,7 @@ def quick_gelu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 def swiglu_backward(
     grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, wants_bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """`swiglu` again, (S, B, F), and the gradients of x, (S, B, 2 F), and of its bias, if wanted."""
+    """`swiglu` again, (S, B, F), and the gradients of x, (S, B, 2 F), and of its bias."""
     if bias is None and may_compile(x):
         from training.model.fused import swiglu_kernel
 
