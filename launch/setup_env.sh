@@ -153,7 +153,7 @@ EOF
   # pip reads the image's own constraint file from PIP_CONSTRAINT; ours replaces it
   PIP_CONSTRAINT='' "$python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$dct_vl_root/constraints/gpu.txt" --constraint "$pins" \
-    --editable "$dct_vl_root" || { dct_vl_fail "pip failed"; return 1; }
+    --editable "${dct_vl_root}[gpu]" || { dct_vl_fail "pip failed"; return 1; }
   rm -f "$pins"
 }
 

@@ -148,15 +148,17 @@ def check_devices(on_cpu: bool | None) -> Iterator[Finding]:
 
 def _check_transformer_engine() -> Finding:
     from training.compat import have_transformer_engine
+    from training.model.attention import have_cudnn_attention
 
     if have_transformer_engine():
         return Finding(
             status="ok", what="TransformerEngine", detail=f"{version('transformer_engine')}, used"
         )
+    package = "cuDNN's" if have_cudnn_attention() else "torch's flash"
     return Finding(
         status="warn",
         what="TransformerEngine",
-        detail="absent: Megatron's local layers with torch's flash attention are used",
+        detail=f"absent: Megatron's local layers with {package} attention are used",
     )
 
 

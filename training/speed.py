@@ -12,8 +12,13 @@ import torch
 from training.config.overrides import ConfigError
 from training.config.schema import SpeedConfig
 from training.gradient_scale import PendingScale
-from training.model.attention import have_cudnn_attention, prefer_cudnn
+from training.model.attention import (
+    have_cudnn_attention,
+    have_varlen_attention,
+    prefer_cudnn,
+)
 from training.model.fused.compiling import allow_compiling
+from training.model.layer_specs import LayerSpecName
 from training.optimizer_lists import copy_at_once, remember_lists
 
 
@@ -51,16 +56,38 @@ def resolve_speed(config: SpeedConfig) -> Speed:
     return Speed(**decided, recompute=config.recompute)
 
 
-class SpeedUp(pl.Callback):
-    """Sets the switches that are not the model's: compilation, AdamW's kernel, gradient norm."""
+def describe(speed: Speed, layer_spec: LayerSpecName) -> str:
+    """The choice of layers and attention in one line, and the switches that are on."""
+    if layer_spec != "local":
+        attention = "Transformer Engine's attention"
+    elif speed.cudnn_attention:
+        attention = "cuDNN's attention in packs"
+    elif torch.cuda.is_available() and have_varlen_attention():
+        attention = "torch's flash attention in packs"
+    else:
+        attention = "torch's SDPA"
+    on = ", ".join(name for name, value in vars(speed).items() if value) or "none"
+    return f"layer_spec={layer_spec}, {attention}; speed switches that are on: {on}"
 
-    def __init__(self, speed: Speed) -> None:
+
+class SpeedUp(pl.Callback):
+    """Sets the switches that are not the model's: compilation, AdamW's kernel, gradient norm.
+
+    Args:
+        speed: the switches.
+        layer_spec: of the model, which is printed beside them at the start.
+    """
+
+    def __init__(self, speed: Speed, layer_spec: LayerSpecName = "local") -> None:
         self.speed = speed
+        self.layer_spec = layer_spec
         #: factors that gradients wait for, where AdamW's kernel applies them
         self.pending: PendingScale | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """After the optimizer was made, and filled where the run goes on from a checkpoint."""
+        if trainer.is_global_zero:
+            print(describe(self.speed, self.layer_spec), flush=True)
         allow_compiling(self.speed.compile)
         prefer_cudnn(self.speed.cudnn_attention)
         if self.speed.fused_optimizer:

@@ -20,6 +20,7 @@ from training.checkpoints import CheckpointWriter  # noqa: E402
 from training.config.checks import Layout  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.guard_rails import GuardRails  # noqa: E402
+from training.model.layer_specs import resolve_layer_spec  # noqa: E402
 from training.out_of_memory import MemoryWatch  # noqa: E402
 from training.parameter_report import ParameterReport  # noqa: E402
 from training.rank_watch import RankWatch  # noqa: E402
@@ -79,7 +80,7 @@ def build_trainer(
         "data.num_workers": run.data.num_workers,
         "began_at": began_at,
     }
-    speed_up = SpeedUp(resolve_speed(run.speed))
+    speed_up = SpeedUp(resolve_speed(run.speed), resolve_layer_spec(run.model.layer_spec))
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     return nl.Trainer(
         accelerator="gpu" if on_cuda else "cpu",

@@ -98,6 +98,8 @@ def overrides_of(case: Case, settings: Settings) -> list[str]:
         "optim.lr=3e-4",
         "optim.warmup_steps=1",
         "logger.tensorboard=false",
+        # half a minute a run on GPUs, in which nothing of the layout happens
+        "speed.compile=false",
         *VARIANTS[case.variant],
         *case.layout.overrides(settings.num_streams),
     ]

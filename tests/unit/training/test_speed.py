@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from training.config.schema import SpeedConfig  # noqa: E402
 from training.gradient_scale import PendingScale  # noqa: E402
 from training.speed import (  # noqa: E402
     SpeedUp,
+    describe,
     resolve_speed,
     torch_optimizers,
     use_instead_of_stand_ins,
@@ -48,6 +50,19 @@ def test_open_switches_follow_cuda():
         resolve_speed(SpeedConfig(cudnn_attention=True))
     with pytest.raises(ConfigError, match="needs CUDA"):
         resolve_speed(SpeedConfig(recompute=True))
+
+
+def test_the_choice_of_layers_is_said():
+    off = resolve_speed(SpeedConfig())
+    assert describe(off, "local") == (
+        "layer_spec=local, torch's SDPA; speed switches that are on: none"
+    )
+    some = resolve_speed(SpeedConfig(fused_layers=True, answer_loss=True))
+    assert describe(some, "te").endswith(
+        "Transformer Engine's attention; speed switches that are on: fused_layers, answer_loss"
+    )
+    with_cudnn = replace(off, cudnn_attention=True)
+    assert "cuDNN's attention in packs" in describe(with_cudnn, "local")
 
 
 def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
@@ -99,7 +114,7 @@ def test_a_checkpoint_does_not_bring_the_kernel_back():
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert other.param_groups[0]["fused"]
     SpeedUp(resolve_speed(SpeedConfig(fused_optimizer=False))).on_train_start(
-        SimpleNamespace(optimizers=[SimpleNamespace(optimizer=other)]), None
+        SimpleNamespace(optimizers=[SimpleNamespace(optimizer=other)], is_global_zero=True), None
     )
     assert [group["fused"] for group in other.param_groups] == [None]
 
