@@ -14,7 +14,7 @@ import pytest
 #: of hybrid are fused too, and not compiled
 WAYS = [
     (preset, way)
-    for way in ("local", "compiled", "te", "hybrid")
+    for way in ("local", "compiled", "cudnn", "te", "hybrid")
     for preset in ("pixel", "dct28_420")
 ]
 #: bf16 has 8 bits: its steps are 0.4 %, and errors of many roundings largely cancel
@@ -39,6 +39,11 @@ class Measured:
 def measured(request, tiny_model, need_spec) -> tuple[str, Measured]:
     preset, way = request.param
     need_spec(way)
+    if way == "cudnn":
+        from training.model.attention import have_cudnn_attention
+
+        if not have_cudnn_attention():
+            pytest.skip("no nvidia-cudnn-frontend, or no GPU of compute capability 9.0")
     return preset, measure(tiny_model, preset, way)
 
 
@@ -48,16 +53,18 @@ def measure(folder: Path, preset: str, way: str) -> Measured:
     import gpu_packs as packs
     import torch
 
+    from training.model.attention import prefer_cudnn
     from training.model.fused.compiling import allow_compiling
 
     allow_compiling(way == "compiled")
+    prefer_cudnn(way == "cudnn")
     encoder = packs.make_encoder(folder, preset)
     samples = packs.make_samples(encoder)
     module = packs.build(
         folder,
         preset,
         dtype=torch.bfloat16,
-        layer_spec="local" if way == "compiled" else way,
+        layer_spec="local" if way in ("compiled", "cudnn") else way,
         fused_layers=way in ("compiled", "hybrid"),
     )
 
