@@ -17,6 +17,7 @@ RATIOS = {
     "ratio_pinned_hf": ("packed pixel", "pinned transformers"),
     "ratio_padded": ("packed pixel", "padded pixel"),
     "ratio_dct28_pixel": ("packed dct28_420", "packed pixel"),
+    "ratio_dct28_pixel_twice": ("packed dct28_420 twice", "packed pixel"),
     "ratio_dct28_pixel_large": ("packed dct28_420 x4", "packed pixel x4"),
 }
 
