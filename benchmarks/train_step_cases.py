@@ -66,7 +66,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "newest transformers": {"stack": "hf", "site": "newest"},
     "NeMo stock": {"stack": "nemo", "wants_te": True},
     "packed dct28_420": {"stack": "ours", "packed": True, "tokenizer": "dct28_420"},
-    # as many samples as fill about the memory that pixel's take: smaller steps are bound by launches
+    # as many samples as fill about the memory of pixel: smaller steps are bound by launches
     "packed dct28_420 twice": {
         "stack": "ours",
         "packed": True,
