@@ -78,6 +78,12 @@ def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
     second = PendingScale()
     assert use_instead_of_stand_ins(second.l2_norm, second.clip_gradients)
     assert optimizer.clip_grad_by_total_norm_fp32 == second.clip_gradients
+    # and so would a third one without the kernel
+    SpeedUp(resolve_speed(SpeedConfig(fused_optimizer=False))).on_train_start(
+        SimpleNamespace(optimizers=[], is_global_zero=False), None
+    )
+    assert clip_grads.l2_norm_impl is utils.local_multi_tensor_l2_norm
+    assert optimizer.clip_grad_by_total_norm_fp32 is clip_grads.clip_grad_by_total_norm_fp32
 
 
 def test_a_frozen_stage_has_no_optimizer_to_speed_up():
