@@ -49,8 +49,8 @@ def resolve_speed(config: SpeedConfig) -> Speed:
     cudnn = config.cudnn_attention
     if cudnn and not have_cudnn_attention():
         raise ConfigError(
-            "speed.cudnn_attention=true: needs the package nvidia-cudnn-frontend and a GPU of "
-            "compute capability 9.0 or later; leave it out to use what is there"
+            "speed.cudnn_attention=true: needs the package nvidia-cudnn-frontend, 1.13 or later, "
+            "and a GPU of compute capability 9.0 or later; leave it out to use what is there"
         )
     decided["cudnn_attention"] = have_cudnn_attention() if cudnn is None else cudnn
     return Speed(**decided, recompute=config.recompute)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from megatron.core.optimizer import clip_grads, optimizer  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
 from training.gradient_scale import PendingScale  # noqa: E402
+from training.model.attention import have_cudnn_attention  # noqa: E402
 from training.speed import (  # noqa: E402
     SpeedUp,
     describe,
@@ -50,6 +53,20 @@ def test_open_switches_follow_cuda():
         resolve_speed(SpeedConfig(cudnn_attention=True))
     with pytest.raises(ConfigError, match="needs CUDA"):
         resolve_speed(SpeedConfig(recompute=True))
+
+
+@pytest.mark.parametrize(("found", "is_used"), [("1.9.0", False), ("1.13.0", True), (None, False)])
+def test_packages_of_cudnn_that_are_too_old_are_left_alone(monkeypatch, found, is_used):
+    def version(name: str) -> str:
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert have_cudnn_attention.__wrapped__() == is_used
 
 
 def test_the_choice_of_layers_is_said():
