@@ -53,6 +53,8 @@ def remember_lists(adam: torch.optim.AdamW) -> None:
         has_complex: bool = stock(group, parameters, grads, averages, squares, max_squares, steps)
         is_whole = len(parameters) == len(group["params"]) > 0
         if is_whole and not remembered and not group["amsgrad"] and not has_complex:
+            # a checkpoint brings other groups; nothing else is to hold the state of the former ones
+            known[:] = [one for one in known if any(one[0] is g for g in adam.param_groups)]
             known.append((group, list(parameters), [list(averages), list(squares), list(steps)]))
         return has_complex
 

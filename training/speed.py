@@ -49,8 +49,8 @@ def resolve_speed(config: SpeedConfig) -> Speed:
     cudnn = config.cudnn_attention
     if cudnn and not have_cudnn_attention():
         raise ConfigError(
-            "speed.cudnn_attention=true: needs the package nvidia-cudnn-frontend and a GPU of "
-            "compute capability 9.0 or later; leave it out to use what is there"
+            "speed.cudnn_attention=true: needs the package nvidia-cudnn-frontend, 1.13 or later, "
+            "and a GPU of compute capability 9.0 or later; leave it out to use what is there"
         )
     decided["cudnn_attention"] = have_cudnn_attention() if cudnn is None else cudnn
     return Speed(**decided, recompute=config.recompute)
@@ -94,6 +94,7 @@ class SpeedUp(pl.Callback):
             for optimizer in trainer.optimizers:
                 for part in optimizer_parts(optimizer):
                     copy_at_once(part)
+        put_stand_ins_back()
         inner = [i for optimizer in trainer.optimizers for i in torch_optimizers(optimizer)]
         if not inner or any(type(optimizer) is not torch.optim.AdamW for optimizer in inner):
             return
@@ -165,18 +166,30 @@ def use_instead_of_stand_ins(l2_norm: Callable[..., Any], clip: Callable[..., No
     if they are in use.
 
     They wait for the device once a tensor, and copy every gradient. Returns whether they were in
-    use, or what an earlier run of this process has put in their place.
+    use.
+    """
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, optimizer
+
+    put_stand_ins_back()
+    if getattr(clip_grads, "l2_norm_impl", None) is not utils.local_multi_tensor_l2_norm:
+        return False
+    clip_grads.l2_norm_impl = l2_norm
+    optimizer.clip_grad_by_total_norm_fp32 = clip
+    return True
+
+
+def put_stand_ins_back() -> None:
+    """Undo `use_instead_of_stand_ins`, of an earlier run of this process: its factors wait for an
+    optimizer that is gone, and a run that does not replace them would clip nothing.
     """
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, optimizer
 
     in_use = getattr(clip_grads, "l2_norm_impl", None)
-    is_earlier = isinstance(getattr(in_use, "__self__", None), PendingScale)
-    if in_use is not utils.local_multi_tensor_l2_norm and not is_earlier:
-        return False
-    clip_grads.l2_norm_impl = l2_norm
-    optimizer.clip_grad_by_total_norm_fp32 = clip
-    return True
+    if isinstance(getattr(in_use, "__self__", None), PendingScale):
+        clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+        optimizer.clip_grad_by_total_norm_fp32 = clip_grads.clip_grad_by_total_norm_fp32
 
 
 def innermost_ddp(module: Any) -> Any:

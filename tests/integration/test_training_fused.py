@@ -15,6 +15,9 @@ LAYOUTS = {
     "tp2": (("trainer.tensor_parallel_size=2",), 2),
     "tp2_sp": (("trainer.tensor_parallel_size=2", "trainer.sequence_parallel=true"), 2),
     "dp2": (("data.num_workers=1",), 2),
+    "pp2": (("trainer.pipeline_parallel_size=2",), 2),
+    "cp2": (("trainer.context_parallel_size=2",), 2),
+    "one_replica_optimizer": (("trainer.distributed_optimizer=false",), 1),
 }
 
 

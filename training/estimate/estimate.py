@@ -174,6 +174,7 @@ def make_plan(
         recompute=speed.recompute,
         trained=frozenset(trained_parts(run.model)),
         adapters=sizes.adapters(run.model.lora) if is_lora else (0, 0),
+        adapted_fc2=sizes.adapted_fc2(run.model.lora) if is_lora else (0, 0),
     )
 
 

@@ -83,6 +83,8 @@ class Plan:
     trained: frozenset[str] = frozenset(("front_end", "vision", "projector", "language"))
     #: parameters of the adapters of a ViT layer and of a layer of the language model, on average
     adapters: tuple[float, float] = (0, 0)
+    #: share of the layers of either whose MLP has one at its second product
+    adapted_fc2: tuple[float, float] = (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,7 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         gated=shape.vit_gated,
         is_vision=True,
         fused=plan.fused_layers,
-        adapted=plan.adapters[0] > 0,
+        adapted=plan.adapted_fc2[0],
         tp=tp,
     )
     llm_row = layer_bytes(
@@ -169,7 +171,7 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         gated=True,
         is_vision=False,
         fused=plan.fused_layers,
-        adapted=plan.adapters[1] > 0,
+        adapted=plan.adapted_fc2[1],
         tp=tp,
         sequence_parallel=plan.sequence_parallel,
     )
@@ -206,7 +208,7 @@ def layer_bytes(
     gated: bool,
     is_vision: bool,
     fused: bool,
-    adapted: bool = False,
+    adapted: float = 0.0,
     tp: int = 1,
     sequence_parallel: bool = False,
 ) -> float:
@@ -221,17 +223,16 @@ def layer_bytes(
         is_vision: a layer of the ViT, whose rows are one batch row.
         fused: elementwise parts of `training.model.fused`; otherwise Megatron's or Transformer
             Engine's.
-        adapted: the MLP's second product has an adapter, which keeps its input.
+        adapted: the MLP's second product has an adapter, which keeps its input; on average over
+            the layers.
         tp: tensor-parallel size.
         sequence_parallel: norms see a part of the sequence.
     """
     norms: float = 8 * width / (tp if sequence_parallel else 1)
     attention = (4 if is_vision else 6) * queries + 4 * keys
-    inner = (4 if gated else 2) * mlp
-    if adapted and fused:
-        inner += 2 * mlp
+    inner: float = (4 if gated else 2) * mlp
+    inner += 2 * mlp * adapted if fused else 4 * mlp
     if not fused:
-        inner += 4 * mlp
         attention += 0 if is_vision else 2 * queries + 2 * keys
     return norms + (attention + inner) / tp
 

@@ -114,6 +114,14 @@ class ModelSizes:
             count("language_model", self.shape.llm_layers, self.llm_linears()),
         )
 
+    def adapted_fc2(self, lora: LoraConfig) -> tuple[float, float]:
+        """Share of the ViT's layers, and of the language model's, whose MLP has an adapter at its
+        second product.
+        """
+        layers = {"vision_model": self.shape.vit_layers, "language_model": self.shape.llm_layers}
+        vit, llm = (adapted_linears(lora, t, n)["linear_fc2"] / n for t, n in layers.items())
+        return vit, llm
+
 
 def model_sizes(where: str) -> ModelSizes:
     """Sizes by the name of a shape (2b, 7b, 3b25, 7b25), by a Hugging Face folder, or, where that

@@ -12,6 +12,7 @@ rotary embedding has been applied from the given ids.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 from typing import Any
@@ -21,9 +22,13 @@ import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from packaging.version import Version
 
 from training.model.context_parallel import attend_with_part_of_heads, context_group
 from training.model.kv_cache import LayerCache
+
+#: the first one whose attention takes `generate_stats`
+CUDNN_FRONTEND = Version("1.13")
 
 
 @functools.cache
@@ -42,9 +47,17 @@ def varlen_parameters() -> frozenset[str]:
 
 @functools.cache
 def have_cudnn_attention() -> bool:
-    """True where NVIDIA's `cudnn` package and a device of the kind that it is faster on are."""
+    """True where NVIDIA's `cudnn` package and a device of the kind that it is faster on are.
+
+    Containers hold older ones, too, whose attention takes other arguments.
+    """
+    try:
+        found = importlib.metadata.version("nvidia-cudnn-frontend")
+    except importlib.metadata.PackageNotFoundError:
+        return False
     return (
-        importlib.util.find_spec("cudnn") is not None
+        Version(found) >= CUDNN_FRONTEND
+        and importlib.util.find_spec("cudnn") is not None
         and torch.cuda.is_available()
         and torch.cuda.get_device_capability() >= (9, 0)
     )

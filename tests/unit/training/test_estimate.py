@@ -170,6 +170,18 @@ def test_what_is_frozen_needs_little():
     assert lora.gradients < 0.1 * trained.gradients
 
 
+def test_the_mlps_input_is_kept_where_its_second_product_is_adapted():
+    few, all_but_one, every = (
+        estimated("model.tuning=lora", *targets).typical_stages[0].llm_activations
+        for targets in (
+            ["model.lora.target_modules=[language_model.*.linear_qkv]"],
+            ["model.lora.target_modules=[linear_qkv,linear_proj,linear_fc1]"],
+            [],
+        )
+    )
+    assert few == all_but_one < every
+
+
 def test_time_follows_flops_and_layout():
     one = estimated("trainer.global_batch_size=64", "trainer.micro_batch_size=1")
     eight = estimated("trainer.global_batch_size=64", num_gpus=8)

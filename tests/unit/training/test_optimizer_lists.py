@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 
-from training.optimizer_lists import copy_at_once, remember_lists
-from training.speed import use_one_kernel
+from training.compat import activate
+
+activate()
+
+from training.optimizer_lists import copy_at_once, remember_lists  # noqa: E402
+from training.speed import use_one_kernel  # noqa: E402
 
 OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.95)}
 
@@ -50,6 +56,18 @@ def test_updates_are_those_of_lists_made_anew(event):
     assert one.state_dict()["state"][1]["step"] == other.state_dict()["state"][1]["step"] == 5
     extra = {"none": 0, "a gradient is missing": 1, "a checkpoint is loaded": 2}
     assert len(calls) == 2 + extra[event], "lists were made in other steps than the first"
+
+
+def test_state_that_a_checkpoint_has_replaced_is_not_held():
+    _, _, parameters, adam = twins()
+    remember_lists(adam)
+    draw_gradients(parameters, parameters)
+    adam.step()
+    before = [weakref.ref(adam.state[parameter]["exp_avg"]) for parameter in parameters]
+    adam.load_state_dict(copy.deepcopy(adam.state_dict()))
+    adam.step()
+    gc.collect()
+    assert [held() for held in before] == [None, None]
 
 
 def test_other_optimizers_copy_as_they_do():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from megatron.core.optimizer import clip_grads, optimizer  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
 from training.config.schema import SpeedConfig  # noqa: E402
 from training.gradient_scale import PendingScale  # noqa: E402
+from training.model.attention import have_cudnn_attention  # noqa: E402
 from training.speed import (  # noqa: E402
     SpeedUp,
     describe,
@@ -52,6 +55,20 @@ def test_open_switches_follow_cuda():
         resolve_speed(SpeedConfig(recompute=True))
 
 
+@pytest.mark.parametrize(("found", "is_used"), [("1.9.0", False), ("1.13.0", True), (None, False)])
+def test_packages_of_cudnn_that_are_too_old_are_left_alone(monkeypatch, found, is_used):
+    def version(name: str) -> str:
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert have_cudnn_attention.__wrapped__() == is_used
+
+
 def test_the_choice_of_layers_is_said():
     off = resolve_speed(SpeedConfig())
     assert describe(off, "local") == (
@@ -78,6 +95,12 @@ def test_stand_ins_are_replaced_where_megatron_uses_them(monkeypatch):
     second = PendingScale()
     assert use_instead_of_stand_ins(second.l2_norm, second.clip_gradients)
     assert optimizer.clip_grad_by_total_norm_fp32 == second.clip_gradients
+    # and so would a third one without the kernel
+    SpeedUp(resolve_speed(SpeedConfig(fused_optimizer=False))).on_train_start(
+        SimpleNamespace(optimizers=[], is_global_zero=False), None
+    )
+    assert clip_grads.l2_norm_impl is utils.local_multi_tensor_l2_norm
+    assert optimizer.clip_grad_by_total_norm_fp32 is clip_grads.clip_grad_by_total_norm_fp32
 
 
 def test_a_frozen_stage_has_no_optimizer_to_speed_up():
