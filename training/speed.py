@@ -52,7 +52,9 @@ def resolve_speed(config: SpeedConfig) -> Speed:
             "speed.cudnn_attention=true: needs the package nvidia-cudnn-frontend, 1.13 or later, "
             "and a GPU of compute capability 9.0 or later; leave it out to use what is there"
         )
-    decided["cudnn_attention"] = have_cudnn_attention() if cudnn is None else cudnn
+    # later devices may have it as well, and nobody has tried
+    tried = on_cuda and torch.cuda.get_device_capability()[0] == 9
+    decided["cudnn_attention"] = have_cudnn_attention() and tried if cudnn is None else cudnn
     return Speed(**decided, recompute=config.recompute)
 
 

@@ -67,7 +67,7 @@ class SpeedConfig:
     #: AdamW, gradient norm and clipping in a few kernels where Transformer Engine's are absent
     fused_optimizer: bool | None = None
     #: cuDNN's attention in packs (local layer spec); null is on where the package
-    #: nvidia-cudnn-frontend is installed and the GPU is a Hopper or later
+    #: nvidia-cudnn-frontend is installed and the GPU is a Hopper
     cudnn_attention: bool | None = None
     #: compute activations again in the backward pass: a third slower, a fraction of the memory
     recompute: bool = False

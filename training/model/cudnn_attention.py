@@ -264,10 +264,11 @@ _latest = _LatestSegments()
 
 
 def covers(query: torch.Tensor) -> bool:
-    """Whether cuDNN is asked for heads of this kind, (..., D): half precision, Hopper or later."""
+    """Whether cuDNN is asked for these queries, (..., D): half precision, Hopper or later."""
     size = query.shape[-1]
     return (
         query.is_cuda
+        and query.numel() < 2**31  # offsets are int32
         and query.dtype in (torch.bfloat16, torch.float16)
         and size % 16 == 0
         and size <= 128
