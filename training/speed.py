@@ -31,6 +31,8 @@ class Speed:
     answer_loss: bool
     fused_optimizer: bool
     cudnn_attention: bool
+    #: asked for, so that torch's kernel is not to step in
+    cudnn_required: bool
     recompute: bool
 
 
@@ -55,7 +57,7 @@ def resolve_speed(config: SpeedConfig) -> Speed:
     # later devices may have it as well, and nobody has tried
     tried = on_cuda and torch.cuda.get_device_capability()[0] == 9
     decided["cudnn_attention"] = have_cudnn_attention() and tried if cudnn is None else cudnn
-    return Speed(**decided, recompute=config.recompute)
+    return Speed(**decided, cudnn_required=bool(cudnn), recompute=config.recompute)
 
 
 def describe(speed: Speed, layer_spec: LayerSpecName) -> str:
@@ -68,7 +70,8 @@ def describe(speed: Speed, layer_spec: LayerSpecName) -> str:
         attention = "torch's flash attention in packs"
     else:
         attention = "torch's SDPA"
-    on = ", ".join(name for name, value in vars(speed).items() if value) or "none"
+    names = [name for name, value in vars(speed).items() if value and name != "cudnn_required"]
+    on = ", ".join(names) or "none"
     return f"layer_spec={layer_spec}, {attention}; speed switches that are on: {on}"
 
 
@@ -91,7 +94,7 @@ class SpeedUp(pl.Callback):
         if trainer.is_global_zero:
             print(describe(self.speed, self.layer_spec), flush=True)
         allow_compiling(self.speed.compile)
-        prefer_cudnn(self.speed.cudnn_attention)
+        prefer_cudnn(self.speed.cudnn_attention, required=self.speed.cudnn_required)
         if self.speed.fused_optimizer:
             for optimizer in trainer.optimizers:
                 for part in optimizer_parts(optimizer):

@@ -15,6 +15,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -63,12 +64,18 @@ def have_cudnn_attention() -> bool:
     )
 
 
-_state = {"cudnn": False}
+_state = {"cudnn": False, "required": False}
 
 
-def prefer_cudnn(on: bool) -> None:
-    """Let packs attend with cuDNN in this process, where it can, or with torch's flash kernel."""
-    _state["cudnn"] = on
+def prefer_cudnn(on: bool, *, required: bool = False) -> None:
+    """Let packs attend with cuDNN in this process, or with torch's flash kernel.
+
+    Args:
+        on: with cuDNN, where it takes heads of the kind.
+        required: fail where cuDNN turns out to have no kernel; otherwise torch's is used from then
+            on, with a warning.
+    """
+    _state.update(cudnn=on, required=required)
 
 
 class SegmentedAttention(MegatronModule):
@@ -191,16 +198,22 @@ class SegmentedAttention(MegatronModule):
                 q, k, v = (
                     x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value)
                 )
-                attended = cudnn_attention.segmented_attention(
-                    q,
-                    k,
-                    v,
-                    boundaries,
-                    longest=longest,
-                    is_causal=self.is_causal,
-                    scale=self.softmax_scale or query.shape[-1] ** -0.5,
-                )
-                return attended.view(rows, length, -1).transpose(0, 1)
+                try:
+                    attended = cudnn_attention.segmented_attention(
+                        q,
+                        k,
+                        v,
+                        boundaries,
+                        longest=longest,
+                        is_causal=self.is_causal,
+                        scale=self.softmax_scale or query.shape[-1] ** -0.5,
+                    )
+                    return attended.view(rows, length, -1).transpose(0, 1)
+                except cudnn_attention.NoPlanError as error:
+                    if _state["required"]:
+                        raise
+                    prefer_cudnn(False)
+                    print(f"\nwarning: {error}; torch's flash attention is used", file=sys.stderr)
         from torch.nn.attention.varlen import varlen_attn
 
         known = varlen_parameters()

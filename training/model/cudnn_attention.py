@@ -24,6 +24,10 @@ import torch
 _UNUSED = 2**31 - 1
 
 
+class NoPlanError(RuntimeError):
+    """cuDNN has no attention for these sizes on this device."""
+
+
 class _Uid(IntEnum):
     QUERY = auto()
     KEY = auto()
@@ -149,9 +153,8 @@ class _Graph:
             self.graph.check_support()
             self.graph.build_plans()
         except (RuntimeError, cudnn.cudnnGraphNotSupportedError) as error:
-            raise RuntimeError(
-                f"cuDNN {cudnn.backend_version_string()} has no attention for {self.sizes}: "
-                f"{error}. Set speed.cudnn_attention=false"
+            raise NoPlanError(
+                f"cuDNN {cudnn.backend_version_string()} has no attention for {self.sizes}: {error}"
             ) from error
         return self.graph, self.graph.get_workspace_size()
 
@@ -299,6 +302,9 @@ def segmented_attention(
 
     Returns:
         (T, H, D).
+
+    Raises:
+        NoPlanError: before anything is computed, also where only the gradient cannot be had.
     """
     tokens, heads, head_size = query.shape
     groups = key.shape[1]
@@ -314,6 +320,8 @@ def segmented_attention(
         scale=scale,
         device=query.device.index,
     )
+    if torch.is_grad_enabled() and query.requires_grad:
+        _backward_plan(sizes)
     widths = (heads * head_size, groups * head_size, heads)
     segments = _latest.of(boundaries, sizes.segments, widths)
     result: torch.Tensor = _CudnnAttention.apply(query, key, value, segments, sizes)

@@ -135,3 +135,63 @@ def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, boundaries, bo
     got = module(*inputs, boundaries, attn_mask_type=mask)
     assert got.is_contiguous()
     assert_same(inputs, got, own(*inputs, boundaries))
+
+
+class NoPlanError(RuntimeError):
+    """As of `training.model.cudnn_attention`."""
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """A stand-in for `training.model.cudnn_attention`, preferred; `fails` lets it have no plan."""
+    import training.model
+
+    def segmented_attention(q, k, v, starts, *, longest, is_causal, scale):
+        if made.fails:
+            raise NoPlanError("cuDNN 9 has no attention for heads like these")
+        assert scale == SIZE**-0.5
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return attend(q, k, v, starts, longest, is_causal)
+
+    made = SimpleNamespace(
+        covers=lambda query: query.shape[-1] == SIZE,
+        segmented_attention=segmented_attention,
+        NoPlanError=NoPlanError,
+        fails=False,
+    )
+    monkeypatch.setattr(training.model, "cudnn_attention", made, raising=False)
+    monkeypatch.setattr(varlen, "varlen_attn", of_torch_211)
+    attention.varlen_parameters.cache_clear()
+    attention.prefer_cudnn(True)
+    yield made
+    attention.prefer_cudnn(False)
+    attention.varlen_parameters.cache_clear()
+
+
+@pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_cudnn_gets_what_it_takes(monkeypatch, cudnn, mask, groups):
+    monkeypatch.setattr(varlen, "varlen_attn", None)
+    module = attention.SegmentedAttention(CONFIG, 1, mask, "self")
+    module.max_segment_length = LONGEST
+    inputs = draw_inputs(groups)
+    assert_same(inputs, module._flash_segments(*inputs, BOUNDARIES), module(*inputs, BOUNDARIES))
+
+
+def test_torchs_kernel_steps_in_where_cudnn_has_none(cudnn, capsys):
+    module = attention.SegmentedAttention(CONFIG, 1, AttnMaskType.causal, "self")
+    inputs = draw_inputs(2)
+    cudnn.fails = True
+    got = module._flash_segments(*inputs, BOUNDARIES)
+    assert "heads like these; torch's flash attention is used" in capsys.readouterr().err
+    assert_same(inputs, got, module(*inputs, BOUNDARIES))
+    module._flash_segments(*inputs, BOUNDARIES)
+    assert not capsys.readouterr().err, "said once"
+
+
+def test_cudnn_that_was_asked_for_fails_where_it_has_none(cudnn):
+    module = attention.SegmentedAttention(CONFIG, 1, AttnMaskType.causal, "self")
+    cudnn.fails = True
+    attention.prefer_cudnn(True, required=True)
+    with pytest.raises(NoPlanError, match="heads like these"):
+        module._flash_segments(*draw_inputs(2), BOUNDARIES)
