@@ -96,9 +96,12 @@ def test_a_process_that_dies_is_named_with_its_sample(watched):
     assert "data.num_workers" in text
 
 
-def test_a_process_that_hangs_is_named_when_its_place_is_to_be_saved(watched):
-    batches = watched(lambda: time.sleep(60), timeout_s=4.0)
+def test_a_process_that_hangs_is_named_when_its_place_is_to_be_saved(watched, tmp_path):
+    hangs = tmp_path / "hangs"
+    batches = watched(lambda: (hangs.touch(), time.sleep(60)), timeout_s=4.0)
     next(batches)
+    while not hangs.exists():  # asked earlier, the process would answer
+        time.sleep(0.05)
     started = time.monotonic()
     with pytest.raises(LoaderProcessError) as caught:
         # one batch is ready, the next one hangs
