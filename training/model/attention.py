@@ -188,16 +188,14 @@ class SegmentedAttention(MegatronModule):
         value: torch.Tensor,
         boundaries: torch.Tensor,
     ) -> torch.Tensor:
-        length, rows, heads, _ = query.shape
+        length, rows, heads, size = query.shape
         longest = min(self.max_segment_length or length, length)
+        # (S, B, heads, D) → (B*S, heads, D); free for B = 1
+        q, k, v = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
         if _state["cudnn"]:
             from training.model import cudnn_attention
 
-            if cudnn_attention.covers(query):
-                # (S, B, heads, D) → (B*S, heads, D); free for B = 1
-                q, k, v = (
-                    x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value)
-                )
+            if cudnn_attention.covers(q):
                 try:
                     attended = cudnn_attention.segmented_attention(
                         q,
@@ -206,7 +204,7 @@ class SegmentedAttention(MegatronModule):
                         boundaries,
                         longest=longest,
                         is_causal=self.is_causal,
-                        scale=self.softmax_scale or query.shape[-1] ** -0.5,
+                        scale=self.softmax_scale or size**-0.5,
                     )
                     return attended.view(rows, length, -1).transpose(0, 1)
                 except cudnn_attention.NoPlanError as error:
@@ -222,12 +220,11 @@ class SegmentedAttention(MegatronModule):
             options["scale"] = self.softmax_scale
         if self.is_causal:
             options |= {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
-        if key.shape[2] != heads:
+        if k.shape[1] != heads:
             if "enable_gqa" in known:
                 options["enable_gqa"] = True
             else:
-                key, value = (x.repeat_interleave(heads // x.shape[2], 2) for x in (key, value))
-        q, k, v = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
+                k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
         context = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
         assert isinstance(context, torch.Tensor)
         return context.view(rows, length, -1).transpose(0, 1)
