@@ -119,7 +119,8 @@ class Runs:
 
     local, te: four steps without a break. frozen: the same samples at no rate to speak of. local_te
     and te_local: two steps with the first layer spec, two with the second. local_again: goes on
-    from the checkpoint of local_te, with the first one. small: with too little memory.
+    from the checkpoint of local_te, with the first one. busy: two steps of local, with busy_stream.
+    small: with too little memory.
     """
 
     def __init__(self, shards: Path, model: Path, folder: Path, *, with_te: bool) -> None:
@@ -130,6 +131,8 @@ class Runs:
             "local": self._start("local", "local"),
             "frozen": self._start("frozen", "local", "optim.lr=1e-12", "optim.min_lr=0"),
         }
+        busy = [sys.executable, str(HERE / "busy_stream.py"), "fit"]
+        self._done["busy"] = self._start("busy", "local", "trainer.stop_at_step=2", command=busy)
         half = self._start("local_te", "local", "trainer.stop_at_step=2", log="local_te-half")
         checkpoint = folder / "local_te" / "checkpoints" / "step-00000002"
         again = f"trainer.resume={checkpoint}"
@@ -153,10 +156,10 @@ class Runs:
         *overrides: str,
         after: Future[str] | None = None,
         log: str | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "training", "fit"),
     ) -> Future[str]:
         words = [*self.settings, *self._place(name), f"model.layer_spec={spec}", *overrides]
-        command = [sys.executable, "-m", "training", "fit", *words]
-        return self.background.start(log or name, command, after=after)
+        return self.background.start(log or name, [*command, *words], after=after)
 
     def run(self, name: str) -> Path:
         """Folder of a run that has ended well."""

@@ -39,6 +39,11 @@ def cuda_is_missing() -> bool:
     return not torch.cuda.is_available()
 
 
+def cuda_is_there() -> bool:
+    """True where torch sees a CUDA device."""
+    return not cuda_is_missing()
+
+
 def redirect_to_cpu() -> None:
     """Send what asks for CUDA to the CPU. Call only where `cuda_is_missing()`."""
     for name in _FACTORIES:

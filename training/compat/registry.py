@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from training.compat import (
     checkpoint,
     cuda,
+    ddp_stream,
     dynamo,
     lora,
     modelopt,
@@ -76,6 +77,13 @@ ITEMS: tuple[CompatItem, ...] = (
         reason="NeMo's checkpoint reader asserts an initialised CUDA context",
         needed=cuda.cuda_is_missing,
         apply=checkpoint.skip_device_fix,
+    ),
+    CompatItem(
+        name="ddp-stream",
+        reason="NeMo has DDP copy the weights on a stream of its own that waits for nothing and is "
+        "not waited for: on a busy device some are not the loaded ones",
+        needed=cuda.cuda_is_there,
+        apply=ddp_stream.build_ddp_on_the_default_stream,
     ),
     CompatItem(
         name="lora-layers",
