@@ -1,4 +1,7 @@
-"""NeMo's stock Qwen2-VL for train_step_nemo.py, which imports this."""
+"""NeMo's stock Qwen2-VL for train_step_nemo.py, which imports this.
+
+Nothing of it is changed but the stream of its DDP (`training.compat.ddp_stream`).
+"""
 
 from __future__ import annotations
 

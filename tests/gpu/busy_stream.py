@@ -26,6 +26,9 @@ if __name__ == "__main__":
 
     def busy(self: Any) -> None:
         """Called under NeMo's stream."""
+        if torch.cuda.current_stream() == torch.cuda.default_stream():
+            raise AssertionError("NeMo has no stream for DDP: ddp-stream of training.compat can go")
+        print("DDP waits", flush=True)
         torch.cuda._sleep(BUSY)
         init_ddp(self)
 

@@ -3,7 +3,7 @@
 This package is the only place of the project that knows of a missing CUDA, Transformer Engine,
 ModelOpt, torchvision and the like. Call `activate()` before the first import of `nemo` or
 `megatron`; every item is applied only where it is needed, so that on a complete GPU container
-nothing is changed. `ITEMS` lists each item with its reason.
+nothing is changed but one fault of NeMo's (`ddp_stream`). `ITEMS` lists each item with its reason.
 """
 
 from training.compat.registry import ITEMS, CompatItem, activate, active_items
