@@ -17,6 +17,7 @@ from training.config.compose import compose_config, register_schema, to_run_conf
 from training.config.groups import CONFIG_DIR
 from training.config.overrides import ConfigError, check_overrides
 from training.errors import RunError
+from training.rank_errors import note_error
 
 _USAGE = """\
 usage: python -m training [fit] KEY=VALUE …   train (see training/config/schema.py for the keys)
@@ -73,12 +74,13 @@ def _hydra_entry(config: DictConfig) -> None:
 
     try:
         fit(to_run_config(config))
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
+        note_error(str(error))
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        note_error(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _run_alone(overrides: list[str]) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,7 +18,9 @@ from megatron.core import parallel_state as ps
 from training.errors import RunError
 from training.metering import MicroBatch
 from training.run_files import append_json_line
-from training.speed import SpeedUp
+
+if TYPE_CHECKING:  # it needs `training.compat.activate`
+    from training.speed import SpeedUp
 
 POLICIES = ("stop", "skip", "ignore")
 BAD_STEPS_NAME = "bad_steps"

@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from training.config.checks import check_model_layout, check_run
 from training.config.compose import compose_config
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
+from training.rank_errors import FOLDER_VARIABLE, describe_errors
 from training.supervise import supervise
 
 _CPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
@@ -79,7 +82,12 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
     if not examine(run, on_cpu=machines.on_cpu):
         raise ConfigError("the doctor found what would stop the run (lines with FAIL above)")
     sys.stdout.flush()
-    sys.exit(supervise(command, environ))
+    with tempfile.TemporaryDirectory(prefix="dct-vl-errors-") as errors:
+        status = supervise(command, {**environ, FOLDER_VARIABLE: errors})
+        said = describe_errors(Path(errors)) if status else ""
+    if said:
+        print(f"\n{said}", file=sys.stderr)
+    sys.exit(status)
 
 
 def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines:

@@ -92,11 +92,20 @@ class Trainer:
         self, name: str, *overrides: str, ranks: int = 1
     ) -> subprocess.CompletedProcess[str]:
         """Train and return the outcome, good or bad."""
+        return self._run(self.command(name, overrides, ranks))
+
+    def launch(self, name: str, *overrides: str, ranks: int) -> subprocess.CompletedProcess[str]:
+        """The same through `python -m training launch`."""
+        words = [word for word in self.command(name, overrides)[4:] if "accelerator" not in word]
+        command = [sys.executable, "-m", "training", "launch", *words]
+        return self._run(command, DEVICES="cpu", NUM_PROC_PER_NODE=str(ranks))
+
+    def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(name, overrides, ranks),
+            command,
             capture_output=True,
             text=True,
-            env=self.environ(),
+            env={**self.environ(), **variables},
             cwd=ROOT,
         )
 

@@ -80,13 +80,17 @@ def test_five_interruptions_change_nothing(train, whole):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_on_every_rank(train):
-    """Two pipeline stages, of which only the last knows the loss; a rate that breaks the model."""
+    """Two pipeline stages, of which only the last knows the loss; a rate that breaks the model. The
+    launcher's last line says why, below torchrun's.
+    """
     settings = ("optim.lr=1e30", "trainer.val_every=0", "trainer.save_every=1")
     layout = ("trainer.pipeline_parallel_size=2", "logger.tensorboard=false")
-    done = train.attempt("broken", *settings, *layout, ranks=2)
-    assert done.returncode != 0
-    assert re.search(r"error: step 2: the (loss|gradient norm) is .*; the run stops", done.stderr)
-    assert "trainer.on_bad_loss=skip" in done.stderr
+    done = train.launch("broken", *settings, *layout, ranks=2)
+    assert done.returncode == 1
+    assert "ChildFailedError" in done.stderr
+    why = r"error on ranks 0-1: step 2: the (loss|gradient norm) is .*; the run stops before it\. "
+    assert re.match(why, last := done.stderr.splitlines()[-1]), last
+    assert "trainer.on_bad_loss=skip" in last
     folder = train.folder("broken")
     (entry,) = read_json_lines(folder / BAD_STEPS_NAME / "dp0000.jsonl")
     keys = [key for batch in entry["micro_batches"] for key in batch["keys"]]

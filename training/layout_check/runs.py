@@ -16,6 +16,7 @@ from training.config.overrides import ConfigError
 from training.launch import Machines, torchrun_command
 from training.layout_check.inputs import Inputs
 from training.layout_check.layouts import ParallelLayout
+from training.rank_errors import FOLDER_VARIABLE, describe_errors
 from training.run_files import read_steps
 
 #: variant → its settings
@@ -150,6 +151,11 @@ def run_cases(
     return outcomes
 
 
+def _errors_of(case: Case, settings: Settings) -> Path:
+    """Where the ranks of a run say why they ended."""
+    return settings.work_dir / "errors" / case.name
+
+
 def _start(case: Case, devices: tuple[int, ...], settings: Settings) -> _Running:
     machines = Machines(
         num_nodes=1,
@@ -159,7 +165,9 @@ def _start(case: Case, devices: tuple[int, ...], settings: Settings) -> _Running
         master_addr="127.0.0.1",
         master_port=0,
     )
-    environ = {**os.environ}
+    errors = _errors_of(case, settings)
+    errors.mkdir(parents=True)
+    environ = {**os.environ, FOLDER_VARIABLE: str(errors.absolute())}
     if settings.on_cpu:
         environ["CUDA_VISIBLE_DEVICES"] = ""
         environ.setdefault("OMP_NUM_THREADS", "1")
@@ -182,8 +190,10 @@ def _outcome(item: _Running, settings: Settings) -> Outcome:
     seconds = time.monotonic() - item.started
     if item.process.returncode:
         path = Path(item.log.name)
-        tail = path.read_text(errors="replace").splitlines()[-12:]
-        failure = "\n".join([f"exit status {item.process.returncode}, {path}:", *tail])
+        said = describe_errors(_errors_of(item.case, settings))
+        if not said:
+            said = "\n".join(path.read_text(errors="replace").splitlines()[-12:])
+        failure = f"exit status {item.process.returncode}, {path}:\n{said}"
         return Outcome(case=item.case, seconds=seconds, failure=failure)
     steps = read_steps(settings.work_dir / "runs" / item.case.name)
     return Outcome(

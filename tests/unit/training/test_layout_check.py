@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import typer
@@ -74,6 +76,19 @@ def test_what_cannot_work_is_refused_without_a_start(settings):
     assert "CP_SIZE=3 does not divide" in seen[0].refusal
     assert "PP_SIZE=4 does not divide the model's 2 layers" in seen[1].refusal
     assert not list(settings.work_dir.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_says_why(settings, tmp_path):
+    """Not torchrun's last lines: weights that are cut short."""
+    model = shutil.copytree(settings.inputs.model, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"cut short")
+    settings = replace(settings, inputs=replace(settings.inputs, model=model))
+    (broken,) = run_cases([Case(variant="padded", layout=TP2)], settings, lambda outcome: None)
+    head, why = broken.failure.splitlines()[:2]
+    assert head == f"exit status 1, {tmp_path / 'padded-tp2.log'}:"
+    assert why.startswith("error on rank")
+    assert "model.safetensors cannot be read" in broken.failure
 
 
 def outcome(layout=TP2, **given) -> Outcome:
