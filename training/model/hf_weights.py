@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from safetensors import safe_open
 
+from training.errors import RunError
 from training.model.hf_names import (
     FRONT_END_PREFIX,
     LM_HEAD,
@@ -36,7 +37,7 @@ from training.model.hf_names import (
 from training.model.mcore import TokenizerQwen2VL
 
 
-class WeightsError(ValueError):
+class WeightsError(RunError, ValueError):
     """A folder whose weights do not fit the model; lists what is wrong."""
 
 
@@ -231,8 +232,16 @@ def _fill(
     if absent:
         problems.append(f"{', '.join(absent)} is missing (needed for {name})")
         return
-    full = how.join(*(source.read(s) for s in how.sources))
     expected = tuple(shard.global_shape[shard.prepend_axis_num :])
+    tensors = [source.read(s) for s in how.sources]
+    try:
+        full = how.join(*tensors)
+    except (RuntimeError, ValueError):  # shapes that cannot be joined at all
+        shapes = ", ".join(
+            f"{s} {tuple(t.shape)}" for s, t in zip(how.sources, tensors, strict=True)
+        )
+        problems.append(f"{shapes} do not make up {name}; expected {expected}")
+        return
     if tuple(full.shape) != expected:
         problems.append(
             f"{', '.join(how.sources)} gives {tuple(full.shape)} for {name}; expected {expected}"

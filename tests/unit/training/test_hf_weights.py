@@ -146,6 +146,8 @@ def test_all_misfits_are_listed_at_once(tiny_model, build_module, tmp_path):
         del weights["visual.patch_embed.proj.weight"]
         weights["visual.merger.mlp.2.bias"] = torch.zeros(63)
         weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(95, 64)
+        weights["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(64, 63)
+        weights["visual.blocks.0.attn.qkv.bias"] = torch.zeros(2)
 
     folder = spoilt(tiny_model, tmp_path / "spoilt", change)
     with pytest.raises(ValueError, match="does not fit the model") as caught:
@@ -160,6 +162,8 @@ def test_all_misfits_are_listed_at_once(tiny_model, build_module, tmp_path):
         "expected (64,)",
         "model.layers.0.mlp.up_proj.weight gives (191, 64)",
         "expected (192, 64)",
+        "model.layers.0.self_attn.q_proj.weight (64, 63), model.layers.0.self_attn.k_proj.weight (",
+        "visual.blocks.0.attn.qkv.bias (2,) do not make up vision_model.decoder.layers.0.",
     ):
         assert any(part in line for line in lines[1:]), part
 
