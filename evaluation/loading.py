@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,13 +17,13 @@ activate()
 
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
 from training.checkpoint_files import find_fault, read_meta  # noqa: E402
 from training.checkpoints import list_checkpoints, newest_checkpoint  # noqa: E402
 from training.config.schema import RunConfig  # noqa: E402
 from training.data.chat import ChatTokenizer  # noqa: E402
+from training.data.text_tokenizer import read_text_tokenizer  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.hf_config import read_hf_config, vision_sizes  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
@@ -164,18 +163,8 @@ def load_checkpoint(
         visual=build_tokenizer(
             run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
         ),
-        chat=ChatTokenizer(_text_tokenizer(run.model.path)),
+        chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
     )
-
-
-def _text_tokenizer(folder: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a damaged tokenizer.json is a bare Exception of its library
-        raise ValueError(
-            f"the tokenizer of {folder} cannot be read ({error}): tokenizer.json and "
-            "tokenizer_config.json are missing or damaged; fetch them again"
-        ) from error
 
 
 def with_data_path(model: LoadedModel, path: str) -> LoadedModel:

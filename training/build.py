@@ -11,7 +11,6 @@ from training.compat import activate
 activate()
 
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
 from training.config.overrides import ConfigError  # noqa: E402
@@ -23,6 +22,7 @@ from training.data.module import ChatDataModule  # noqa: E402
 from training.data.pack_encoder import ChatPackEncoder  # noqa: E402
 from training.data.rejects import RejectLog  # noqa: E402
 from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
+from training.data.text_tokenizer import read_text_tokenizer  # noqa: E402
 from training.model.from_hf import ModelOptions, model_config  # noqa: E402
 from training.model.hf_config import read_hf_config, vision_sizes  # noqa: E402
 from training.model.layer_specs import resolve_layer_spec  # noqa: E402
@@ -125,7 +125,7 @@ def build_optimizer(run: RunConfig) -> PartOptimizer:
 
 def build_data(run: RunConfig, visual: VisualTokenizer) -> ChatDataModule:
     """The Energon data module."""
-    chat = ChatTokenizer(AutoTokenizer.from_pretrained(run.model.path))
+    chat = ChatTokenizer(read_text_tokenizer(run.model.path))
     ids_per_second = vision_sizes(read_hf_config(run.model.path)).ids_per_second
     trainer = run.trainer
 

@@ -20,6 +20,7 @@ from packaging.markers import Marker
 
 from training.config.checks import MODEL_TYPES, check_data_path
 from training.config.groups import ROOT
+from training.config.model_file import check_model_file
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 
@@ -181,13 +182,7 @@ def check_model(folder: str) -> Iterator[Finding]:
             detail=f"{folder} has no config.json: clone Qwen/Qwen2-VL-2B-Instruct there",
         )
         return
-    kind = json.loads((path / "config.json").read_text()).get("model_type")
-    known = MODEL_TYPES.get(kind)
-    yield Finding(
-        status="ok" if known else "FAIL",
-        what="model",
-        detail=known or f"{folder} is a {kind}; expected {' or '.join(MODEL_TYPES)}",
-    )
+    yield _check_config(path)
     yield _check_weights(path)
     missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
     yield Finding(
@@ -195,6 +190,19 @@ def check_model(folder: str) -> Iterator[Finding]:
         what="tokenizer files",
         detail=f"missing: {', '.join(missing)}; fetch them again" if missing else "all there",
     )
+
+
+def _check_config(path: Path) -> Finding:
+    try:
+        kind = json.loads((path / "config.json").read_bytes()).get("model_type")
+        if kind not in MODEL_TYPES:
+            expected = " or ".join(MODEL_TYPES)
+            detail = f"{path} is a {kind}; expected {expected}"
+            return Finding(status="FAIL", what="model", detail=detail)
+        check_model_file(str(path))
+    except (ConfigError, ValueError, AttributeError) as error:
+        return Finding(status="FAIL", what="model", detail=str(error))
+    return Finding(status="ok", what="model", detail=MODEL_TYPES[kind])
 
 
 def _check_weights(path: Path) -> Finding:

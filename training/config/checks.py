@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
 from training.config.bounds import check_bounds
+from training.config.model_file import check_model_file
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
@@ -55,6 +56,7 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
         raise ConfigError(f"tokenizer: {error}") from error
     check_tuning(run)
     check_data_path(run.data.path)
+    check_model_file(run.model.path)
     check_model_layout(run)
     return layout
 

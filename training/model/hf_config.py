@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from training.config.checks import MODEL_TYPES
+from training.config.model_file import model_faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ def read_hf_config(folder: str | Path) -> Any:
     """The folder's transformers config.
 
     Raises:
-        ValueError: the folder is not there, its config.json is damaged, or it holds another kind
-            of model, such as one that brings code of its own.
+        ValueError: the folder is not there, its config.json is damaged or lacks sizes, or it holds
+            another kind of model, such as one that brings code of its own.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -49,7 +50,8 @@ def read_hf_config(folder: str | Path) -> Any:
             "Qwen/Qwen2-VL-2B-Instruct there, or use model=tiny"
         )
     try:
-        found = json.loads(path.read_bytes())["model_type"]
+        model = json.loads(path.read_bytes())
+        found = model["model_type"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} cannot be read ({error!r}): expected a JSON object with model_type; fetch the "
@@ -59,6 +61,8 @@ def read_hf_config(folder: str | Path) -> Any:
     if found not in MODEL_TYPES:
         known = " or ".join(map(repr, MODEL_TYPES))
         raise ValueError(f"{path} describes {found!r}; expected {known}")
+    if faults := model_faults(model):
+        raise ValueError(f"{path} cannot be used: {'; '.join(faults)}")
     return AutoConfig.from_pretrained(folder)
 
 

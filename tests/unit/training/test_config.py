@@ -204,9 +204,14 @@ def test_pixel_bounds_and_tokenizer_are_checked(shards):
 
 def test_the_vision_mlp_must_be_divisible_too(shards, tmp_path):
     """3420 channels in Qwen2.5-VL: no model of it divides over eight ranks."""
-    sizes = {"num_attention_heads": 16, "num_key_value_heads": 8}
-    vision = {"num_heads": 16, "intermediate_size": 3420}
-    model = {"model_type": "qwen2_5_vl", **sizes, "vision_config": vision}
+    sizes = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 36}
+    sizes |= {"hidden_size": 2048, "intermediate_size": 11008, "vocab_size": 151936}
+    model = {
+        "model_type": "qwen2_5_vl",
+        **sizes,
+        "rope_scaling": {"mrope_section": [16, 24, 24]},
+        "vision_config": {"num_heads": 16, "intermediate_size": 3420},
+    }
     (tmp_path / "config.json").write_text(json.dumps(model))
     run = compose(f"data.path={shards}", f"model.path={tmp_path}", "trainer.tensor_parallel_size=8")
     with pytest.raises(ConfigError, match="TP_SIZE=8 does not divide the model's 3420 channels"):

@@ -82,6 +82,10 @@ def test_tokenizer_files_that_are_missing(model):
 def test_another_model_or_none(model, tmp_path):
     (model / "config.json").write_text('{"model_type": "llama"}')
     assert "is a llama; expected qwen2_vl" in failures(model)["model"]
+    (model / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    assert "hidden_size is missing; " in failures(model)["model"]
+    (model / "config.json").write_text("[")
+    assert "Expecting value" in failures(model)["model"]
     assert "has no config.json: clone Qwen/Qwen2-VL" in failures(tmp_path / "none")["model"]
 
 
