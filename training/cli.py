@@ -17,7 +17,7 @@ from training.config.compose import compose_config, register_schema, to_run_conf
 from training.config.groups import CONFIG_DIR
 from training.config.overrides import ConfigError, check_overrides
 from training.errors import RunError
-from training.rank_errors import note_error
+from training.rank_errors import first_cause, note_error
 
 _USAGE = """\
 usage: python -m training [fit] KEY=VALUE …   train (see training/config/schema.py for the keys)
@@ -79,7 +79,7 @@ def _hydra_entry(config: DictConfig) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except Exception as error:
-        note_error(f"{type(error).__name__}: {error}")
+        note_error(first_cause(error))
         raise
 
 

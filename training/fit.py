@@ -12,6 +12,7 @@ from training.compat import activate
 activate()
 
 import lightning.pytorch as pl  # noqa: E402
+from megatron.energon.errors import FatalSampleError  # noqa: E402
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from training.build import build_data, build_model, build_visual  # noqa: E402
@@ -22,6 +23,7 @@ from training.errors import RunError, StopRequested  # noqa: E402
 from training.finished import RunFinished  # noqa: E402
 from training.ledger import forget_steps_after  # noqa: E402
 from training.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
+from training.rank_errors import first_cause  # noqa: E402
 from training.rank_watch import clear_places  # noqa: E402
 from training.report import try_run_summary  # noqa: E402
 from training.resume import began_at, find_resume, is_own  # noqa: E402
@@ -92,6 +94,9 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         if not is_out_of_memory(error):
             raise
         raise RunError(memory.explain(trainer, model, error)) from error
+    except FatalSampleError as error:
+        # a loader process's stacks around what `training.data.rejects` said
+        raise RunError(first_cause(error).partition(": ")[2]) from error
     except CheckpointException as error:
         raise RunError(explain_unwritten(folder, "a checkpoint", error)) from error
     except OSError as error:

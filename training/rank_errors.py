@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,16 @@ def note_error(message: str) -> None:
         return
     with suppress(OSError):  # the disk may be what failed
         Path(folder, os.environ.get("RANK", "0")).write_text(message)
+
+
+def first_cause(error: BaseException) -> str:
+    """ "KIND: message" of an exception; of one that carries a loader process's stacks as its text,
+    of the first of these.
+    """
+    text = str(error)
+    _, is_stack, stacks = text.partition("Traceback (most recent call last):")
+    found = re.search(r"^[\w.]*?(\w+): (.*)", stacks, re.MULTILINE) if is_stack else None
+    return f"{found[1]}: {found[2]}" if found else f"{type(error).__name__}: {text}"
 
 
 def describe_errors(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
 from training.config.video import video_rules
+from training.data.shard_index import used_shards
 
 #: `model_type` of a model's config.json → what people call it; the models that training knows
 MODEL_TYPES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
@@ -263,3 +265,12 @@ def check_data_path(path: str) -> None:
             f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
             f"`python -m data_prep prepare {path} --split 8,1,1` first"
         )
+    if where.is_dir():
+        there = set(os.listdir(where))
+        gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
+        if gone:
+            shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
+            raise ConfigError(
+                f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
+                f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,9 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
     shards = list(orjson.loads(files[0].read_bytes())["shard_counts"])
     parts = _split_parts(files[1])
     # whole shards, and single samples as SHARD/KEY
-    excluded = {name for pattern in parts.get("exclude") or () for name in braceexpand(pattern)}
+    excluded = set(_expand(parts.get("exclude")))
     split_of = {
-        name: split
-        for split, patterns in parts["split_parts"].items()
-        for pattern in patterns
-        for name in braceexpand(pattern)
+        name: split for split, names in parts["split_parts"].items() for name in _expand(names)
     }
     found: dict[str, set[str]] = {split: set() for split in parts["split_parts"]}
     with closing(_open_index(files[2])) as index:
@@ -40,6 +38,18 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
             if shard in split_of and not {shard, f"{shard}/{key}"} & excluded:
                 found[split_of[shard]].add(key)
     return found
+
+
+def used_shards(path: str | Path) -> list[str]:
+    """Names of the shards that the splits of a folder are made of, without those left out."""
+    file = Path(path) / _META / "split.yaml"
+    if not file.is_file():
+        return []
+    parts = _split_parts(file)
+    excluded = set(_expand(parts.get("exclude")))
+    splits = (parts.get("split_parts") or {}).values()
+    names = dict.fromkeys(name for patterns in splits for name in _expand(patterns))
+    return [name for name in names if name not in excluded]
 
 
 def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
@@ -91,6 +101,12 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
         "shards": _digest(orjson.dumps(shards)),
         "split": _digest(orjson.dumps([parts["split_parts"], parts.get("exclude") or []])),
     }
+
+
+def _expand(patterns: Sequence[str] | None) -> Iterator[str]:
+    """Names that a list of brace patterns stands for."""
+    for pattern in patterns or ():
+        yield from braceexpand(pattern)
 
 
 def _split_parts(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -216,6 +217,19 @@ def test_the_vision_mlp_must_be_divisible_too(shards, tmp_path):
     run = compose(f"data.path={shards}", f"model.path={tmp_path}", "trainer.tensor_parallel_size=8")
     with pytest.raises(ConfigError, match="TP_SIZE=8 does not divide the model's 3420 channels"):
         check_run(run, 8)
+
+
+def test_shards_that_are_gone_are_named(shards, tmp_path):
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    check_data_path(str(copy))
+    first, *others = sorted(copy.glob("*.tar"))
+    first.unlink()
+    with pytest.raises(ConfigError, match=rf"lacks 1 of the shards .* name: {first.name}; copy"):
+        check_data_path(str(copy))
+    for other in others:
+        other.unlink()
+    with pytest.raises(ConfigError, match=rf"lacks {1 + len(others)} of the shards .* …; copy"):
+        check_data_path(str(copy))
 
 
 def test_the_data_path_must_be_prepared(tmp_path, shards):

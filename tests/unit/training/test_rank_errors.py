@@ -6,7 +6,13 @@ import os
 
 import pytest
 
-from training.rank_errors import FOLDER_VARIABLE, describe_errors, name_ranks, note_error
+from training.rank_errors import (
+    FOLDER_VARIABLE,
+    describe_errors,
+    first_cause,
+    name_ranks,
+    note_error,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +53,22 @@ def test_nothing_is_left_where_nobody_asked(tmp_path, monkeypatch):
 def test_a_folder_that_is_gone_does_not_hide_the_error(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "gone"))
     note_error("bad")
+
+
+def test_of_a_loader_processs_stacks_the_first_cause_is_told():
+    """As torch passes them on: its own words, then the worker's stacks."""
+    text = """Caught FatalSampleError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "rejects.py", line 77, in reject
+    raise FatalSampleError(
+megatron.energon.errors.FatalSampleError: 100 samples in a row: see rejects/*.jsonl
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "worker.py", line 374
+megatron.energon.errors.FatalSampleError: Sample CrudeChat(__key__='a') failed
+"""
+    said = "FatalSampleError: 100 samples in a row: see rejects/*.jsonl"
+    assert first_cause(RuntimeError(text)) == said
+    assert first_cause(KeyError("a")) == "KeyError: 'a'"
