@@ -20,7 +20,7 @@ from packaging.markers import Marker
 
 from training.config.checks import MODEL_TYPES, check_data_path
 from training.config.groups import ROOT
-from training.config.model_file import check_model_file
+from training.config.model_file import check_model_file, read_model_file
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 
@@ -194,13 +194,13 @@ def check_model(folder: str) -> Iterator[Finding]:
 
 def _check_config(path: Path) -> Finding:
     try:
-        kind = json.loads((path / "config.json").read_bytes()).get("model_type")
+        kind = (read_model_file(path) or {}).get("model_type")
         if kind not in MODEL_TYPES:
             expected = " or ".join(MODEL_TYPES)
             detail = f"{path} is a {kind}; expected {expected}"
             return Finding(status="FAIL", what="model", detail=detail)
-        check_model_file(str(path))
-    except (ConfigError, ValueError, AttributeError) as error:
+        check_model_file(path)
+    except ConfigError as error:
         return Finding(status="FAIL", what="model", detail=str(error))
     return Finding(status="ok", what="model", detail=MODEL_TYPES[kind])
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
 from training.config.bounds import check_bounds
-from training.config.model_file import check_model_file
+from training.config.model_file import check_model_file, read_model_file
 from training.config.overrides import ConfigError
 from training.config.schema import RunConfig
 from training.config.tuning import check_tuning
@@ -69,13 +68,9 @@ def check_model_layout(run: RunConfig) -> None:
     Raises:
         ConfigError: they cannot.
     """
-    config = Path(run.model.path) / "config.json"
-    if not config.is_file():
+    model = read_model_file(run.model.path)
+    if model is None:
         return
-    try:
-        model = json.loads(config.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{config} is no JSON ({error}): fetch it again") from error
     vision = model.get("vision_config", {})
     check_divisions(
         run,

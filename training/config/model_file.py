@@ -81,19 +81,30 @@ def _head_faults(model: dict[str, Any]) -> list[str]:
     return faults
 
 
-def check_model_file(folder: str) -> None:
+def read_model_file(folder: str | Path) -> dict[str, Any] | None:
+    """A folder's config.json; None where there is none yet.
+
+    Raises:
+        ConfigError: it is no JSON object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        model = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON ({error}): fetch it again") from error
+    if not isinstance(model, dict):
+        raise ConfigError(f"{path} cannot be used: it is no JSON object")
+    return model
+
+
+def check_model_file(folder: str | Path) -> None:
     """Says nothing where there is no model yet.
 
     Raises:
         ConfigError: what is wrong with the folder's config.json, all of it.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        return
-    try:
-        model = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON ({error}): fetch it again") from error
-    faults = model_faults(model) if isinstance(model, dict) else ["it is no JSON object"]
-    if faults:
-        raise ConfigError(f"{path} cannot be used: {'; '.join(faults)}")
+    model = read_model_file(folder)
+    if model is not None and (faults := model_faults(model)):
+        raise ConfigError(f"{Path(folder) / 'config.json'} cannot be used: {'; '.join(faults)}")
