@@ -45,7 +45,7 @@ def soak(
             *("data.shuffle_buffer_size=100", *(setting or [])),
         ]
         process = subprocess.Popen(
-            [sys.executable, "-m", "training", "fit", *settings],
+            [sys.executable, "-m", "dct_vl", "fit", *settings],
             cwd=ROOT,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,

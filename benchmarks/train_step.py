@@ -8,7 +8,7 @@
 
 Random weights, bf16, no recomputation, loss on the text, medians over blocks of steps. Each
 contestant is a process of its own with a time limit; one that fails is a row with its error. FLOPs
-are `training.flops`, the same for all, by the shape and not by what an implementation happens to
+are `dct_vl.runs.flops`, the same for all, by the shape and not by what an implementation happens to
 compute. "mfu" counts the output layer for every token, as 6 · parameters · tokens does; "mfu
 needed" only for tokens with loss. FILE is written anew after every contestant.
 
@@ -41,7 +41,7 @@ import torch  # noqa: E402
 from train_step_cases import CONTESTANTS, VARIANTS, base_case, flops_of, make_case  # noqa: E402
 from train_step_report import figures, show, show_profile, summary, write  # noqa: E402
 
-from training.flops import device_peak_flops  # noqa: E402
+from dct_vl.runs.flops import device_peak_flops  # noqa: E402
 
 
 def find_newest_transformers() -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import MODELS, ModelShape
-from training.flops import StepFlops, StepWork
+from dct_vl.runs.flops import StepFlops, StepWork
 
 TOKEN_IDS_2B = {
     "bos_token_id": 151643,
@@ -59,8 +59,8 @@ TINY_VISION = {
     "mlp_ratio": 2,
 }
 
-#: contestant → what it changes of the case; `ours` runs as training.fit does; x4 has four times the
-#: patches a picture and half the pictures
+#: contestant → what it changes of the case; `ours` runs as dct_vl.training.fit does; x4 has four
+#: times the patches a picture and half the pictures
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "packed pixel": {"stack": "ours", "packed": True},
     "newest transformers": {"stack": "hf", "site": "newest"},

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.compat import activate
+from dct_vl.compat import activate
 
 activate()
 
@@ -34,18 +34,18 @@ from omegaconf import OmegaConf  # noqa: E402
 from train_step_times import PROFILED, StepTimes  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
-from training.build import build_data, build_model, build_visual  # noqa: E402
-from training.config.checks import Layout  # noqa: E402
-from training.config.schema import RunConfig  # noqa: E402
-from training.data.batch import pack_batch, pad_batch  # noqa: E402
-from training.data.pictures import encode_pictures  # noqa: E402
-from training.data.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
-from training.data.samples import EncodedChat  # noqa: E402
-from training.model.layer_specs import resolve_layer_spec  # noqa: E402
-from training.out_of_memory import MemoryWatch  # noqa: E402
-from training.run_files import run_dir  # noqa: E402
-from training.stop_signals import StopSignals  # noqa: E402
-from training.trainer import build_trainer  # noqa: E402
+from dct_vl.inputs.batch import pack_batch, pad_batch  # noqa: E402
+from dct_vl.inputs.pictures import encode_pictures  # noqa: E402
+from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
+from dct_vl.inputs.samples import EncodedChat  # noqa: E402
+from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
+from dct_vl.runs.config.checks import Layout  # noqa: E402
+from dct_vl.runs.config.schema import RunConfig  # noqa: E402
+from dct_vl.runs.run_files import run_dir  # noqa: E402
+from dct_vl.training.build import build_data, build_model, build_visual  # noqa: E402
+from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
+from dct_vl.training.trainer import build_trainer  # noqa: E402
+from dct_vl.training.watch.out_of_memory import MemoryWatch  # noqa: E402
 
 
 class Repeat(pl.LightningDataModule):
@@ -139,15 +139,15 @@ def run_config(case: dict[str, Any], folder: Path, seq_length: int) -> RunConfig
 
 def write_model_folder(case: dict[str, Any], folder: Path, *, with_tokenizer: bool) -> None:
     """config.json of the shape, without weights; they are drawn on the device."""
-    from training.random_model.shapes import TinyShape, config_2b, tiny_config
+    from dct_vl.model.random_model.shapes import TinyShape, config_2b, tiny_config
 
     if case["shape"] == "2b":
         config = config_2b()
     else:
         config = tiny_config(TinyShape(), first_special_id=case["max_text_id"])
     if with_tokenizer:
-        from training.random_model.tokenizer import train_tokenizer
-        from training.tiny_model import shard_texts
+        from dct_vl.model.random_model.tokenizer import train_tokenizer
+        from dct_vl.training.tiny_model import shard_texts
 
         tokenizer = train_tokenizer(
             list(shard_texts(case["data_path"]))[:2000],

@@ -1,6 +1,6 @@
 """NeMo's stock Qwen2-VL for train_step_nemo.py, which imports this.
 
-Nothing of it is changed but the stream of its DDP (`training.compat.ddp_stream`).
+Nothing of it is changed but the stream of its DDP (`dct_vl.compat.ddp_stream`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 
-from training.compat import have_transformer_engine
-from training.data.plan_chat import VISUAL_TOKEN_INDEX
+from dct_vl.compat import have_transformer_engine
+from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 
 
 def stock_length(case: dict[str, Any]) -> int:
@@ -188,8 +188,8 @@ def stock_batch(case: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def plain_spec(*, is_vision: bool) -> Any:
     """Megatron's local layers with an attention that takes NeMo's packed parameters."""
-    from training.model.attention import SegmentedAttention
-    from training.model.layer_specs import layer_spec
+    from dct_vl.model.attention import SegmentedAttention
+    from dct_vl.model.layer_specs import layer_spec
 
     class PackedParamsAttention(SegmentedAttention):
         def forward(self, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:

@@ -39,10 +39,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} CUDA_VISIBLE_DEVICES=
 started=$SECONDS
 middle=$((STEPS / 2))
 step() { printf '\n[%3d s] %s\n' "$((SECONDS - started))" "$*"; }
-train() { "$PYTHON" -m training fit experiment=quickstart/tiny \
+train() { "$PYTHON" -m dct_vl fit experiment=quickstart/tiny \
   "model.path=$OUTPUT_DIR/model" "data.path=$OUTPUT_DIR/wds" "log_dir=$OUTPUT_DIR/runs" \
   "trainer.max_steps=$STEPS" "trainer.save_every=$middle" trainer.keep_last=3 "$@"; }
-ask() { "$PYTHON" -m evaluation answers "$OUTPUT_DIR/runs/$1" --limit 120 "${@:2}"; }
+ask() { "$PYTHON" -m dct_vl answers "$OUTPUT_DIR/runs/$1" --limit 120 "${@:2}"; }
 
 rm -rf "$OUTPUT_DIR"
 mkdir -p "$OUTPUT_DIR"
@@ -56,8 +56,8 @@ step "2/9 making shards and preparing them for Energon"
 "$PYTHON" -m data_prep prepare "$OUTPUT_DIR/wds" --split 8,1,1
 
 step "3/9 writing a tiny Qwen2-VL with random weights and a tokenizer trained on the questions"
-"$PYTHON" -m training random-model "$OUTPUT_DIR/model" --corpus "$OUTPUT_DIR/raw/cambrian737k.json"
-"$PYTHON" -m training doctor "model.path=$OUTPUT_DIR/model" "data.path=$OUTPUT_DIR/wds"
+"$PYTHON" -m dct_vl random-model "$OUTPUT_DIR/model" --corpus "$OUTPUT_DIR/raw/cambrian737k.json"
+"$PYTHON" -m dct_vl doctor "model.path=$OUTPUT_DIR/model" "data.path=$OUTPUT_DIR/wds"
 
 step "4/9 training with $TOKENIZER, $STEPS steps"
 train "tokenizer=$TOKENIZER" experiment_name=main
@@ -76,8 +76,8 @@ ask main --output "$OUTPUT_DIR/answers/blank.jsonl" --blank
 ask control --output "$OUTPUT_DIR/answers/control.jsonl"
 
 step "8/9 exporting $TOKENIZER, and asking the folder in a process that cannot import this project"
-"$PYTHON" -m evaluation export "$OUTPUT_DIR/runs/main" "$OUTPUT_DIR/hf" --outside 40
+"$PYTHON" -m dct_vl export "$OUTPUT_DIR/runs/main" "$OUTPUT_DIR/hf" --outside 40
 
 step "9/9 writing the report, and the page that compares both runs"
-"$PYTHON" -m evaluation quickstart "$OUTPUT_DIR" --resumed-from "$middle" \
+"$PYTHON" -m dct_vl quickstart "$OUTPUT_DIR" --resumed-from "$middle" \
   --seconds "$((SECONDS - started))"

@@ -2,7 +2,7 @@
 # Fine-tunes Qwen2-VL or Qwen2.5-VL on 1 to N GPUs, or on the CPU. Every variable below can be set
 # from outside:
 #   TOKENIZER=dct14 MBS=2 GBS=64 DEVICES=8 bash launch/qwen_launch.sh
-# Further settings follow as key=value (see training/config/schema.py), and --dry-run prints what
+# Further settings follow as key=value (see dct_vl/runs/config/schema.py), and --dry-run prints what
 # would be started:
 #   bash launch/qwen_launch.sh trainer.max_steps=2000 optim.lr=2e-5
 # Several machines: launch/slurm.sbatch, or the same command on each of them with torchrun's NNODES,
@@ -29,7 +29,7 @@ for setting in "$@"; do
   case $setting in
     experiment=* | model=* | tokenizer=* | experiment_name=* | -m | --multirun)
       echo "error: $setting: this script sets it from its variables (TOKENIZER, MODEL_PATH," \
-        "EXPERIMENT_NAME); use \`python -m training launch\` for experiments" >&2
+        "EXPERIMENT_NAME); use \`dct-vl launch\` for experiments" >&2
       exit 2
       ;;
   esac
@@ -47,7 +47,7 @@ cd "$(dirname "$0")/.."
 source launch/setup_env.sh
 export DEVICES NUM_PROC_PER_NODE
 
-exec "$PYTHON" -m training launch \
+exec "$PYTHON" -m dct_vl launch \
   "experiment_name=$EXPERIMENT_NAME" \
   "tokenizer=$TOKENIZER" \
   "model.path=$MODEL_PATH" \

@@ -43,12 +43,12 @@ make_pages wds numbers "$NUM_ENTRIES"
 if [ ! -f "$OUTPUT_DIR/pretrained/config.json" ]; then
   step "stage 1: pretraining with pixel"
   [ -f "$OUTPUT_DIR/random/config.json" ] ||
-    "$PYTHON" -m training random-model "$OUTPUT_DIR/random" --shape small \
+    "$PYTHON" -m dct_vl random-model "$OUTPUT_DIR/random" --shape small \
       --corpus "$OUTPUT_DIR/raw-lessons/cambrian737k.json"
-  "$PYTHON" -m training fit experiment=dct_tokenizer/study_pretrain "model.path=$OUTPUT_DIR/random" \
+  "$PYTHON" -m dct_vl fit experiment=dct_tokenizer/study_pretrain "model.path=$OUTPUT_DIR/random" \
     "data.path=$OUTPUT_DIR/lessons" "log_dir=$OUTPUT_DIR" ${pretrain[@]+"${pretrain[@]}"}
   step "stage 1: exporting it for stage 2"
-  "$PYTHON" -m evaluation export "$OUTPUT_DIR/pretrain" "$OUTPUT_DIR/pretrained"
+  "$PYTHON" -m dct_vl export "$OUTPUT_DIR/pretrain" "$OUTPUT_DIR/pretrained"
 fi
 if [ ! -f "$OUTPUT_DIR/measured.json" ]; then
   step "statistics of the coefficients on the training pages"
@@ -87,7 +87,7 @@ run_one() {
     [ -d "$run/checkpoints/step-$(printf %08d "$last")" ] && return
   fi
   on_gpu
-  "$PYTHON" -m training fit experiment=dct_tokenizer/study "experiment_name=${words[0]}" \
+  "$PYTHON" -m dct_vl fit experiment=dct_tokenizer/study "experiment_name=${words[0]}" \
     "model.path=$OUTPUT_DIR/pretrained" "data.path=$OUTPUT_DIR/wds" "data.num_workers=$workers" \
     "log_dir=$OUTPUT_DIR/runs" "${words[@]:1}" ${switch[@]+"${switch[@]}"} >"$log" 2>&1 ||
     { echo "error: ${words[0]} failed, see $log" >&2; return 1; }
@@ -97,7 +97,7 @@ score() {
   read -ra runs <<<"$1"
   on_gpu
   log="$OUTPUT_DIR/logs/$2-$SLOT.log"
-  "$PYTHON" -m evaluation "$2" "${runs[@]}" --split test --batch-size "$BATCH" >"$log" 2>&1 ||
+  "$PYTHON" -m dct_vl "$2" "${runs[@]}" --split test --batch-size "$BATCH" >"$log" 2>&1 ||
     { echo "error: see $log" >&2; return 1; }
 }
 # the runs without a file, in as many processes as can go at once
@@ -121,4 +121,4 @@ step "speed of each tokenizer, one at a time on a GPU"
 each_run speed speed.json "$NUM_GPUS" "$OUTPUT_DIR"/runs/*-"$first"
 
 step "table and plots"
-"$PYTHON" -m evaluation study "$OUTPUT_DIR/runs" --output "$OUTPUT_DIR/report"
+"$PYTHON" -m dct_vl study "$OUTPUT_DIR/runs" --output "$OUTPUT_DIR/report"

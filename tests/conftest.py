@@ -72,8 +72,8 @@ def tiny_model_25(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _tiny_folder(drawn: Path, folder: Path, **sizes: Any) -> Path:
-    from training.random_model import TinyShape, write_random_model
-    from training.random_model.cli import conversation_texts
+    from dct_vl.model.random_model import TinyShape, write_random_model
+    from dct_vl.verbs.random_model import conversation_texts
 
     # two heads and one group for each of two tensor-parallel ranks
     shape = TinyShape(
@@ -115,15 +115,15 @@ def build_module(tiny_model: Path) -> Callable[..., Any]:
     build_module(preset, folder=tiny_model, fused_layers=False, **tokenizer_keys) gives a
     TokenizerQwen2VL in eval mode.
     """
-    from evaluation.loading import start_single_process
+    from dct_vl.inference.loading import start_single_process
 
     start_single_process()
 
     import torch
 
     from dct_tokenizer.registry import preset_config
-    from training.model.from_hf import ModelOptions, model_config
-    from training.model.hf_weights import load_hf_weights
+    from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
+    from dct_vl.model.weights import load_hf_weights
 
     def build(
         preset: str, folder: Path = tiny_model, fused_layers: bool = False, **keys: Any

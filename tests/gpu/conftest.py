@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path.append(str(ROOT / "tests" / "unit" / "training"))
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
 
 def missing_device() -> str:

@@ -12,30 +12,30 @@ from typing import Any
 
 import torch
 
-from evaluation.loading import start_single_process  # activates training.compat
+from dct_vl.inference.loading import start_single_process  # activates dct_vl.compat
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "training"))
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 from sample_chats import ROWS, crude, picture
 from sample_videos import noise_frames, video
 from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import preset_config
-from training.data.batch import (
+from dct_vl.inputs.batch import (
     EVERY_STAGE_FIELDS,
     FIRST_STAGE_FIELDS,
     HOST_FIELDS,
     LAST_STAGE_FIELDS,
     pack_batch,
 )
-from training.data.chat import ChatTokenizer
-from training.data.rejects import RejectLog
-from training.data.samples import CrudeChat, EncodedChat
-from training.data.task_encoder import ChatTaskEncoder
-from training.data.video_rules import VideoRules
-from training.model.from_hf import ModelOptions, model_config
-from training.model.hf_weights import load_hf_weights
-from training.model.layer_specs import LayerSpecName
+from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.rejects import RejectLog
+from dct_vl.inputs.samples import CrudeChat, EncodedChat
+from dct_vl.inputs.video_rules import VideoRules
+from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
+from dct_vl.model.layer_specs import LayerSpecName
+from dct_vl.model.weights import load_hf_weights
+from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 PRESETS = ("pixel", "dct28_420")
 LENGTH = 384

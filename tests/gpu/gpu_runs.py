@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoints import list_checkpoints
-from training.run_files import read_steps
+from dct_vl.runs.run_files import read_steps
+from dct_vl.training.restart.checkpoints import list_checkpoints
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -156,7 +156,7 @@ class Runs:
         *overrides: str,
         after: Future[str] | None = None,
         log: str | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "training", "fit"),
+        command: Sequence[str] = (sys.executable, "-m", "dct_vl", "fit"),
     ) -> Future[str]:
         words = [*self.settings, *self._place(name), f"model.layer_spec={spec}", *overrides]
         return self.background.start(log or name, [*command, *words], after=after)

@@ -1,4 +1,4 @@
-"""`python -m training` in a process that gets few MiB of its device: MIB VERB KEY=VALUE …
+"""`dct-vl` in a process that gets few MiB of its device: MIB VERB KEY=VALUE …
 
 A limit of torch's allocator, so that other processes on the device keep theirs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from training.cli import main
+from dct_vl.verbs.fit import main
 
 if __name__ == "__main__":
     # not above: processes of the run import this file too

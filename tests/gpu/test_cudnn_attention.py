@@ -18,11 +18,11 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def attention():
-    from training.model.attention import have_cudnn_attention
+    from dct_vl.model.attention import have_cudnn_attention
 
     if not have_cudnn_attention():
         pytest.skip("no nvidia-cudnn-frontend, or no GPU of compute capability 9.0")
-    from training.model import cudnn_attention
+    from dct_vl.model import cudnn_attention
 
     return cudnn_attention
 

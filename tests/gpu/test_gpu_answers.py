@@ -5,13 +5,13 @@ from __future__ import annotations
 import gpu_device
 import pytest
 
-from training.run_files import read_json_lines
+from dct_vl.runs.run_files import read_json_lines
 
 
 @pytest.fixture(scope="module")
 def model(runs):
     """Of a DCT tokenizer, whose fixed basis stayed on the host once."""
-    from evaluation.loading import load_checkpoint
+    from dct_vl.inference.loading import load_checkpoint
 
     return load_checkpoint(runs.checkpoint("local", 4))
 
@@ -24,7 +24,7 @@ def test_all_of_a_loaded_model_is_on_the_device(model):
 
 
 def test_words_are_scored(model, tmp_path):
-    from evaluation.words import write_words
+    from dct_vl.evaluation.words import write_words
 
     output = tmp_path / "words.jsonl"
     found = write_words(model, output, split="val", limit=6, batch_size=3)
@@ -36,7 +36,7 @@ def test_words_are_scored(model, tmp_path):
 
 
 def test_questions_are_answered(model, tmp_path):
-    from evaluation.answers import AnswerOptions, write_answers
+    from dct_vl.evaluation.answers import AnswerOptions, write_answers
 
     output = tmp_path / "answers.jsonl"
     options = AnswerOptions(limit=6, batch_size=4, max_new_tokens=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from training.config.compose import compose_config
+from dct_vl.runs.config.compose import compose_config
 
 
 def test_the_message_names_the_pack_and_what_would_fit(runs):

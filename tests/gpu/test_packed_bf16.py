@@ -40,7 +40,7 @@ def measured(request, tiny_model, need_spec) -> tuple[str, Measured]:
     preset, way = request.param
     need_spec(way)
     if way == "cudnn":
-        from training.model.attention import have_cudnn_attention
+        from dct_vl.model.attention import have_cudnn_attention
 
         if not have_cudnn_attention():
             pytest.skip("no nvidia-cudnn-frontend, or no GPU of compute capability 9.0")
@@ -53,8 +53,8 @@ def measure(folder: Path, preset: str, way: str) -> Measured:
     import gpu_packs as packs
     import torch
 
-    from training.model.attention import prefer_cudnn
-    from training.model.fused.compiling import allow_compiling
+    from dct_vl.model.attention import prefer_cudnn
+    from dct_vl.model.fused.compiling import allow_compiling
 
     allow_compiling(way == "compiled")
     prefer_cudnn(way == "cudnn")

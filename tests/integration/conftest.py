@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints import list_checkpoints
-from training.ledger import read_ledger
-from training.run_files import VALIDATION_NAME, read_json_lines, read_steps
+from dct_vl.runs.ledger import read_ledger
+from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines, read_steps
+from dct_vl.training.restart.checkpoints import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 #: six steps of four samples with a checkpoint and a validation in the middle and at the end
@@ -59,7 +59,7 @@ class Run:
 
 
 class Trainer:
-    """Starts `python -m training fit` on the shared shards and model."""
+    """Starts `dct-vl fit` on the shared shards and model."""
 
     def __init__(self, shards: Path, model: Path, log_dir: Path) -> None:
         self.settings = (*SETTINGS, f"data.path={shards}", f"model.path={model}")
@@ -67,7 +67,7 @@ class Trainer:
 
     def command(self, name: str, overrides: Sequence[str] = (), ranks: int = 1) -> list[str]:
         """Command line of a run, under torchrun where it has several ranks."""
-        start = ["-m", "training", "fit"]
+        start = ["-m", "dct_vl", "fit"]
         if ranks > 1:
             torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
             start = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", *start]
@@ -95,9 +95,9 @@ class Trainer:
         return self._run(self.command(name, overrides, ranks))
 
     def launch(self, name: str, *overrides: str, ranks: int) -> subprocess.CompletedProcess[str]:
-        """The same through `python -m training launch`."""
+        """The same through `dct-vl launch`."""
         words = [word for word in self.command(name, overrides)[4:] if "accelerator" not in word]
-        command = [sys.executable, "-m", "training", "launch", *words]
+        command = [sys.executable, "-m", "dct_vl", "launch", *words]
         return self._run(command, DEVICES="cpu", NUM_PROC_PER_NODE=str(ranks))
 
     def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
@@ -154,7 +154,7 @@ def grid_in_transformers(grid: Run, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("exported") / "hf"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "evaluation", "export", str(grid.folder), str(out)),
+            *(sys.executable, "-m", "dct_vl", "export", str(grid.folder), str(out)),
             *("--check", "6"),
         ],
         capture_output=True,

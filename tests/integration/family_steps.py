@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from training.compat import activate
+from dct_vl.compat import activate
 
 activate()
 
@@ -38,15 +38,15 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from dct_tokenizer import build_tokenizer  # noqa: E402
 from dct_tokenizer.registry import preset_config  # noqa: E402
-from training.config.schema import LoraConfig, ModelConfig  # noqa: E402
-from training.config.tuning import trained_parts  # noqa: E402
-from training.data.chat import ChatTokenizer  # noqa: E402
-from training.data.rejects import RejectLog  # noqa: E402
-from training.data.task_encoder import ChatTaskEncoder  # noqa: E402
-from training.model.from_hf import ModelOptions, model_config  # noqa: E402
-from training.model.module import TokenizerQwen2VLModel, forward_step, to_stage  # noqa: E402
+from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.rejects import RejectLog  # noqa: E402
+from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
+from dct_vl.runs.config.schema import LoraConfig, ModelConfig  # noqa: E402
+from dct_vl.runs.config.tuning import trained_parts  # noqa: E402
+from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
+from dct_vl.training.module import TokenizerQwen2VLModel, forward_step, to_stage  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from sample_chats import ROWS, crude  # noqa: E402
 
 SEQ_LENGTH = 128

@@ -1,4 +1,4 @@
-"""`python -m training fit` on a disk that takes seconds; run by test_async_save.py.
+"""`dct-vl fit` on a disk that takes seconds; run by test_async_save.py.
 
 python slow_disk.py SECONDS fit OVERRIDE...
 """
@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from training.compat import activate
+from dct_vl.compat import activate
 
 activate()
 
@@ -17,7 +17,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import (  # no
     FileSystemWriterAsync,
 )
 
-from training.cli import main  # noqa: E402
+from dct_vl.verbs.fit import main  # noqa: E402
 
 if __name__ == "__main__":
     seconds = float(sys.argv.pop(1))

@@ -37,7 +37,7 @@ QUESTIONS = ("What color is the shape?", "Where is it?")
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory) -> list[Path]:
-    from evaluation.import_hf import import_folder
+    from dct_vl.export.import_hf import import_folder
 
     folder = tmp_path_factory.mktemp("runs")
     found = [folder / name for name in ("dct28_420", "pixel")]
@@ -60,7 +60,7 @@ def address(runs, tmp_path_factory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "evaluation", "chat", *map(str, runs), "--web"]
+    command = [sys.executable, "-m", "dct_vl", "chat", *map(str, runs), "--web"]
     log = tmp_path_factory.mktemp("log") / "web.log"
     with open(log, "wb") as output:
         server = subprocess.Popen(
@@ -129,10 +129,10 @@ def choose(browser: Any, name: str) -> None:
 
 def spoken(runs: list[Path], tokenizer: str, picture: Path) -> list[str]:
     """The same conversation, asked of the engine."""
-    from evaluation.chat.conversation import Conversation, read_medium
-    from evaluation.generate.engine import AnswerSettings, Reply
-    from evaluation.generate.open_engine import open_engine
-    from evaluation.generate.teams import Layout
+    from dct_vl.inference.chat.conversation import Conversation, read_medium
+    from dct_vl.inference.generate.engine import AnswerSettings, Reply
+    from dct_vl.inference.generate.open_engine import open_engine
+    from dct_vl.inference.generate.teams import Layout
 
     run = next(run for run in runs if run.name == tokenizer)
     engine = open_engine(run, AnswerSettings(max_pixels=12544), Layout())
@@ -203,7 +203,7 @@ def test_the_port_is_of_this_machine_alone_and_may_be_taken(address, runs):
     port = int(address.rpartition(":")[2])
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.2", port)) != 0, "bound to more than 127.0.0.1"
-    command = [sys.executable, "-m", "evaluation", "chat", str(runs[1]), "--web", f"--port={port}"]
+    command = [sys.executable, "-m", "dct_vl", "chat", str(runs[1]), "--web", f"--port={port}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert f"nothing can listen at 127.0.0.1:{port}" in " ".join(done.stderr.split())

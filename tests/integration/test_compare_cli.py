@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from evaluation.cli import app
-from evaluation.held_out import read_split
-from evaluation.quickstart.collect import collect_and_report
-from evaluation.result_names import outside_answers
-from training.run_files import read_steps
+from dct_vl.evaluation.quickstart.collect import collect_and_report
+from dct_vl.inputs.held_out import read_split
+from dct_vl.runs.result_names import outside_answers
+from dct_vl.runs.run_files import read_steps
+from dct_vl.verbs.evaluation import app
 
 pytestmark = pytest.mark.slow
 
@@ -101,8 +101,8 @@ def test_an_exported_folder_answers_without_the_project(exported, reference, sha
 
 
 def test_a_tampered_folder_is_found_out(exported, reference, tmp_path):
-    from evaluation.export.outside import ask_outside
-    from evaluation.loading import load_checkpoint
+    from dct_vl.export.outside import ask_outside
+    from dct_vl.inference.loading import load_checkpoint
 
     tampered = shutil.copytree(exported[0], tmp_path / "hf")
     file = tampered / "model.safetensors"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.cli import app
-from evaluation.held_out import read_split
+from dct_vl.inputs.held_out import read_split
+from dct_vl.verbs.evaluation import app
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def generate(grid, train, questions):
             assert done.exit_code == 0, done.output
         else:
             started = subprocess.run(
-                [sys.executable, "-m", "evaluation", *command],
+                [sys.executable, "-m", "dct_vl", *command],
                 capture_output=True,
                 text=True,
                 cwd=ROOT,

@@ -1,4 +1,4 @@
-"""`python -m training layout-check` on two CPU ranks, from nothing."""
+"""`dct-vl layout-check` on two CPU ranks, from nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_layouts_pass(tmp_path):
     words = ["--ranks", "2", "--only", "tp2,cp2", "--variants", "padded", "--steps", "2"]
     where = ["--work-dir", str(tmp_path / "work"), "--json", str(table)]
     done = subprocess.run(
-        [sys.executable, "-m", "training", "layout-check", *words, *where],
+        [sys.executable, "-m", "dct_vl", "layout-check", *words, *where],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.answers import AnswerOptions, write_answers
-from evaluation.loading import load_checkpoint
-from evaluation.step_speed import write_speed
-from evaluation.study.collect import read_run
-from evaluation.words import write_words
-from training.run_files import VALIDATION_NAME, read_json_lines
+from dct_vl.evaluation.answers import AnswerOptions, write_answers
+from dct_vl.evaluation.step_speed import write_speed
+from dct_vl.evaluation.study.collect import read_run
+from dct_vl.evaluation.words import write_words
+from dct_vl.inference.loading import load_checkpoint
+from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def test_a_tensor_parallel_checkpoint_answers_as_the_whole_one(
     output = tmp_path / "split.jsonl"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "evaluation", "answers", str(tensor_parallel.checkpoint(3))),
+            *(sys.executable, "-m", "dct_vl", "answers", str(tensor_parallel.checkpoint(3))),
             *("--output", str(output), "--limit", "6", "--batch-size", "7"),
         ],
         capture_output=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.metering import StepMeter
-from training.rates import CURVES
+from dct_vl.training.watch.metering import StepMeter
+from dct_vl.training.watch.rates import CURVES
 
 pytestmark = pytest.mark.slow
 

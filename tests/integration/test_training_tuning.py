@@ -79,7 +79,7 @@ def test_parameters_are_counted_in_every_layout(lora, divided):
 
 def test_merged_weights_answer_like_adapters(divided):
     """From a checkpoint of two ranks: the adapters of gated and of plain MLPs find their rows."""
-    from evaluation.loading import load_checkpoint
+    from dct_vl.inference.loading import load_checkpoint
 
     models = [load_checkpoint(divided.folder, merge=merge).module for merge in (True, False)]
     names = [set(dict(model.named_parameters())) for model in models]

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, Trainer
 from PIL import Image
 
-from training.data.rejects import count_notes, count_rejects
+from dct_vl.inputs.rejects import count_notes, count_rejects
 
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "training"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from sample_videos import FASTSTART, noise_frames, sound, video
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.config.compose import compose_config
-from training.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line, write_provenance
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line, write_provenance
 
 STEP = {
     "num_samples": 4,

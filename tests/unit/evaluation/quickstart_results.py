@@ -10,14 +10,14 @@ from xml.etree.ElementTree import Element
 import html5lib
 import numpy as np
 
-from evaluation.quickstart import (
+from dct_vl.evaluation.quickstart import (
     ExportProof,
     QuickstartResult,
     QuickstartRun,
     ResumeProof,
     SamplePicture,
 )
-from training.run_files import STEPS_NAME, append_json_line
+from dct_vl.runs.run_files import STEPS_NAME, append_json_line
 
 
 def write_run(folder: Path, losses: list[float], rates: list[float]) -> Path:

@@ -7,10 +7,10 @@ import json
 import pytest
 from compared_runs import answer, write_lines, write_run
 
-from evaluation.compare import read_runs
-from evaluation.compare.conditions import check_conditions, differing_settings
-from evaluation.compare.pairing import pair
-from evaluation.compare.streams import compare_streams
+from dct_vl.evaluation.compare import read_runs
+from dct_vl.evaluation.compare.conditions import check_conditions, differing_settings
+from dct_vl.evaluation.compare.pairing import pair
+from dct_vl.evaluation.compare.streams import compare_streams
 
 LINES = [answer("a", 1), answer("b", 0)]
 

@@ -19,11 +19,11 @@ from compared_runs import STEP, answer, write_lines, write_run
 from PIL import Image
 
 from dct_tokenizer import build_tokenizer
-from evaluation.compare import read_runs, write_comparison
-from evaluation.compare.disagree import choose
-from evaluation.compare.pairing import pair
-from evaluation.held_out import read_split
-from training.data.images import decode_rgb
+from dct_vl.evaluation.compare import read_runs, write_comparison
+from dct_vl.evaluation.compare.disagree import choose
+from dct_vl.evaluation.compare.pairing import pair
+from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.images import decode_rgb
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'
 #: right answers of both runs to two questions each about six samples, and to one without a picture

@@ -7,10 +7,10 @@ import pytest
 from compared_runs import answer, write_lines, write_run
 from typer.testing import CliRunner
 
-from evaluation.cli import app
-from evaluation.compare import read_runs
-from evaluation.compare.intervals import difference_interval, share_interval
-from evaluation.compare.pairing import pair, score_runs, score_sources
+from dct_vl.evaluation.compare import read_runs
+from dct_vl.evaluation.compare.intervals import difference_interval, share_interval
+from dct_vl.evaluation.compare.pairing import pair, score_runs, score_sources
+from dct_vl.verbs.evaluation import app
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 from compared_runs import write_lines, write_run
 from PIL import Image
 
-from evaluation.compare import read_runs, write_comparison
+from dct_vl.evaluation.compare import read_runs, write_comparison
 
 
 def test_a_damaged_picture_is_left_out_and_the_scores_stand(tmp_path):

@@ -6,11 +6,11 @@ import orjson
 import pytest
 from compared_runs import answer, write_lines
 
-from evaluation.compare.results import find_results, read_results
-from evaluation.score import Prediction, Predictions, score_predictions
-from evaluation.score_files import write_results
-from evaluation.tasks.item import TaskItem, user_turn
-from evaluation.tasks.registry import find_task
+from dct_vl.evaluation.compare.results import find_results, read_results
+from dct_vl.evaluation.score import Prediction, Predictions, score_predictions
+from dct_vl.evaluation.score_files import write_results
+from dct_vl.evaluation.tasks.item import TaskItem, user_turn
+from dct_vl.evaluation.tasks.registry import find_task
 
 
 def test_answers_are_found_by_key_and_turn(tmp_path):

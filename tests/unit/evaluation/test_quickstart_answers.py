@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.quickstart.answers import Accuracy, AnswerLine, count_pictures, read_answers
+from dct_vl.evaluation.quickstart.answers import Accuracy, AnswerLine, count_pictures, read_answers
 
 LINE = {
     "key": "a",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from quickstart_results import answer, exported, make_result, page_of, text_of
 
-from evaluation.quickstart import QuickstartResult, write_quickstart_report
+from dct_vl.evaluation.quickstart import QuickstartResult, write_quickstart_report
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from compared_runs import answer, write_lines, write_run
 from typer.testing import CliRunner
 
-from evaluation.cli import app
+from dct_vl.verbs.evaluation import app
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("answers/main.jsonl", "python -m evaluation answers"),
+        ("answers/main.jsonl", "dct-vl answers"),
         ("wds/manifest.json", "python -m data_prep cambrian"),
         ("hf/dct_vl_export.json", "--outside 40"),
         ("runs/main/config.yaml", "config.yaml"),

@@ -17,14 +17,10 @@ from quickstart_results import answers, make_result, page_of, text_of, write_run
 
 from data_prep.cli import app as data_prep_app
 from dct_tokenizer import VisualTokenizer, build_tokenizer
-from evaluation.cli import app as evaluation_app
-from evaluation.quickstart import (
-    QuickstartResult,
-    SamplePicture,
-    write_quickstart_report,
-)
-from evaluation.quickstart.report import NEXT_COMMANDS
-from training.run_files import VALIDATION_NAME, append_json_line
+from dct_vl.evaluation.quickstart import QuickstartResult, SamplePicture, write_quickstart_report
+from dct_vl.evaluation.quickstart.report import NEXT_COMMANDS
+from dct_vl.runs.run_files import VALIDATION_NAME, append_json_line
+from dct_vl.verbs.evaluation import app as evaluation_app
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'

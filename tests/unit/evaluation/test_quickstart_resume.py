@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.quickstart import ResumeProof, resume_difference
-from training.run_files import STEPS_NAME, append_json_line
+from dct_vl.evaluation.quickstart import ResumeProof, resume_difference
+from dct_vl.runs.run_files import STEPS_NAME, append_json_line
 
 
 def write_steps(folder: Path, losses: list[tuple[int, float | None]]) -> Path:

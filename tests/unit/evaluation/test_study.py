@@ -8,10 +8,10 @@ import numpy as np
 import orjson
 import pytest
 
-from evaluation.study import StudyRun, write_study
-from evaluation.study.collect import check_comparable
-from evaluation.study.intervals import difference_interval, share_interval
-from evaluation.study.report import group
+from dct_vl.evaluation.study import StudyRun, write_study
+from dct_vl.evaluation.study.collect import check_comparable
+from dct_vl.evaluation.study.intervals import difference_interval, share_interval
+from dct_vl.evaluation.study.report import group
 
 SAMPLES = 400
 

@@ -63,7 +63,7 @@ def test_the_quickstart_takes_a_folder_with_a_space(tmp_path):
 def test_the_launch_script_refuses_what_its_variables_set(setting):
     done = run("qwen_launch.sh", setting)
     assert done.returncode == 2
-    assert "python -m training launch" in done.stderr
+    assert "dct-vl launch" in done.stderr
 
 
 def test_the_launch_script_knows_the_models_that_are_no_folders(tmp_path):

@@ -104,20 +104,20 @@ def test_every_node_starts_the_launcher_with_its_rank(job):
     assert process.wait(20) == 0
     step, python = calls(job)
     assert step == "srun --nodes=2 --ntasks-per-node=1 --kill-on-bad-exit=1 --cpu-bind=none"
-    assert python.startswith("python -m training launch experiment_name=dct14 tokenizer=dct14")
+    assert python.startswith("python -m dct_vl launch experiment_name=dct14 tokenizer=dct14")
     assert python.endswith("trainer.max_steps=7")
     assert (Path(job["NOTES"]) / "rendezvous").read_text() == "1 of 2 at node7:23456\n"
 
 
 def test_an_experiment_goes_to_the_launcher_itself(job):
     assert start(job | {"ENDS": "0"}, "experiment=scale/x", "seed=1").wait(20) == 0
-    assert calls(job)[1] == "python -m training launch experiment=scale/x seed=1"
+    assert calls(job)[1] == "python -m dct_vl launch experiment=scale/x seed=1"
 
 
 def test_variables_hold_for_an_experiment_too(job):
     given = {"ENDS": "0", "GBS": "512", "TOKENIZER": "dct14", "DATA_PATH": "/a b", "MBS": ""}
     assert start(job | given, "experiment=scale/x", "tokenizer=pixel").wait(20) == 0
-    step = "python -m training launch experiment=scale/x tokenizer=pixel"
+    step = "python -m dct_vl launch experiment=scale/x tokenizer=pixel"
     assert calls(job)[1] == f"{step} trainer.global_batch_size=512 data.path=/a b"
 
 

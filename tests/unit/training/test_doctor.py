@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import training.doctor
-from training.config.compose import compose_config
-from training.config.groups import ROOT
-from training.doctor import (
+import dct_vl.training.processes.doctor
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.config.groups import ROOT
+from dct_vl.training.processes.doctor import (
     DECISIVE,
     check_disk,
     check_model,
@@ -152,7 +152,7 @@ def test_what_is_logged_to_must_be_there(model, shards, tmp_path, capsys, monkey
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(training.doctor, "version", without_wandb)
+    monkeypatch.setattr(dct_vl.training.processes.doctor, "version", without_wandb)
     settings = [f"model.path={model}", f"log_dir={tmp_path}", f"data.path={shards}"]
     assert not examine(compose_config([*settings, "logger.wandb_project=p"]), on_cpu=True)
     assert "FAIL wandb" in capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_examine_prints_all_and_decides(model, shards, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_command_exits_with_the_verdict(model, shards):
     (model / "vocab.json").unlink()
-    command = [sys.executable, "-m", "training", "doctor"]
+    command = [sys.executable, "-m", "dct_vl", "doctor"]
     settings = [f"model.path={model}", f"data.path={shards}"]
     done = subprocess.run([*command, *settings], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1

@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from training.config.groups import ROOT
+from dct_vl.runs.config.groups import ROOT
 
 #: what a rank of TP 2 × CP 2 × DP 2 × PP 2 draws in two micro batches; the groups are Megatron's
 #: own, made by a backend that sends nothing
@@ -18,7 +18,7 @@ DRAWS = """
 import json
 from types import SimpleNamespace
 
-from training.compat import activate
+from dct_vl.compat import activate
 
 activate()
 
@@ -26,7 +26,7 @@ import torch
 from megatron.core import parallel_state as ps
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from training.model.module import TokenizerQwen2VLModel
+from dct_vl.training.module import TokenizerQwen2VLModel
 
 found = []
 for rank in range(16):

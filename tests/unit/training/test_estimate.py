@@ -12,12 +12,13 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from dct_tokenizer import build_tokenizer
-from training.config.checks import check_layout
-from training.config.overrides import ConfigError
-from training.estimate import Estimate, Workload, estimate, model_sizes
-from training.estimate.cli import compose_estimated, estimate_command
-from training.estimate.estimate import make_plan
-from training.estimate.memory import GIB, MicroBatch, Plan, stage_memory, stage_parameters
+from dct_vl.runs import model_sizes
+from dct_vl.runs.config.checks import check_layout
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.training.estimate import Estimate, Workload, estimate
+from dct_vl.training.estimate.estimate import make_plan
+from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, stage_memory, stage_parameters
+from dct_vl.verbs.estimate import compose_estimated, estimate_command
 
 POINTS = json.loads((Path(__file__).parent / "measured_peaks.json").read_text())
 PLAN = Plan(sizes=model_sizes("2b"), front_end_parameters=1280 * 1176)
@@ -79,7 +80,7 @@ def test_parameters_are_the_published_ones(name, parameters):
 
 @pytest.mark.parametrize("name", ["2b", "3b25"])
 def test_sizes_of_a_folder_are_its_config(name, tmp_path):
-    from training.random_model.shapes import config_2b, config_3b_25
+    from dct_vl.model.random_model.shapes import config_2b, config_3b_25
 
     {"2b": config_2b, "3b25": config_3b_25}[name]().save_pretrained(tmp_path)
     found = model_sizes(str(tmp_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.estimate.memory import layer_bytes
+from dct_vl.training.estimate.memory import layer_bytes
 
 NUM_ROWS = 256
 

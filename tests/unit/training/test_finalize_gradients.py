@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.compat import activate
+from dct_vl.compat import activate
 
 activate()
 
@@ -18,9 +18,9 @@ from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from megatron.core.transformer.module import MegatronModule  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
-from evaluation.loading import start_single_process  # noqa: E402
-from training.model.part_optimizer import PartOptimizer  # noqa: E402
-from training.schedule import RunLongCosine  # noqa: E402
+from dct_vl.inference.loading import start_single_process  # noqa: E402
+from dct_vl.training.optim.param_groups import PartOptimizer  # noqa: E402
+from dct_vl.training.optim.schedule import RunLongCosine  # noqa: E402
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from training.config.checks import check_guards
-from training.config.compose import compose_config
-from training.config.overrides import ConfigError
-from training.errors import RunError
-from training.guard_rails import (
+from dct_vl.errors import RunError
+from dct_vl.runs.config.checks import check_guards
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.run_files import read_json_lines
+from dct_vl.training.watch.guard_rails import (
     BAD_STEPS_NAME,
     MOST_IN_A_ROW,
     GuardRails,
     SpikeMeter,
     describe_losses,
 )
-from training.metering import MicroBatch
-from training.run_files import read_json_lines
+from dct_vl.training.watch.metering import MicroBatch
 
 
 def test_what_is_not_finite_is_bad():

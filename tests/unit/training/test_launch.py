@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import training.launch
-from training.config.compose import compose_config
-from training.config.overrides import ConfigError
-from training.launch import describe, read_machines, torchrun_command
+import dct_vl.training.processes.launch
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.training.processes.launch import describe, read_machines, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[3]
 #: the last of four nodes
@@ -23,12 +23,12 @@ FOUR = {"NNODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "head", "MASTER_PORT": "
 @pytest.fixture
 def eight_gpus(monkeypatch):
     """A machine's GPUs are the one thing that cannot be had here."""
-    monkeypatch.setattr(training.launch, "_count_gpus", lambda: 8)
+    monkeypatch.setattr(dct_vl.training.processes.launch, "_count_gpus", lambda: 8)
 
 
 @pytest.fixture
 def no_gpus(monkeypatch):
-    monkeypatch.setattr(training.launch, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(dct_vl.training.processes.launch, "_count_gpus", lambda: 0)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_one_node_takes_a_free_port(eight_gpus):
     command = torchrun_command(read_machines({"DEVICES": "2"}), ["seed=7"])
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert {"--nnodes=1", "--nproc-per-node=2", "--rdzv-endpoint=127.0.0.1:0"} <= set(command)
-    assert command[-5:] == ["-m", "training", "fit", "seed=7", "trainer.accelerator=gpu"]
+    assert command[-5:] == ["-m", "dct_vl", "fit", "seed=7", "trainer.accelerator=gpu"]
 
 
 def test_several_nodes_meet_at_the_master(eight_gpus):
@@ -121,7 +121,7 @@ def test_the_doctor_stops_what_would_fail_later(shards, tmp_path, capsys):
     """Without --dry-run: the model's folder is empty, so that no process is started."""
     arguments = [f"data.path={shards}", f"model.path={tmp_path}", f"log_dir={tmp_path}"]
     with pytest.raises(ConfigError, match="the doctor found what would stop the run"):
-        training.launch.launch(arguments, {"DEVICES": "cpu"})
+        dct_vl.training.processes.launch.launch(arguments, {"DEVICES": "cpu"})
     assert "has no config.json" in capsys.readouterr().out
 
 
@@ -131,7 +131,9 @@ def test_a_model_that_is_made_first_must_be_divisible_too(shards, tmp_path):
         *("trainer.tensor_parallel_size=3", f"log_dir={tmp_path}"),
     ]
     with pytest.raises(ConfigError, match="TP_SIZE=3 does not divide the model's"):
-        training.launch.launch(arguments, {"DEVICES": "cpu", "NUM_PROC_PER_NODE": "3"})
+        dct_vl.training.processes.launch.launch(
+            arguments, {"DEVICES": "cpu", "NUM_PROC_PER_NODE": "3"}
+        )
 
 
 def qwen_launch(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -210,9 +212,9 @@ def test_the_script_refuses_what_cannot_work(shards, environ, message):
 
 @pytest.mark.slow
 def test_the_command_line_says_how_it_is_used():
-    command = [sys.executable, "-m", "training"]
+    command = [sys.executable, "-m", "dct_vl"]
     usage = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (usage.returncode, "python -m training doctor" in usage.stdout) == (0, True)
+    assert (usage.returncode, "dct-vl doctor" in usage.stdout) == (0, True)
     wrong = subprocess.run([*command, "fti"], capture_output=True, text=True, cwd=ROOT)
     assert (wrong.returncode, "unknown verb 'fti'" in wrong.stderr) == (2, True)
     typed = subprocess.run(

@@ -10,14 +10,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import training.layout_check.cli
-from training.config.compose import compose_config
-from training.config.overrides import ConfigError
-from training.layout_check.cli import layout_check, line
-from training.layout_check.inputs import Inputs, make_inputs
-from training.layout_check.layouts import LAYOUTS, REFERENCE, ParallelLayout, choose_layouts
-from training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases
-from training.layout_check.verdict import FP32, judge
+import dct_vl.verbs.layout_check
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.training.layout_check.inputs import Inputs, make_inputs
+from dct_vl.training.layout_check.layouts import LAYOUTS, REFERENCE, ParallelLayout, choose_layouts
+from dct_vl.training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases
+from dct_vl.training.layout_check.verdict import FP32, judge
+from dct_vl.verbs.layout_check import layout_check, line
 
 TP2 = LAYOUTS[0]
 
@@ -133,8 +133,8 @@ def test_runs_of_one_name_run_once_and_the_table_has_somewhere_to_go(tmp_path, m
         seen.extend(case.name for case in cases)
         raise typer.Exit
 
-    monkeypatch.setattr(training.layout_check.cli, "run_cases", run_cases)
-    monkeypatch.setattr(training.layout_check.cli, "make_inputs", lambda *_: None)
+    monkeypatch.setattr(dct_vl.verbs.layout_check, "run_cases", run_cases)
+    monkeypatch.setattr(dct_vl.verbs.layout_check, "make_inputs", lambda *_: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     app = typer.Typer()
     app.command()(layout_check)

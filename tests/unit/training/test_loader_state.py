@@ -17,9 +17,9 @@ from megatron.energon import (
     stateless,
 )
 
-from training.config.overrides import ConfigError
-from training.data.loader_state import check_streams, redistribute, restore
-from training.data.samples import CrudeChat
+from dct_vl.inputs.samples import CrudeChat
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.training.data.loader_state import check_streams, redistribute, restore
 
 
 @stateless
@@ -119,7 +119,7 @@ def test_as_many_streams_go_on(before, now):
 
 
 def test_an_empty_validation_split_says_what_to_do():
-    from training.data.module import RepeatedLoader
+    from dct_vl.training.data.module import RepeatedLoader
 
     with pytest.raises(RuntimeError, match=r"--split 8,1,1\) or set trainer\.val_every=0"):
         next(iter(RepeatedLoader(lambda: iter(()))))
@@ -134,7 +134,7 @@ def test_an_empty_validation_split_says_what_to_do():
     ],
 )
 def test_every_validation_starts_at_the_beginning_and_reads_once_what_fits(room, read_anew):
-    from training.data.module import RepeatedLoader
+    from dct_vl.training.data.module import RepeatedLoader
 
     batches = [{"key": n, "x": torch.zeros(1, dtype=torch.int64)} for n in (1, 2, 3)]
     made: list[int] = []

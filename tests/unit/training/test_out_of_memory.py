@@ -7,12 +7,18 @@ import re
 import pytest
 import torch
 
-from training.config.checks import check_layout
-from training.config.compose import compose_config
-from training.estimate.memory import MicroBatch as Estimated
-from training.memory_advice import offers
-from training.metering import MicroBatch, StepMeter
-from training.out_of_memory import MemoryUse, advise, asked_gib, explain, is_out_of_memory
+from dct_vl.runs.config.checks import check_layout
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.training.estimate.memory import MicroBatch as Estimated
+from dct_vl.training.watch.memory_advice import offers
+from dct_vl.training.watch.metering import MicroBatch, StepMeter
+from dct_vl.training.watch.out_of_memory import (
+    MemoryUse,
+    advise,
+    asked_gib,
+    explain,
+    is_out_of_memory,
+)
 
 
 def compose(*settings: str):

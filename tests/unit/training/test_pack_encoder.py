@@ -16,9 +16,9 @@ from sample_chats import ROWS, crude
 from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
-from training.data.chat import ChatTokenizer
-from training.data.pack_encoder import ChatPackEncoder
-from training.data.rejects import RejectLog, count_rejects
+from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.rejects import RejectLog, count_rejects
+from dct_vl.training.data.pack_encoder import ChatPackEncoder
 
 LENGTH = 256
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.packing import PackBounds, select_packs
+from dct_vl.training.data.packing import PackBounds, select_packs
 
 BOUNDS = PackBounds(max_tokens=100, max_patches=300)
 SAMPLES = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 300)), max_size=60)

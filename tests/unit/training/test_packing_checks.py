@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from training.config.checks import check_packing
-from training.config.overrides import ConfigError
-from training.config.schema import DataConfig, RunConfig
+from dct_vl.runs.config.checks import check_packing
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import DataConfig, RunConfig
 
 
 @pytest.mark.parametrize(

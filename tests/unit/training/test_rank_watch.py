@@ -6,7 +6,7 @@ import os
 import time
 from types import SimpleNamespace
 
-from training.rank_watch import (
+from dct_vl.training.watch.rank_watch import (
     FOLDER_NAME,
     Place,
     RankBoard,

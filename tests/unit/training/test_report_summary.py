@@ -13,18 +13,8 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pytest
 
-from training.checkpoints import META_NAME
-from training.cli import main
-from training.config.schema import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainerConfig,
-)
-from training.report import try_run_summary, write_run_summary
-from training.report.run_summary import settings
-from training.run_files import (
+from dct_vl.runs.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainerConfig
+from dct_vl.runs.run_files import (
     ENVIRONMENT_NAME,
     STEPS_NAME,
     VALIDATION_NAME,
@@ -32,6 +22,10 @@ from training.run_files import (
     run_dir,
     write_provenance,
 )
+from dct_vl.training.report import try_run_summary, write_run_summary
+from dct_vl.training.report.run_summary import settings
+from dct_vl.training.restart.checkpoints import META_NAME
+from dct_vl.verbs.fit import main
 
 #: attributes through which a page can load something
 _LOADING = ("src", "href", "srcset", "poster", "data", "action")
@@ -281,7 +275,7 @@ def test_a_page_that_cannot_be_written_is_a_warning_and_no_more(
 
     said = capsys.readouterr().err
     assert f"warning: {folder}/summary.html could not be written (TypeError: " in said
-    command = re.search("to try again: python -m training (.*)", said)
+    command = re.search("to try again: dct-vl (.*)", said)
     assert command
     (folder / ENVIRONMENT_NAME).write_text(environment)
     main(shlex.split(command[1]))

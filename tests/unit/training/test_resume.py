@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from training.checkpoints import META_NAME
-from training.config.compose import compose_config
-from training.config.groups import ROOT
-from training.config.overrides import ConfigError
-from training.config.schema import RunConfig
-from training.finished import RunFinished
-from training.resume import began_at, find_resume, stream_settings, tensor_settings
-from training.run_files import CONFIG_NAME, run_dir
-from training.run_lock import claim
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.run_files import CONFIG_NAME, run_dir
+from dct_vl.training.restart.checkpoints import META_NAME
+from dct_vl.training.restart.finished import RunFinished
+from dct_vl.training.restart.resume import began_at, find_resume, stream_settings, tensor_settings
+from dct_vl.training.restart.run_lock import claim
 
 
 def make_checkpoint(run: Path, step: int, **meta) -> Path:
@@ -205,7 +205,7 @@ def test_a_run_does_not_begin_anew_where_its_only_checkpoint_is_damaged(find, tm
 CLAIM = """
 import os, sys, time
 from pathlib import Path
-from training.run_lock import claim
+from dct_vl.training.restart.run_lock import claim
 claim(Path(sys.argv[1]))
 if not os.fork():
     time.sleep(60)

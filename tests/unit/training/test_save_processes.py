@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 TRAINER = """
 import sys, time
-from training.compat import activate
+from dct_vl.compat import activate
 activate()
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from training.save_processes import shield_from_signals
-from training.stop_signals import StopSignals
+from dct_vl.training.restart.save_processes import shield_from_signals
+from dct_vl.training.restart.stop_signals import StopSignals
 
 if __name__ == "__main__":
     StopSignals().install()

@@ -11,18 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from training.compat import activate
+from dct_vl.compat import activate
 
 activate()
 
 from megatron.core import utils  # noqa: E402
 from megatron.core.optimizer import clip_grads, optimizer  # noqa: E402
 
-from training.config.overrides import ConfigError  # noqa: E402
-from training.config.schema import SpeedConfig  # noqa: E402
-from training.gradient_scale import PendingScale  # noqa: E402
-from training.model.attention import have_cudnn_attention  # noqa: E402
-from training.speed import (  # noqa: E402
+from dct_vl.model.attention import have_cudnn_attention  # noqa: E402
+from dct_vl.runs.config.overrides import ConfigError  # noqa: E402
+from dct_vl.runs.config.schema import SpeedConfig  # noqa: E402
+from dct_vl.training.optim.gradient_scale import PendingScale  # noqa: E402
+from dct_vl.training.speed import (  # noqa: E402
     SpeedUp,
     describe,
     resolve_speed,

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from training.config.groups import ROOT
-from training.stop_signals import StopSignals
+from dct_vl.runs.config.groups import ROOT
+from dct_vl.training.restart.stop_signals import StopSignals
 
 #: a rank: steps of 50 ms until asked to stop; writes where it is and how it ended
 RANK = """
 import os, sys, time
-from training.stop_signals import StopSignals
+from dct_vl.training.restart.stop_signals import StopSignals
 time.sleep(float(sys.argv[2]))
 stop = StopSignals(); stop.install()
 place = sys.argv[1] + os.environ.get("RANK", "0")
@@ -30,7 +30,7 @@ stop.restore()
 """
 LAUNCH = """
 import os, sys
-from training.supervise import supervise
+from dct_vl.training.processes.supervise import supervise
 torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 sys.exit(supervise([*torchrun, *sys.argv[1:]], dict(os.environ)))
 """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import training.trainer
-from training.config.compose import compose_config
-from training.trainer import build_loggers
-from training.wandb_run import begin_wandb_run
+import dct_vl.training.trainer
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.training.restart.wandb_run import begin_wandb_run
+from dct_vl.training.trainer import build_loggers
 
 SETTINGS = ("data.path=d", "model.path=m", "experiment_name=e", "logger.tensorboard=false")
 
@@ -26,7 +26,7 @@ def asked(monkeypatch):
         calls.append(arguments)
         return object()
 
-    monkeypatch.setattr(training.trainer, "WandbLogger", logger)
+    monkeypatch.setattr(dct_vl.training.trainer, "WandbLogger", logger)
     return calls
 
 

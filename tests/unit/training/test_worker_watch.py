@@ -18,8 +18,8 @@ from megatron.energon import (
     stateless,
 )
 
-from training.data.samples import CrudeChat
-from training.data.worker_watch import LoaderProcessError, WorkerBoard, limit_answers, watch
+from dct_vl.inputs.samples import CrudeChat
+from dct_vl.training.data.worker_watch import LoaderProcessError, WorkerBoard, limit_answers, watch
 
 
 @stateless

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.metrics.captions import CAPTION_METRICS, caption_scores
+from dct_vl.evaluation.metrics.captions import CAPTION_METRICS, caption_scores
 
 #: github.com/Maluuba/nlg-eval: README.md, examples/{hyp,ref1,ref2}.txt (its "CIDEr" is CIDEr-D)
 NLG_EVAL_GIVEN = [

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.metrics.ptb import PUNCTUATION, ptb_tokens, tokenize_captions
+from dct_vl.evaluation.metrics.ptb import PUNCTUATION, ptb_tokens, tokenize_captions
 
 #: pairs of a line and what coco-caption makes of it, written by Stanford CoreNLP 3.4.1's
 #: PTBTokenizer (the jar of pycocoevalcap 1.2) run on all lines together

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.cli import app
-from evaluation.metrics.captions import caption_scores
-from evaluation.score import read_predictions, score_predictions
-from evaluation.score_files import results_of, sample_lines, write_results
-from evaluation.tasks.item import TaskItem, user_turn
-from evaluation.tasks.registry import TASKS, find_task
+from dct_vl.evaluation.metrics.captions import caption_scores
+from dct_vl.evaluation.score import read_predictions, score_predictions
+from dct_vl.evaluation.score_files import results_of, sample_lines, write_results
+from dct_vl.evaluation.tasks.item import TaskItem, user_turn
+from dct_vl.evaluation.tasks.registry import TASKS, find_task
+from dct_vl.verbs.evaluation import app
 
 
 def item(key: str, *references: str, group: str = "", options: tuple[str, ...] = ()) -> TaskItem:
@@ -315,7 +315,7 @@ def test_results_that_cannot_be_written_are_an_error_without_a_traceback(tmp_pat
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "evaluation.tasks.registry", None)
+    monkeypatch.setitem(sys.modules, "dct_vl.evaluation.tasks.registry", None)
     done = CliRunner().invoke(app, ["tasks", "list"])
     assert done.exit_code == 2
     assert "pip install -e '.[eval]'" in " ".join(done.output.replace("│", " ").split())

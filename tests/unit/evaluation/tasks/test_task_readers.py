@@ -7,8 +7,8 @@ import json
 import pytest
 from task_layouts import SHORT, jpeg, one, put, read
 
-from evaluation.tasks.files import TaskDataError
-from evaluation.tasks.registry import TASKS, find_task
+from dct_vl.evaluation.tasks.files import TaskDataError
+from dct_vl.evaluation.tasks.registry import TASKS, find_task
 
 
 def test_coco_captions(tmp_path):

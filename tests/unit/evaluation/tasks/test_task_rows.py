@@ -9,8 +9,8 @@ import datasets
 import pytest
 from task_layouts import LETTER, jpeg, one, put, read, rows_dataset
 
-from evaluation.tasks.files import TaskDataError
-from evaluation.tasks.item import as_question
+from dct_vl.evaluation.tasks.files import TaskDataError
+from dct_vl.evaluation.tasks.item import as_question
 
 AI2D_ROWS = [
     {"question": "Which is A?", "options": ["leaf", "root"], "answer": "1", "image": 10},

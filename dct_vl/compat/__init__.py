@@ -1,0 +1,12 @@
+"""What makes NeMo 2.7.3 and Megatron-core 0.15.3 run where parts of their usual world are absent.
+
+This package is the only place of the project that knows of a missing CUDA, Transformer Engine,
+ModelOpt, torchvision and the like. Call `activate()` before the first import of `nemo` or
+`megatron`; every item is applied only where it is needed, so that on a complete GPU container
+nothing is changed but one fault of NeMo's (`ddp_stream`). `ITEMS` lists each item with its reason.
+"""
+
+from dct_vl.compat.registry import ITEMS, CompatItem, activate, active_items
+from dct_vl.compat.transformer_engine import have_transformer_engine
+
+__all__ = ["ITEMS", "CompatItem", "activate", "active_items", "have_transformer_engine"]

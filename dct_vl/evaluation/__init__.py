@@ -1,0 +1,1 @@
+"""Benchmarks, metrics, scores, and runs side by side."""

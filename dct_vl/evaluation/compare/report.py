@@ -1,0 +1,176 @@
+"""compare.html and compare.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+from markupsafe import Markup
+
+from data_prep.durable import write_durably
+from dct_vl.evaluation.compare.disagree import Disagreement, disagreements
+from dct_vl.evaluation.compare.figures import Comparison, SetFigures, as_json, collect, losses
+from dct_vl.evaluation.compare.runs import ComparedRun
+from dct_vl.evaluation.study.intervals import NUM_RESAMPLES
+from dct_vl.pages.page import figure, percent
+from dct_vl.training.report import Line, Point, line_chart, point_chart, write_page
+
+PAGE_NAME = "compare.html"
+JSON_NAME = "compare.json"
+_VISUAL_TOKENS = "visual tokens a sample"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSection:
+    """A set as the page shows it."""
+
+    figures: SetFigures
+    #: (what it shows, SVG)
+    charts: tuple[tuple[str, Markup], ...]
+    disagreements: tuple[Disagreement, ...]
+
+
+def write_comparison(
+    runs: Sequence[ComparedRun],
+    output: str | Path,
+    *,
+    baseline: str | None = None,
+    num_disagreements: int = 12,
+    data: Mapping[str, Path] | None = None,
+) -> Path:
+    """Write the page, which needs no other file, and its figures as JSON.
+
+    Args:
+        runs: from `read_runs`.
+        output: folder, made where it is missing.
+        baseline: name of the run that the others are compared with; the first by default.
+        num_disagreements: samples of each set that are shown with their pictures, at most.
+        data: folders or files of benchmarks by their name, for the pictures of their questions.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: see `collect`; or `data` names no set, or is not that benchmark's; or `output`
+            is a file.
+    """
+    folder = Path(output)
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise ValueError(f"{folder} is, or lies below, a file: --output names a folder")
+    found = collect(runs, baseline)
+    given = dict(data or {})
+    sets = [one.paired.name for one in found.sets]
+    for name in given.keys() - set(sets):
+        raise ValueError(f"--data names {name!r}; the runs are compared on {', '.join(sets)}")
+    sections = [
+        SetSection(
+            figures=one,
+            charts=tuple(_cost_charts(f"set{number}", found, one)),
+            disagreements=tuple(
+                disagreements(one.paired, runs, num_disagreements, given.get(one.paired.name))
+            ),
+        )
+        for number, one in enumerate(found.sets)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    context = {
+        "found": found,
+        "sections": sections,
+        "loss_charts": _loss_charts(found),
+        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "score_text": score_text,
+        "difference_text": difference_text,
+        "num_resamples": NUM_RESAMPLES,
+    }
+    write_page(
+        folder / PAGE_NAME, "compare.html.jinja", context, package="dct_vl.evaluation.compare"
+    )
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    write_durably(folder / JSON_NAME, orjson.dumps(as_json(found), option=options))
+    return folder / PAGE_NAME
+
+
+def score_text(value: float, *, is_share: bool) -> str:
+    """53.4 % of a share, 1.24 of another score."""
+    return percent(value) if is_share else figure(value)
+
+
+def difference_text(value: float, *, is_share: bool) -> str:
+    """A signed difference: +1.2 (percentage points) of a share."""
+    shown = f"{100 * value:+.1f}" if is_share else f"{value:+.3g}"
+    return shown.replace("-", "−")
+
+
+def _cost_charts(name: str, found: Comparison, one: SetFigures) -> list[tuple[str, Markup]]:
+    """Score against what it costs; a chart needs the cost of at least one run."""
+    costs = [facts.run.cost for facts in found.runs]
+    axes: list[tuple[str, str, list[float | None]]] = [
+        ("tokens", _VISUAL_TOKENS, [score.visual_tokens for score in one.scores]),
+        (
+            "flops",
+            "GFLOP a sample, forward",
+            [None if cost.flops is None else cost.flops / 1e9 for cost in costs],
+        ),
+        ("rate", "training samples a second", [cost.samples_per_second for cost in costs]),
+        ("memory", "peak memory, GiB", [cost.peak_memory_gib for cost in costs]),
+    ]
+    scale = 100 if one.paired.is_share else 1
+    y_label = one.paired.metric + (", %" if one.paired.is_share else "")
+    charts = []
+    for short, x_label, places in axes:
+        points = [
+            _point(place, score.share, score.interval, scale, facts.color)
+            for place, score, facts in zip(places, one.scores, found.runs, strict=True)
+            if place is not None
+        ]
+        if points:
+            description = f"{one.paired.metric} of each run against {x_label}"
+            svg = point_chart(
+                f"{name}-{short}", points, x_label=x_label, y_label=y_label, description=description
+            )
+            charts.append((x_label, svg))
+    return charts
+
+
+def _point(
+    place: float, share: float, interval: tuple[float, float] | None, scale: float, color: int
+) -> Point:
+    low, high = (None, None) if interval is None else (scale * end for end in interval)
+    return Point(x=place, y=scale * share, low=low, high=high, color=color)
+
+
+def _loss_charts(found: Comparison) -> list[tuple[str, Markup]]:
+    curves = [(facts, losses(facts.run)) for facts in found.runs]
+    line = partial(Line, label=None)
+    training: list[Any] = [
+        line(
+            x=of["steps"],
+            y=of["loss"],
+            color=facts.color,
+            style="solid" if facts.is_baseline else "dashed",
+            smoothed="mean",
+        )
+        for facts, of in curves
+    ]
+    charts = [
+        (
+            "Training loss: moving mean, single steps behind it",
+            line_chart("loss", training, y_label="loss", description="Training loss over steps"),
+        )
+    ]
+    validation = [
+        line(x=of["val_steps"], y=of["val_loss"], color=facts.color)
+        for facts, of in curves
+        if len(of["val_steps"])
+    ]
+    if validation:
+        svg = line_chart(
+            "val-loss", validation, y_label="loss", description="Validation loss over steps"
+        )
+        charts.append(("Validation loss", svg))
+    return charts

@@ -1,0 +1,156 @@
+"""The runs that are compared, each with the scores of its answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dct_vl.evaluation.compare.costs import TrainingCost, training_cost
+from dct_vl.evaluation.compare.results import ResultFile, find_results, read_results, set_of
+from dct_vl.evaluation.study.collect import label
+from dct_vl.inputs.shard_index import data_identity
+from dct_vl.pages.svg import NUM_SERIES
+from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.json_file import read_object
+from dct_vl.runs.ledger import read_ledger
+from dct_vl.runs.result_names import ANSWERS_NAME
+from dct_vl.runs.run_files import ENVIRONMENT_NAME, STEPS_NAME, latest_file, read_config, read_steps
+from dct_vl.runs.series import Steps
+from dct_vl.training.report import read_validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One run."""
+
+    #: as short as keeps it apart from the others
+    name: str
+    folder: Path
+    config: RunConfig
+    #: contents of environment.json; empty where it is missing
+    environment: Mapping[str, Any]
+    steps: Steps
+    validation: Steps
+    #: sample keys by step
+    ledger: Mapping[int, Sequence[str]]
+    #: hashes of shards and split, see `data_identity`; None where nobody wrote or finds them
+    data: Mapping[str, str] | None
+    cost: TrainingCost
+    #: by the name of the set of questions
+    results: Mapping[str, ResultFile]
+
+    @property
+    def tokenizer(self) -> str:
+        """Name of the preset, with what the run changed."""
+        return label(self.config.tokenizer)
+
+
+def read_runs(
+    folders: Sequence[Path],
+    *,
+    answers: Mapping[str, Path] | None = None,
+    metric: str | None = None,
+    ask: Callable[[Path, Path], None] | None = None,
+) -> list[ComparedRun]:
+    """Read runs and the scores of their answers.
+
+    Args:
+        folders: LOG_DIR/EXPERIMENT_NAME, at least two.
+        answers: files of scores by the run's name; other runs' are looked for in their folder.
+        metric: score of samples files that hold several.
+        ask: ask(run's folder, file) answers questions where a run has no scores; None: an error.
+
+    Raises:
+        ValueError: fewer than two runs, a folder that is no run or has no step, a run without
+            scores, a file that cannot be read, or a name that is no run's.
+    """
+    if not 2 <= len(folders) <= NUM_SERIES:
+        raise ValueError(
+            f"{len(folders)} runs; expected 2 to {NUM_SERIES}: name the folders LOG_DIR/EXPERIMENT "
+            "of the runs to compare"
+        )
+    names = short_names(folders)
+    given = dict(answers or {})
+    for name in given.keys() - set(names):
+        raise ValueError(f"--answers names {name!r}; the runs are {', '.join(names)}")
+    configs = [_config(folder) for folder in folders]
+    files = {}
+    # all are found before any is answered, which may take long
+    for name, folder in zip(names, folders, strict=True):
+        files[name] = {set_of(given[name]): given[name]} if name in given else find_results(folder)
+        if not files[name] and ask is None:
+            raise ValueError(
+                f"{folder} has no scores ({ANSWERS_NAME}, words.jsonl or *_samples_TASK.jsonl): "
+                f"add --ask, or run `dct-vl answers {folder} --output "
+                f"{folder / ANSWERS_NAME}`, or name a file with --answers {name}=FILE"
+            )
+    runs = []
+    for name, folder, config in zip(names, folders, configs, strict=True):
+        if not files[name]:
+            assert ask is not None
+            ask(folder, folder / ANSWERS_NAME)
+            files[name] = find_results(folder)
+        results = {key: read_results(path, metric) for key, path in files[name].items()}
+        runs.append(_read(name, folder, config, results))
+    return runs
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as keep all apart.
+
+    Raises:
+        ValueError: a folder is named twice.
+    """
+    # a link keeps its own name, but is no other run
+    real = [folder.resolve() for folder in folders]
+    if len(set(real)) != len(real):
+        twice = next(path for path in real if real.count(path) > 1)
+        raise ValueError(f"{twice} is named twice: name two different runs")
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def _config(folder: Path) -> RunConfig:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: expected a run's, LOG_DIR/EXPERIMENT_NAME")
+    return read_config(folder)
+
+
+def _read(
+    name: str, folder: Path, config: RunConfig, results: Mapping[str, ResultFile]
+) -> ComparedRun:
+    steps = read_steps(folder)
+    if not steps:
+        raise ValueError(f"{folder / STEPS_NAME} has no step: let the run do at least one")
+    environment = _environment(latest_file(folder, ENVIRONMENT_NAME))
+    return ComparedRun(
+        name=name,
+        folder=folder,
+        config=config,
+        environment=environment,
+        steps=steps,
+        validation=read_validation(folder),
+        ledger=read_ledger(folder),
+        # what the trainer saw; for runs that did not write it down, what is there now
+        data=environment.get("data") or data_identity(config.data.path),
+        cost=training_cost(config, steps),
+        results=results,
+    )
+
+
+def _environment(file: Path) -> dict[str, Any]:
+    """What a run wrote of its surroundings; nothing where it did not."""
+    if not file.is_file():
+        return {}
+    try:
+        return read_object(file)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: remove it, and the run is compared without what it says"
+        ) from error

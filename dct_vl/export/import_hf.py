@@ -1,0 +1,165 @@
+"""A Hugging Face folder as a NeMo checkpoint that evaluation reads like a run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dct_vl.compat import activate
+
+activate()
+
+from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.dist_checkpointing.dict_utils import nested_values  # noqa: E402
+from megatron.core.dist_checkpointing.mapping import (  # noqa: E402
+    ShardedTensor,
+    apply_factories,
+)
+
+from dct_tokenizer import preset_config  # noqa: E402
+from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
+from dct_vl.inference.loading import start_single_process  # noqa: E402
+from dct_vl.model.families.qwen_vl.config import read_hf_config  # noqa: E402
+from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL, TokenizerQwen2VLConfig  # noqa: E402
+from dct_vl.model.weights import load_hf_weights  # noqa: E402
+from dct_vl.runs.checkpoint_files import META_NAME, list_files  # noqa: E402
+from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
+
+#: NeMo saves the module below its Lightning wrapper
+_PREFIX = "module."
+
+
+def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixel") -> Path:
+    """Write a run's folder with one checkpoint, step 0, and no optimizer state.
+
+    The weights are read tensor by tensor into the model, which is the one copy in memory, and
+    keep the dtype of the folder.
+
+    Args:
+        folder: a Hugging Face folder of Qwen2-VL or Qwen2.5-VL, sharded or not.
+        out: a new or empty folder.
+        tokenizer: preset whose front end starts from the folder's patch embedding.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: `out` holds something, or the folder is no whole model; lists what is wrong.
+    """
+    folder, out = Path(folder).resolve(), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder: name a new one")
+    run = _run(folder, tokenizer)
+    start_single_process()
+    module = _empty_module(run)
+    load_hf_weights(module, folder)
+    unfinished = out.parent / f".{out.name}-unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint = Path("checkpoints") / "step-00000000"
+    weights = unfinished / checkpoint / "weights"
+    weights.mkdir(parents=True)
+    try:
+        dist_checkpointing.save(_writable_state(module), str(weights))
+        meta = {
+            "step": 0,
+            "tokenizer": run.tokenizer,
+            "imported_from": str(folder),
+            "files": list_files(unfinished / checkpoint),
+        }
+        (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
+        (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
+        if out.exists():
+            out.rmdir()
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out / checkpoint
+
+
+def _run(folder: Path, tokenizer: str) -> RunConfig:
+    """What a run that started from the folder would have recorded."""
+    config = read_hf_config(folder)
+    # later releases of transformers write it as dtype
+    dtype = getattr(config, "torch_dtype", None) or getattr(config, "dtype", None) or torch.float32
+    names = dict.fromkeys((torch.bfloat16, "bfloat16"), "bf16")
+    names |= dict.fromkeys((torch.float32, "float32"), "fp32")
+    if dtype not in names:
+        raise ValueError(f"{folder}/config.json says torch_dtype={dtype}; expected bf16 or fp32")
+    bounds = _pixel_bounds(folder)
+    return RunConfig(
+        experiment_name=folder.name,
+        tokenizer=preset_config(tokenizer),
+        model=ModelConfig(path=str(folder), dtype=names[dtype]),
+        data=DataConfig(path="", min_pixels=bounds[0], max_pixels=bounds[1]),
+    )
+
+
+def _pixel_bounds(folder: Path) -> tuple[int, int]:
+    """(min_pixels, max_pixels) of the folder's processor; the stock ones where it says nothing."""
+    path = folder / "preprocessor_config.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        # later releases of transformers leave the first two out, or null
+        size = settings.get("size") or {}
+        low = settings.get("min_pixels") or size.get("shortest_edge") or QWEN_MIN_PIXELS
+        high = settings.get("max_pixels") or size.get("longest_edge") or QWEN_MAX_PIXELS
+        fits = 0 < low <= high
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): fetch the file again") from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit ({error}): fetch the file again") from error
+    if not fits:
+        raise ValueError(
+            f"{path} says min_pixels={low} and max_pixels={high}; expected 0 < min_pixels <= "
+            "max_pixels: correct them"
+        )
+    return low, high
+
+
+def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:
+    """What is saved, each piece in memory of its own; the module cannot be used afterwards.
+
+    The halves of gated projections are views, which Megatron's writer copies, all of them before
+    it writes the first: a third of the model. Here the whole goes as soon as its halves are there.
+    """
+    state = module.sharded_state_dict(prefix=_PREFIX)
+    apply_factories(state)
+    wholes = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
+    views: dict[int, list[ShardedTensor]] = {}
+    for piece in nested_values(state):
+        if isinstance(piece, ShardedTensor):
+            storage = piece.data.untyped_storage()
+            if storage.nbytes() != piece.data.nbytes:
+                views.setdefault(storage.data_ptr(), []).append(piece)
+    for place, pieces in views.items():
+        for piece in pieces:
+            piece.data = piece.data.clone()
+        wholes[place].data = wholes[place].data.new_empty(0)
+    return state
+
+
+def _empty_module(run: RunConfig) -> TokenizerQwen2VL:
+    """The model with memory that nothing has been written to."""
+    options = ModelOptions(
+        layer_spec="local",
+        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[run.model.dtype],
+        seq_length=run.data.seq_length,
+        tokenizer=run.tokenizer,
+    )
+    config: TokenizerQwen2VLConfig = model_config(run.model.path, options)
+    for part in (
+        config,
+        config.language_transformer_config,
+        config.vision_transformer_config,
+        config.vision_projection_config,
+    ):
+        part.perform_initialization = False
+    return config.configure_model(None)

@@ -1,0 +1,134 @@
+"""The file of answers: appended line by line, repaired after a kill, ordered at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dct_vl.inputs.rejected import reason_of
+from dct_vl.runs.result_names import beside
+
+
+class Journal:
+    """Answers, rejected requests and the settings of both, in three files side by side.
+
+    ``A.jsonl`` holds one object a line with its "key"; ``A.rejected.jsonl`` what could not be
+    asked; ``A.settings.json`` what must not change between two starts.
+
+    Args:
+        output: file of answers.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.rejected = beside(output, "rejected.jsonl")
+        self.settings = beside(output, "settings.json")
+
+    def prepare(self, settings: dict[str, Any], keys: Sequence[str]) -> set[str]:
+        """Make the files fit to be appended to; returns the keys that are answered or rejected.
+
+        One process calls this before others append. A line that a kill cut off goes away.
+
+        Raises:
+            ValueError: the answers there were made with other settings, or are not ours.
+        """
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self._check(settings)
+        known = set(keys)
+        answered = _whole_lines(self.output)
+        for line in answered:
+            if line["key"] not in known:
+                raise ValueError(
+                    f"{self.output} has an answer to {line['key']!r}, which is not asked: choose "
+                    "another output"
+                )
+        _replace(self.output, answered)
+        rejected = _whole_lines(self.rejected)
+        if self.rejected.exists():
+            _replace(self.rejected, rejected)
+        return {line["key"] for line in (*answered, *rejected)}
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        content = orjson.dumps(settings, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        if self.settings.exists():
+            before = self._settings_there()
+            now = orjson.loads(content)
+            for name in sorted({*before, *now}):
+                if before.get(name) != now.get(name):
+                    raise ValueError(
+                        f"{self.output} was begun with {name}={before.get(name)!r}, now it is "
+                        f"{now.get(name)!r}: choose another output, or delete {self.settings.name} "
+                        "and the answers"
+                    )
+            return
+        if self.output.exists() and self.output.stat().st_size:
+            raise ValueError(
+                f"{self.output} is there without {self.settings.name}, so that nobody knows how "
+                "its answers were made: choose another output"
+            )
+        temporary = self.settings.with_name(f".{self.settings.name}.{os.getpid()}")
+        temporary.write_bytes(content)
+        os.replace(temporary, self.settings)
+
+    def _settings_there(self) -> dict[str, Any]:
+        """Settings of the start before; a damaged file says nothing of the answers there."""
+        try:
+            found = orjson.loads(self.settings.read_bytes())
+        except orjson.JSONDecodeError as error:
+            found = error
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{self.settings} is damaged ({found}), so that nobody knows how the answers of "
+                f"{self.output.name} were made: choose another output, or delete both"
+            )
+        return found
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Append answers in one write; several processes may do so."""
+        _append(self.output, lines)
+
+    def reject(self, key: str, error: Exception) -> None:
+        """Append a request that cannot be asked, with the reason."""
+        entry = {"key": key, "reason": reason_of(error), "detail": str(error)}
+        _append(self.rejected, [entry])
+
+    def finish(self, keys: Sequence[str]) -> tuple[int, int]:
+        """Put lines into the order of the requests; returns how many are answered and rejected."""
+        place = {key: number for number, key in enumerate(keys)}
+        counts = []
+        for file in (self.output, self.rejected):
+            lines = _whole_lines(file)
+            ordered = sorted(lines, key=lambda line: place.get(line["key"], len(place)))
+            if ordered != lines:
+                _replace(file, ordered)
+            counts.append(len(lines))
+        return counts[0], counts[1]
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of the lines that are whole, the first one of each key."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("key"), str):
+            found.setdefault(entry["key"], entry)
+    return list(found.values())
+
+
+def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    data = b"".join(orjson.dumps(line) + b"\n" for line in lines)
+    with open(path, "ab", buffering=0) as file:
+        file.write(data)
+
+
+def _replace(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    os.replace(temporary, path)

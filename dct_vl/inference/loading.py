@@ -1,0 +1,172 @@
+"""Load a training checkpoint of any parallel layout into one process, or into another layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dct_vl.compat import activate
+
+activate()
+
+from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+
+from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
+from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
+from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
+from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL  # noqa: E402
+from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
+from dct_vl.model.lora import apply_lora, merge_lora  # noqa: E402
+from dct_vl.runs.checkpoint_files import find_fault, read_meta  # noqa: E402
+from dct_vl.runs.config.schema import RunConfig  # noqa: E402
+from dct_vl.runs.run_files import read_config  # noqa: E402
+from dct_vl.training.restart.checkpoints import list_checkpoints, newest_checkpoint  # noqa: E402
+
+_PREFIX = "module."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to answer, with what it needs to read pictures and text."""
+
+    run: RunConfig
+    #: folder that the weights were read from
+    checkpoint: Path
+    step: int
+    #: this process's part, where the model is divided over several
+    module: TokenizerQwen2VL
+    visual: VisualTokenizer
+    chat: ChatTokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.module.parameters()).device
+
+    @cached_property
+    def ids_per_second(self) -> float | None:
+        """Temporal M-RoPE ids of a second of video; see `dct_vl.inputs.clips.Clip`."""
+        return vision_sizes(read_hf_config(self.run.model.path)).ids_per_second
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's end mark and those of the model's folder."""
+        found = [self.chat.tokenizer.eos_token_id]
+        file = Path(self.chat.tokenizer.name_or_path) / "generation_config.json"
+        if file.is_file():
+            listed = json.loads(file.read_text()).get("eos_token_id", [])
+            found += listed if isinstance(listed, list) else [listed]
+        return frozenset(found)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special ones."""
+        return self.chat.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
+    """(run's folder, checkpoint's folder) of a run or of one of its checkpoints.
+
+    Raises:
+        ValueError: neither a run with a checkpoint nor a checkpoint, or one whose files are not
+            as they were written. Training would go on from the one before; answers of other
+            weights than were asked for would only mislead.
+    """
+    path = Path(path)
+    if (path / "weights").is_dir():
+        run_folder, checkpoint = path.parent.parent, path
+    elif newest := newest_checkpoint(path):
+        run_folder, checkpoint = path, newest
+    else:
+        raise ValueError(
+            f"{path} is neither a checkpoint (step-…) nor a run's folder with one: expected "
+            "LOG_DIR/EXPERIMENT_NAME or LOG_DIR/EXPERIMENT_NAME/checkpoints/step-…"
+        )
+    if fault := find_fault(checkpoint):
+        others = [str(one) for one in list_checkpoints(run_folder) if one.name != checkpoint.name]
+        raise ValueError(
+            f"{checkpoint} is damaged: {fault}; "
+            + (f"name another one: {', '.join(others)}" if others else "the run has no other one")
+        )
+    return run_folder, checkpoint
+
+
+def start_single_process() -> None:
+    """Megatron's parallel state for one process; does nothing where it is there already."""
+    if parallel_state.is_initialized():
+        return
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+
+
+def load_checkpoint(
+    path: str | Path, *, merge: bool = True, dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """Build the model of a run and fill it from its checkpoint, re-sharded to Megatron's groups.
+
+    Without such groups they are made for one process, which then holds the whole model.
+
+    Args:
+        path: a run's folder or a checkpoint.
+        merge: add LoRA's adapters to the weights, so that the module is that of a run without
+            LoRA; otherwise, and over tensor-parallel ranks, they stay beside them.
+        dtype: of the parameters; bf16 on CUDA and fp32 on the CPU by default.
+
+    Raises:
+        ValueError: no checkpoint, or one that does not fit the run's model.
+    """
+    run_folder, checkpoint = find_checkpoint(path)
+    run = read_config(run_folder)
+    start_single_process()
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    options = ModelOptions(
+        layer_spec=resolve_layer_spec(run.model.layer_spec),
+        dtype=dtype,
+        seq_length=run.data.seq_length,
+        tokenizer=run.tokenizer,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+    )
+    config = model_config(run.model.path, options)
+    module = config.configure_model(None)
+    if run.model.tuning == "lora":
+        apply_lora(module, run.model.lora)
+    # NeMo saves the module below its Lightning wrapper, hence the prefix; what Lightning keeps
+    # beside the tensors comes along and is left out
+    state = module.sharded_state_dict(prefix=_PREFIX)
+    loaded = dist_checkpointing.load(state, str(checkpoint / "weights"))
+    module.load_state_dict(
+        {name.removeprefix(_PREFIX): v for name, v in loaded.items() if name.startswith(_PREFIX)}
+    )
+    if merge and options.tensor_model_parallel_size == 1:
+        merge_lora(module)
+    return LoadedModel(
+        run=run,
+        checkpoint=checkpoint,
+        step=read_meta(checkpoint)["step"],
+        module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
+        visual=build_tokenizer(
+            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+        ),
+        chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
+    )
+
+
+def with_data_path(model: LoadedModel, path: str) -> LoadedModel:
+    """The same model, reading its samples from another folder."""
+    return replace(model, run=replace(model.run, data=replace(model.run.data, path=path)))

@@ -1,0 +1,1 @@
+"""Chat text, images and videos as typed samples and batches."""

@@ -1,0 +1,241 @@
+"""Core attention over segments, without Transformer Engine.
+
+Shapes: S sequence, B micro batch, H query heads, G key/value heads, D head size, N segments of all
+rows together.
+
+Megatron's own route for segments (`packed_seq_params`) makes its attention layer cut the rotary
+frequencies anew at 0 for every segment, which loses explicit multimodal positions. So the
+boundaries take another road here: they arrive in the place of the attention mask, after the
+rotary embedding has been applied from the given ids.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from packaging.version import Version
+
+from dct_vl.model.context_parallel import attend_with_part_of_heads, context_group
+from dct_vl.model.kv_cache import LayerCache
+
+#: the first one whose attention takes `generate_stats`
+CUDNN_FRONTEND = Version("1.13")
+
+
+@functools.cache
+def have_varlen_attention() -> bool:
+    """True where this torch has `torch.nn.attention.varlen` (2.10 and later)."""
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+@functools.cache
+def varlen_parameters() -> frozenset[str]:
+    """Names of the parameters of `varlen_attn`, which changed between torch 2.10 and 2.13."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@functools.cache
+def have_cudnn_attention() -> bool:
+    """True where NVIDIA's `cudnn` package and a device of the kind that it is faster on are.
+
+    Containers hold older ones, too, whose attention takes other arguments.
+    """
+    try:
+        found = importlib.metadata.version("nvidia-cudnn-frontend")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return (
+        Version(found) >= CUDNN_FRONTEND
+        and importlib.util.find_spec("cudnn") is not None
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (9, 0)
+    )
+
+
+_state = {"cudnn": False, "required": False}
+
+
+def prefer_cudnn(on: bool, *, required: bool = False) -> None:
+    """Let packs attend with cuDNN in this process, or with torch's flash kernel.
+
+    Args:
+        on: with cuDNN, where it takes heads of the kind.
+        required: fail where cuDNN turns out to have no kernel; otherwise torch's is used from then
+            on, with a warning.
+    """
+    _state.update(cudnn=on, required=required)
+
+
+class SegmentedAttention(MegatronModule):
+    """Scaled dot-product attention, causal or full, over whole rows or within segments.
+
+    `attention_mask` is either None (one segment a batch row) or the int32 tensor (N+1,) of
+    cumulative segment boundaries over the rows laid end to end, 0 to B*S; no segment crosses the
+    end of a row. Uses torch's variable-length flash kernel for segments on CUDA in half precision
+    and SDPA for everything else.
+
+    Source: `megatron.core.transformer.dot_product_attention` for the call contract; Qwen2-VL's
+    vision attention for the segments (one per temporal slice of an image).
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.context_group = context_group(config)
+        self.is_causal = attn_mask_type == AttnMaskType.causal
+        self.softmax_scale = softmax_scale
+        #: upper bound of a segment's length for the flash kernel's grid; whoever passes boundaries
+        #: sets it beforehand, so that no step waits for the device
+        self.max_segment_length: int | None = None
+        #: keys and values of earlier tokens, while answers are generated
+        self.cache: LayerCache | None = None
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: (S, B, H, D); with context parallelism this rank's part of S.
+            key: (S, B, G, D).
+            value: (S, B, G, D).
+            attention_mask: None, or cumulative segment boundaries (N+1,) int32 over B*S places,
+                row after row.
+            attn_mask_type: ignored; the layer spec decides between causal and full.
+            attention_bias: not supported.
+            packed_seq_params: not supported; see the module's docstring.
+
+        Returns:
+            (S, B, H*D) in the dtype of `query`.
+        """
+        if packed_seq_params is not None or attention_bias is not None:
+            raise ValueError("SegmentedAttention takes segment boundaries as attention_mask only")
+        if self.cache is not None:
+            attended = self.cache.attend(query, key, value, self.softmax_scale)
+            if attended is not None:
+                return attended
+        attend = functools.partial(self._attend, boundaries=attention_mask)
+        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if boundaries is None:
+            return self._sdpa(query, key, value, mask=None)
+        if (
+            query.is_cuda
+            and query.dtype in (torch.float16, torch.bfloat16)
+            and have_varlen_attention()
+        ):
+            return self._flash_segments(query, key, value, boundaries)
+        return self._sdpa(query, key, value, mask=self._block_mask(query, boundaries))
+
+    def _sdpa(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # B heads S D
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=self.is_causal and mask is None and query.shape[2] > 1,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _flash_segments(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor,
+    ) -> torch.Tensor:
+        length, rows, heads, size = query.shape
+        longest = min(self.max_segment_length or length, length)
+        # (S, B, heads, D) → (B*S, heads, D); free for B = 1
+        q, k, v = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
+        if _state["cudnn"]:
+            from dct_vl.model import cudnn_attention
+
+            if cudnn_attention.covers(q):
+                try:
+                    attended = cudnn_attention.segmented_attention(
+                        q,
+                        k,
+                        v,
+                        boundaries,
+                        longest=longest,
+                        is_causal=self.is_causal,
+                        scale=self.softmax_scale or size**-0.5,
+                    )
+                    return attended.view(rows, length, -1).transpose(0, 1)
+                except cudnn_attention.NoPlanError as error:
+                    if _state["required"]:
+                        raise
+                    prefer_cudnn(False)
+                    print(f"\nwarning: {error}; torch's flash attention is used", file=sys.stderr)
+        from torch.nn.attention.varlen import varlen_attn
+
+        known = varlen_parameters()
+        options: dict[str, Any] = {}
+        if self.softmax_scale is not None:
+            options["scale"] = self.softmax_scale
+        if self.is_causal:
+            options |= {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
+        if k.shape[1] != heads:
+            if "enable_gqa" in known:
+                options["enable_gqa"] = True
+            else:
+                k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+        context = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
+        assert isinstance(context, torch.Tensor)
+        return context.view(rows, length, -1).transpose(0, 1)
+
+    def _block_mask(self, query: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+        """(B, 1, S, S), True where two places share a segment (and, if causal, the key is not
+        later).
+        """
+        length, rows = query.shape[:2]
+        place = torch.arange(rows * length, device=query.device)
+        segment = torch.searchsorted(boundaries.to(torch.long), place, right=True)
+        segment = segment.view(rows, 1, length)
+        mask = segment[..., :, None] == segment[..., None, :]
+        return mask.tril() if self.is_causal else mask

@@ -1,0 +1,1 @@
+"""One folder a model family: config reader, tensor names, tower, Megatron module."""

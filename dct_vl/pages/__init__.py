@@ -1,0 +1,1 @@
+"""The frame, the style and the charts of every HTML page."""

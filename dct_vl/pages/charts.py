@@ -1,0 +1,184 @@
+"""The charts of the pages: lines over steps, areas that add up, and points with whiskers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from dct_vl.pages.svg import COLORS, drawing, figure_markup
+from dct_vl.runs.series import frame_top, smooth, thin
+
+#: below this many points each one is marked: a line through one point cannot be seen
+_FEW_POINTS = 12
+_AREA_POINTS = 300
+#: ratio of the largest to the smallest place from which an axis is logarithmic
+_LOG_FROM = 20
+_MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve.
+
+    Args:
+        label: in the legend; None leaves the curve out of it.
+        x, y: float (num_points,); points whose `y` is not finite are left out.
+        color: number of the page's series colour, from 1 to `NUM_SERIES`.
+        style: solid, dashed, or points (no line, for few measurements).
+        smoothed: draw a moving mean or median, and the values themselves faintly behind it.
+    """
+
+    label: str | None
+    x: np.ndarray
+    y: np.ndarray
+    color: int = 1
+    style: Literal["solid", "dashed", "points"] = "solid"
+    smoothed: Literal["mean", "median"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """One layer of an area chart; `values` is float (num_points,)."""
+
+    label: str
+    values: np.ndarray
+    color: Literal[1, 2, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point with its whisker from `low` to `high`, as coordinates; none where they are None."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    color: int = 1
+
+
+def line_chart(
+    name: str,
+    lines: Sequence[Line],
+    *,
+    y_label: str,
+    description: str,
+    x_label: str = "step",
+    marks: Sequence[float] = (),
+    from_zero: bool = False,
+) -> Markup:
+    """Curves over steps as inline SVG.
+
+    Args:
+        name: unique on the page.
+        lines: at least one.
+        y_label: quantity and unit.
+        description: for readers who cannot see it.
+        x_label: quantity and unit.
+        marks: places of dotted vertical lines.
+        from_zero: begin the vertical axis at 0 and end it where a few outliers leave the frame.
+    """
+    with drawing(name) as figure:
+        axes = figure.subplots()
+        for line in lines:
+            _draw(axes, line)
+        for place in marks:
+            axes.axvline(place, color=COLORS["text-soft"], linewidth=0.9, linestyle=":")
+        if from_zero:
+            axes.set_ylim(0, frame_top(np.concatenate([line.y for line in lines])))
+        _label(axes, x_label, y_label)
+        return figure_markup(figure, name, description)
+
+
+def area_chart(
+    name: str, x: np.ndarray, areas: Sequence[Area], *, y_label: str, description: str
+) -> Markup:
+    """Moving medians on top of each other as inline SVG; arguments as of `line_chart`."""
+    with drawing(name) as figure:
+        axes = figure.subplots()
+        if len(x) == 1:  # an area needs a width
+            x = np.array([x[0] - 0.5, x[0] + 0.5])
+            layers = [np.repeat(area.values, 2) for area in areas]
+        else:
+            # smoothed curves lose nothing by this, and the page of a long run stays small
+            every = slice(None, None, -(-len(x) // _AREA_POINTS))
+            layers = [smooth(area.values, "median")[every] for area in areas]
+            x = x[every]
+        floor = np.zeros(len(x))
+        for area, layer in zip(areas, layers, strict=True):
+            color = COLORS[f"series-{area.color}"]
+            axes.fill_between(
+                x, floor, floor + layer, color=color, alpha=0.75, linewidth=0, label=area.label
+            )
+            floor = floor + layer
+        axes.set_ylim(0, frame_top(floor))
+        _label(axes, "step", y_label)
+        return figure_markup(figure, name, description)
+
+
+def point_chart(
+    name: str, points: Sequence[Point], *, x_label: str, y_label: str, description: str
+) -> Markup:
+    """Points as inline SVG, the horizontal axis logarithmic where they lie far apart.
+
+    Args:
+        name: unique on the page.
+        points: at least one; every colour has a shape of its own.
+        x_label, y_label: quantity and unit.
+        description: for readers who cannot see it.
+    """
+    with drawing(name) as figure:
+        axes = figure.subplots()
+        for point in points:
+            whisker = None
+            if point.low is not None and point.high is not None:
+                whisker = [[max(0.0, point.y - point.low)], [max(0.0, point.high - point.y)]]
+            axes.errorbar(
+                point.x,
+                point.y,
+                yerr=whisker,
+                fmt=_MARKERS[(point.color - 1) % len(_MARKERS)],
+                color=COLORS[f"series-{point.color}"],
+                markersize=7,
+                capsize=3,
+            )
+        places = [point.x for point in points]
+        if min(places) > 0 and max(places) > _LOG_FROM * min(places):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+        else:
+            axes.margins(x=0.12)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_axisbelow(True)
+        return figure_markup(figure, name, description)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    color = COLORS[f"series-{line.color}"]
+    marker = "o" if line.style == "points" or len(line.x) <= _FEW_POINTS else None
+    linestyle = {"solid": "-", "dashed": "--", "points": "none"}[line.style]
+    if line.smoothed and len(line.x) > _FEW_POINTS:
+        axes.plot(*thin(line.x, line.y), color=color, alpha=0.4, linewidth=0.8)
+        x, y = thin(line.x, smooth(line.y, line.smoothed))
+    else:
+        x, y = thin(line.x, line.y)
+    axes.plot(
+        x, y, color=color, marker=marker, markersize=4.5, linestyle=linestyle, label=line.label
+    )
+
+
+def _label(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_axisbelow(True)
+    num_labels = len(axes.get_legend_handles_labels()[0])
+    if num_labels:
+        axes.figure.legend(loc="outside upper right", ncols=3 if num_labels <= 3 else 2)

@@ -1,0 +1,271 @@
+"""What makes a run impossible, said before anything heavy starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
+from dct_vl.inputs.shard_index import used_shards
+from dct_vl.model.families.qwen_vl.model_file import check_model_file, read_model_file
+from dct_vl.runs.config.bounds import check_bounds
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.config.tuning import check_tuning
+from dct_vl.runs.config.video import video_rules
+
+#: `model_type` of a model's config.json → what people call it; the models that training knows
+MODEL_TYPES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How processes are divided."""
+
+    world_size: int
+    data_parallel_size: int
+    num_micro_batches: int
+
+
+def check_run(run: RunConfig, world_size: int) -> Layout:
+    """Check a configuration against the number of processes.
+
+    Raises:
+        ConfigError: the first thing that cannot work, with the numbers and the fix.
+    """
+    layout = check_layout(run, world_size)
+    check_bounds(run)
+    if run.data.min_pixels > run.data.max_pixels:
+        raise ConfigError(
+            f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
+            "(data.min_pixels, data.max_pixels): swap them"
+        )
+    try:
+        video_rules(run.data)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+    for name in ("min_pixels", "max_pixels"):
+        if name in run.tokenizer:
+            raise ConfigError(f"tokenizer.{name}: the bounds of a run are data.{name}")
+    try:
+        visual = build_tokenizer(
+            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+        )
+        visual.plan(224, 224)
+    except (TokenizerConfigError, PlanError) as error:
+        raise ConfigError(f"tokenizer: {error}") from error
+    check_tuning(run)
+    check_data_path(run.data.path)
+    check_model_file(run.model.path)
+    check_model_layout(run)
+    return layout
+
+
+def check_model_layout(run: RunConfig) -> None:
+    """Can the model's heads and layers be divided? Says nothing where there is no model yet.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    model = read_model_file(run.model.path)
+    if model is None:
+        return
+    vision = model.get("vision_config", {})
+    check_divisions(
+        run,
+        heads=model.get("num_attention_heads"),
+        groups=model.get("num_key_value_heads"),
+        layers=model.get("num_hidden_layers"),
+        vision_heads=vision.get("num_heads"),
+        vision_mlp=vision.get("intermediate_size"),
+    )
+
+
+def check_divisions(
+    run: RunConfig,
+    *,
+    heads: int | None,
+    groups: int | None,
+    layers: int | None,
+    vision_heads: int | None,
+    vision_mlp: int | None,
+) -> None:
+    """Can a model of these sizes be divided? None is not known, and not looked at.
+
+    Args:
+        run: with the parallel sizes.
+        heads: attention heads of the language model.
+        groups: its key-value heads.
+        layers: its layers.
+        vision_heads: attention heads of the ViT.
+        vision_mlp: inner width of its MLP.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    tp, pp = run.trainer.tensor_parallel_size, run.trainer.pipeline_parallel_size
+    for what, count, by in (
+        ("attention heads", heads, tp),
+        ("key-value heads", groups, tp),
+        ("vision heads", vision_heads, tp),
+        # Qwen2.5-VL has 3420, which is not divisible by 8
+        ("channels of the vision MLP", vision_mlp, tp),
+        ("layers", layers, pp),
+    ):
+        if count and count % by:
+            name = "PP_SIZE" if what == "layers" else "TP_SIZE"
+            raise ConfigError(f"{name}={by} does not divide the model's {count} {what}: lower it")
+    cp = run.trainer.context_parallel_size
+    if cp > 1 and heads and groups:
+        # context-parallel ranks divide the heads among them; few key-value heads go to several
+        fault = None
+        if heads // tp % cp:
+            fault = f"{heads // tp} attention heads"
+        elif groups // tp % cp and cp % (groups // tp):
+            fault = f"{groups // tp} key-value heads"
+        if fault:
+            raise ConfigError(
+                f"CP_SIZE={cp} does not divide the model's {fault} of a tensor-parallel rank: set "
+                "CP_SIZE to a divisor of them, or change TP_SIZE"
+            )
+
+
+def check_layout(run: RunConfig, world_size: int) -> Layout:
+    """Parallel sizes and batch sizes; see `check_run`."""
+    trainer = run.trainer
+    tp, pp, cp = (
+        trainer.tensor_parallel_size,
+        trainer.pipeline_parallel_size,
+        trainer.context_parallel_size,
+    )
+    for name, value in (
+        ("MBS (trainer.micro_batch_size)", trainer.micro_batch_size),
+        ("GBS (trainer.global_batch_size)", trainer.global_batch_size),
+        ("TP_SIZE (trainer.tensor_parallel_size)", tp),
+        ("PP_SIZE (trainer.pipeline_parallel_size)", pp),
+        ("CP_SIZE (trainer.context_parallel_size)", cp),
+        ("trainer.max_steps", trainer.max_steps),
+        ("trainer.log_every", trainer.log_every),
+        ("trainer.keep_last", trainer.keep_last),
+        ("data.seq_length", run.data.seq_length),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+    model_parallel = tp * pp * cp
+    sizes = f"TP_SIZE={tp} × PP_SIZE={pp}" + (f" × CP_SIZE={cp}" if cp > 1 else "")
+    if model_parallel > world_size:
+        raise ConfigError(
+            f"{sizes} = {model_parallel} needs {model_parallel} processes, but there are "
+            f"{world_size}: lower them or raise DEVICES"
+        )
+    if world_size % model_parallel:
+        raise ConfigError(
+            f"{world_size} processes cannot be divided into model replicas of {sizes} = "
+            f"{model_parallel}"
+        )
+    dp = world_size // model_parallel
+    unit = trainer.micro_batch_size * dp
+    if trainer.global_batch_size % unit:
+        lower = trainer.global_batch_size // unit * unit
+        options = [str(n) for n in (lower, lower + unit) if n]
+        raise ConfigError(
+            f"GBS={trainer.global_batch_size} is not divisible by MBS={trainer.micro_batch_size} × "
+            f"{dp} data-parallel ranks = {unit}: set GBS={' or '.join(options)}"
+        )
+    check_packing(run)
+    check_parts(run)
+    check_guards(run)
+    if trainer.sequence_parallel and tp == 1:
+        raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
+    return Layout(
+        world_size=world_size,
+        data_parallel_size=dp,
+        num_micro_batches=trainer.global_batch_size // unit,
+    )
+
+
+def check_guards(run: RunConfig) -> None:
+    """What is kept, and what is done about bad steps; see `check_run`."""
+    trainer = run.trainer
+    if trainer.on_bad_loss not in ("stop", "skip", "ignore"):
+        raise ConfigError(
+            f"trainer.on_bad_loss={trainer.on_bad_loss!r}; expected stop, skip or ignore"
+        )
+    if trainer.spike_factor and trainer.spike_factor <= 1:
+        raise ConfigError(
+            f"trainer.spike_factor={trainer.spike_factor:g} calls ordinary losses spikes; expected "
+            "more than 1 (3, say), or 0 for none"
+        )
+    if trainer.keep_best < 0:
+        raise ConfigError(f"trainer.keep_best is {trainer.keep_best}; expected 0 or more")
+    if trainer.keep_best and (
+        trainer.save_every < 1 or not trainer.val_every or trainer.val_every % trainer.save_every
+    ):
+        raise ConfigError(
+            f"trainer.keep_best={trainer.keep_best} needs a checkpoint at every validation: "
+            f"trainer.val_every={trainer.val_every} must be a multiple of "
+            f"trainer.save_every={trainer.save_every}"
+        )
+
+
+def check_packing(run: RunConfig) -> None:
+    """Bounds of packs; see `check_run`."""
+    data = run.data
+    if not data.packing:
+        return
+    for name, value in (
+        ("data.packing_buffer_size", data.packing_buffer_size),
+        ("data.max_patches_per_pack", data.max_patches_per_pack),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+
+
+def check_parts(run: RunConfig) -> None:
+    """Do rows of a fixed length divide into the parts of ranks? See `check_run`."""
+    trainer, length = run.trainer, run.data.seq_length
+    if not run.data.packing and trainer.pipeline_parallel_size == 1:
+        return  # rows are padded to a length that does
+    tp = trainer.tensor_parallel_size if trainer.sequence_parallel else 1
+    parts = tp * trainer.context_parallel_size
+    if length % parts:
+        why = [f"TP_SIZE={tp} parts, as trainer.sequence_parallel needs"] if tp > 1 else []
+        if trainer.context_parallel_size > 1:
+            why.append(f"CP_SIZE={trainer.context_parallel_size} parts")
+        raise ConfigError(
+            f"data.seq_length={length} does not divide into {' times '.join(why)}: set it to "
+            f"{length // parts * parts}"
+        )
+
+
+def check_data_path(path: str) -> None:
+    """The data path is a folder that Energon has prepared, or a metadataset YAML.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    where = Path(path)
+    if not where.exists():
+        raise ConfigError(
+            f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
+            f"--data-dir D --output-dir {path}`"
+        )
+    if where.is_file() and where.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"DATA_PATH={path} is a file: expected the folder of the shards, or a metadataset YAML"
+        )
+    if where.is_dir() and not (where / ".nv-meta" / "dataset.yaml").is_file():
+        raise ConfigError(
+            f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
+            f"`python -m data_prep prepare {path} --split 8,1,1` first"
+        )
+    if where.is_dir():
+        there = set(os.listdir(where))
+        gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
+        if gone:
+            shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
+            raise ConfigError(
+                f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
+                f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
+            )

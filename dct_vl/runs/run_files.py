@@ -1,0 +1,165 @@
+"""What a run leaves beside its checkpoints: configuration, code state, versions, steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dct_vl.inputs.shard_index import data_identity
+from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.schema import RunConfig
+
+CONFIG_NAME = "config.yaml"
+ENVIRONMENT_NAME = "environment.json"
+STEPS_NAME = "steps.jsonl"
+VALIDATION_NAME = "validation.jsonl"
+#: packages whose versions decide what a run computes
+PACKAGES = (
+    "torch",
+    "nemo_toolkit",
+    "megatron-core",
+    "megatron-energon",
+    "transformers",
+    "transformer_engine",
+    "lightning",
+    "numpy",
+    "pillow",
+)
+
+
+def run_dir(run: RunConfig) -> Path:
+    """The run's folder."""
+    return Path(run.log_dir) / run.experiment_name
+
+
+def write_provenance(run: RunConfig, folder: Path, *, resumed_at: int = 0) -> None:
+    """config.yaml (loads back with `read_config`), and environment.json.
+
+    Args:
+        run: the configuration.
+        folder: the run's folder.
+        resumed_at: the step of this run that is gone on from, 0 for a run that starts. What was
+            written at earlier starts stays, and config-resumed-00000200.yaml and
+            environment-resumed-00000200.json are added where they differ from the latest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(folder / CONFIG_NAME, OmegaConf.to_yaml(asdict(run)), resumed_at)
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git": git_state(),
+        "data": data_identity(run.data.path),
+    }
+    _keep(folder / ENVIRONMENT_NAME, json.dumps(environment, indent=2), resumed_at)
+
+
+def _keep(first: Path, text: str, resumed_at: int) -> None:
+    for path in _of_resumed(first):
+        # of starts whose every step is done again
+        if int(path.stem[-8:]) >= max(resumed_at, 1):
+            path.unlink()
+    if not resumed_at or not first.is_file():
+        first.write_text(text)
+    elif latest_file(first.parent, first.name).read_text() != text:
+        first.with_name(f"{first.stem}-resumed-{resumed_at:08d}{first.suffix}").write_text(text)
+
+
+def latest_file(folder: str | Path, name: str) -> Path:
+    """`CONFIG_NAME` or `ENVIRONMENT_NAME` of a run as it was last started."""
+    first = Path(folder) / name
+    return [first, *_of_resumed(first)][-1]
+
+
+def _of_resumed(first: Path) -> list[Path]:
+    return sorted(first.parent.glob(f"{first.stem}-resumed-{'[0-9]' * 8}{first.suffix}"))
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """The configuration that a run was last started with.
+
+    Raises:
+        ValueError: the folder is not a run's, or its configuration is damaged.
+    """
+    path = latest_file(folder, CONFIG_NAME)
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run's folder: it has no config.yaml")
+    try:
+        run = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        )
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())}): it is cut off, or of another "
+            "version; put it back, for instance the one of a run with the same settings"
+        ) from error
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of `PACKAGES`."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and changed files of this checkout; empty where there is no git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain").splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "changed": changed}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def append_json_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append one line; a killed process leaves at most one broken last line."""
+    with open(path, "ab+") as file:
+        # what is left of a broken line must not swallow this one
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        end = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        file.write(end + orjson.dumps(entry) + b"\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Entries of a file of `append_json_line`, without broken lines."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entries.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            continue
+    return entries
+
+
+def read_steps(folder: str | Path) -> list[dict[str, Any]]:
+    """Entries of steps.jsonl by step: of steps that were done twice, the later run's."""
+    by_step = {entry["step"]: entry for entry in read_json_lines(Path(folder) / STEPS_NAME)}
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,1 @@
+"""Training on NeMo's Trainer, MegatronStrategy and Energon's loaders."""

@@ -1,0 +1,1 @@
+"""From shards to batches: Energon task encoders, packing, and the data module."""

@@ -1,0 +1,9 @@
+"""What a run will need, before any GPU is taken: memory a device, time a step, tokens a picture.
+
+Formulas stand where they are computed: `memory` (bytes), `dct_vl.runs.flops` (FLOPs).
+"""
+
+from dct_vl.runs.model_sizes import ModelSizes, model_sizes
+from dct_vl.training.estimate.estimate import Estimate, Workload, estimate
+
+__all__ = ["Estimate", "ModelSizes", "Workload", "estimate", "model_sizes"]

@@ -1,0 +1,226 @@
+"""Memory, time and tokens of a run's configuration under a stated workload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
+
+from dct_tokenizer import PlanError, TokenizerConfigError, VisualTokenizer, build_tokenizer
+from dct_tokenizer.cost import window_pairs
+from dct_vl.runs.config.checks import check_divisions, check_layout
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.config.tuning import check_tuning, trained_parts
+from dct_vl.runs.flops import StepFlops, StepWork
+from dct_vl.runs.model_sizes import ModelSizes
+from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, StageMemory, stage_memory
+
+#: share of a pack that samples fill
+PACKED_SHARE = 0.97
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The typical sample, and the machine."""
+
+    num_gpus: int
+    #: height and width of a picture before the resize, pixels
+    picture: tuple[int, int]
+    pictures_per_sample: int
+    #: tokens of a sample that are not visual, and those of them that carry loss
+    text_tokens: int
+    answer_tokens: int
+    #: dense bf16 FLOP/s of a GPU, and the share of it that is expected
+    peak_flops: float
+    mfu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What comes out. Memory is of each GPU of a pipeline stage, first stage first."""
+
+    data_parallel_size: int
+    num_micro_batches: int
+    cells_per_picture: int
+    tokens_per_picture: int
+    tokens_per_sample: int
+    samples_per_step: float
+    typical: MicroBatch
+    fullest: MicroBatch
+    typical_stages: tuple[StageMemory, ...]
+    fullest_stages: tuple[StageMemory, ...]
+    step_flops: float
+    step_seconds: float
+
+    @property
+    def typical_peak_gib(self) -> float:
+        """Peak of the fullest stage with micro batches of typical samples."""
+        return max(stage.peak for stage in self.typical_stages) / GIB
+
+    @property
+    def fullest_peak_gib(self) -> float:
+        """Peak of the fullest stage with the largest micro batch that the settings allow."""
+        return max(stage.peak for stage in self.fullest_stages) / GIB
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all GPUs."""
+        return self.samples_per_step / self.step_seconds
+
+
+def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
+    """Estimate a run.
+
+    Raises:
+        ConfigError: a layout that cannot work, also not with a model of these sizes, wrong settings
+            of tokenizer or tuning, or a typical sample longer than data.seq_length.
+    """
+    layout = check_layout(run, work.num_gpus)
+    check_divisions(
+        run,
+        heads=sizes.shape.heads,
+        groups=sizes.shape.kv_heads,
+        layers=sizes.shape.llm_layers,
+        vision_heads=None,
+        vision_mlp=sizes.shape.vit_mlp,
+    )
+    check_tuning(run)
+    try:
+        visual = build_tokenizer(
+            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+        )
+        picture = visual.plan(*work.picture)
+    except (TokenizerConfigError, PlanError) as error:
+        raise ConfigError(f"tokenizer: {error}") from error
+    cells = picture.num_cells * work.pictures_per_sample
+    tokens = picture.num_llm_tokens * work.pictures_per_sample + work.text_tokens
+    if tokens > run.data.seq_length:
+        raise ConfigError(
+            f"a sample of {tokens} tokens is longer than data.seq_length={run.data.seq_length} and "
+            "would be skipped: raise it, or lower --text, --pictures or data.max_pixels"
+        )
+    per_row = PACKED_SHARE * run.data.seq_length / tokens if run.data.packing else 1.0
+    if run.data.packing and cells:
+        limit = run.data.max_patches_per_pack or 4 * run.data.seq_length
+        per_row = min(per_row, limit / cells)
+    typical = _typical(run, work, cells, tokens, per_row)
+    fullest = _fullest(run, work, picture.num_cells, picture.num_llm_tokens)
+    plan = make_plan(run, sizes, visual, layout.data_parallel_size, layout.num_micro_batches)
+    samples = run.trainer.global_batch_size * per_row
+    per_step = samples * work.pictures_per_sample
+    segments = (picture.vit_cu_seqlens[1:] - picture.vit_cu_seqlens[:-1]).astype(float)
+    counter = _flops(sizes, plan, visual)
+    step = StepWork(
+        num_cells=samples * cells,
+        cell_pairs=per_step * float((segments**2).sum()),
+        window_pairs=per_step * window_pairs(picture, sizes.shape),
+        num_tokens=samples * tokens,
+        token_pairs=samples * tokens**2,
+        num_output_tokens=samples * work.answer_tokens,
+    )
+    flops = counter.of(step)
+    # every context-parallel rank computes the whole vision tower
+    again = counter.of(replace(step, num_tokens=0, token_pairs=0, num_output_tokens=0))
+    computed = flops + (plan.cp - 1) * again
+    seconds = computed / (work.peak_flops * work.mfu * work.num_gpus)
+    # the forward pass once more; and the time in which stages wait for each other (1F1B)
+    seconds *= 4 / 3 if plan.recompute else 1
+    seconds *= 1 + (plan.pp - 1) / layout.num_micro_batches
+    typical_stages = tuple(stage_memory(plan, typical, stage) for stage in range(plan.pp))
+    # short samples can have more answers than the fullest batch has beside its pictures
+    fullest_stages = tuple(
+        max(usual, stage_memory(plan, fullest, stage), key=attrgetter("peak"))
+        for stage, usual in enumerate(typical_stages)
+    )
+    return Estimate(
+        data_parallel_size=layout.data_parallel_size,
+        num_micro_batches=layout.num_micro_batches,
+        cells_per_picture=picture.num_cells,
+        tokens_per_picture=picture.num_llm_tokens,
+        tokens_per_sample=tokens,
+        samples_per_step=samples,
+        typical=typical,
+        fullest=fullest,
+        typical_stages=typical_stages,
+        fullest_stages=fullest_stages,
+        step_flops=flops,
+        step_seconds=seconds,
+    )
+
+
+def make_plan(
+    run: RunConfig, sizes: ModelSizes, visual: VisualTokenizer, dp: int, num_micro_batches: int
+) -> Plan:
+    """How a run's model lies on GPUs; switches left open are on, as they are with CUDA."""
+    trainer, speed = run.trainer, run.speed
+    is_lora = run.model.tuning == "lora"
+    return Plan(
+        sizes=sizes,
+        front_end_parameters=sum(
+            p.numel() for p in visual.front_end(sizes.shape.vit_width).parameters()
+        ),
+        tp=trainer.tensor_parallel_size,
+        pp=trainer.pipeline_parallel_size,
+        dp=dp,
+        cp=trainer.context_parallel_size,
+        sequence_parallel=trainer.sequence_parallel,
+        distributed_optimizer=trainer.distributed_optimizer,
+        num_micro_batches=num_micro_batches,
+        half_precision=run.model.dtype != "fp32",
+        fused_layers=speed.fused_layers is not False and run.model.layer_spec != "te",
+        answer_loss=speed.answer_loss is not False,
+        fused_optimizer=speed.fused_optimizer is not False,
+        recompute=speed.recompute,
+        trained=frozenset(trained_parts(run.model)),
+        adapters=sizes.adapters(run.model.lora) if is_lora else (0, 0),
+        adapted_fc2=sizes.adapted_fc2(run.model.lora) if is_lora else (0, 0),
+    )
+
+
+def _typical(run: RunConfig, work: Workload, cells: int, tokens: int, per_row: float) -> MicroBatch:
+    rows, data = run.trainer.micro_batch_size, run.data
+    fixed = data.packing or run.trainer.pipeline_parallel_size > 1
+    multiple = 8 * run.trainer.tensor_parallel_size * run.trainer.context_parallel_size
+    return MicroBatch(
+        rows=rows,
+        row_tokens=data.seq_length if fixed else -(-tokens // multiple) * multiple,
+        num_cells=round(rows * per_row * cells),
+        num_answers=round(rows * per_row * work.answer_tokens),
+    )
+
+
+def _fullest(run: RunConfig, work: Workload, cells: int, tokens: int) -> MicroBatch:
+    """Rows of seq_length tokens, as full of pictures as one sample's text leaves room for."""
+    rows, length = run.trainer.micro_batch_size, run.data.seq_length
+    pictures = (length - work.text_tokens) / tokens
+    if not run.data.packing:
+        pictures = int(pictures)
+    row_cells = pictures * cells
+    if run.data.packing:
+        row_cells = min(row_cells, run.data.max_patches_per_pack or 4 * length)
+    return MicroBatch(
+        rows=rows,
+        row_tokens=length,
+        num_cells=round(rows * row_cells),
+        # answers can be all text that is left beside the least of pictures
+        num_answers=rows * max(work.answer_tokens, length - int(pictures) * tokens),
+    )
+
+
+def _flops(sizes: ModelSizes, plan: Plan, visual: VisualTokenizer) -> StepFlops:
+    front_end: Any = visual.front_end(1)
+    fixed = front_end.flops_per_cell(0, still=True)
+    whole = front_end.flops_per_cell(sizes.shape.vit_width, still=True)
+    return StepFlops(
+        shape=sizes.shape,
+        vocab_size=sizes.vocab_size,
+        front_end_fixed=fixed,
+        front_end_weight=whole - fixed,
+        trains_front_end="front_end" in plan.trained,
+        trains_vit="vision" in plan.trained,
+        trains_merger="projector" in plan.trained,
+        trains_llm="language" in plan.trained,
+        vit_adapters=plan.adapters[0] > 0,
+        llm_adapters=plan.adapters[1] > 0,
+    )

@@ -1,0 +1,1 @@
+"""`dct-vl layout-check`: the same losses in every parallel layout, or a refusal."""

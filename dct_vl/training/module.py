@@ -1,0 +1,238 @@
+"""The Lightning module: NeMo's, fed with cells, started from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state as ps
+from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLModel
+from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMask
+from nemo.lightning.pytorch.optim import OptimizerModule
+from nemo.utils import logging
+
+from dct_vl.inputs.batch import (
+    EVERY_STAGE_FIELDS,
+    FIRST_STAGE_FIELDS,
+    HOST_FIELDS,
+    LAST_STAGE_FIELDS,
+)
+from dct_vl.model.context_parallel import part_of_sequence, whole_sequence
+from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX, TokenizerQwen2VLConfig
+from dct_vl.model.families.qwen_vl.tower import WindowedVisionConfig, find_windows
+from dct_vl.model.lora import apply_lora
+from dct_vl.model.parts import freeze_parts
+from dct_vl.model.scoring import scored_forward
+from dct_vl.model.weights import load_hf_weights
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import LoraConfig
+from dct_vl.runs.config.tuning import PARTS, Part
+from dct_vl.training.watch.metering import StepMeter, WordMeter
+
+#: fields of a batch that `with_windows` adds; tensors
+WINDOW_FIELDS = ("vit_window_order", "vit_window_cu_seqlens")
+
+
+def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with the tensors that this pipeline stage needs on its device, the others None;
+    `HOST_FIELDS` stay where they are.
+
+    Does what `qwen2vl_data_step` of NeMo does, which drops fields that it does not know.
+    """
+    wanted = set(EVERY_STAGE_FIELDS)
+    if ps.is_pipeline_first_stage():
+        wanted.update((*FIRST_STAGE_FIELDS, "visual_places", *WINDOW_FIELDS))
+    if ps.is_pipeline_last_stage():
+        wanted.update((*LAST_STAGE_FIELDS, "answer_positions"))
+    tensors = {
+        # out of pinned memory the copy does not wait for what the device is doing
+        name: value.pin_memory().cuda(non_blocking=True) if name in wanted else None
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor) and name not in HOST_FIELDS
+    }
+    return {**batch, **tensors}
+
+
+def own_part(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with this context-parallel rank's part of what tokens have; the ids of tokens stay
+    whole, as visual embeddings are put in their places before the sequence is divided.
+    """
+    parts = {name: part_of_sequence(batch[name], dim=1) for name in LAST_STAGE_FIELDS}
+    return {**batch, **parts, "position_ids": part_of_sequence(batch["position_ids"], dim=2)}
+
+
+def with_places(batch: dict[str, Any], *, answers: bool) -> dict[str, Any]:
+    """Add the places of the visual tokens, and of the tokens with loss if `answers`, found on the
+    host: the device would have to be waited for.
+    """
+    places = {"visual_places": (batch["input_ids"] == VISUAL_TOKEN_INDEX).flatten().nonzero()[:, 0]}
+    if answers:
+        places["answer_positions"] = batch["loss_mask"].flatten().nonzero()[:, 0]
+    return {**batch, **places}
+
+
+def with_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
+    """Add the windows of Qwen2.5-VL's vision tower, found on the host likewise."""
+    windows = find_windows(batch["vit_positions"], batch["vit_cu_seqlens"], side)
+    order, boundaries = WINDOW_FIELDS
+    found = {order: windows.order, boundaries: windows.cu_seqlens}
+    return {**batch, **found, "longest_window": windows.longest}
+
+
+def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
+    """Run the model on a micro batch of `to_stage`."""
+    names: tuple[str, ...] = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
+    names = (*names, "longest_segment", "longest_text_segment", *WINDOW_FIELDS, "longest_window")
+    fields: dict[str, Any] = {name: batch.get(name) for name in names}
+    if model.training:
+        places = {name: batch.get(name) for name in ("visual_places", "answer_positions")}
+        return model(**fields, **places)
+    output, is_right = scored_forward(model, fields)
+    if is_right is not None:
+        # a word may begin in one rank's part and end in the next one's
+        model.words.add(
+            *(whole_sequence(x, 1) for x in (fields["labels"], fields["loss_mask"], is_right))
+        )
+    return output
+
+
+class LossOfStep(MaskedTokenLossReductionWithLossMask):
+    """NeMo's mean over the answer tokens of a step, without asking the device for each micro
+    batch's number of them.
+
+    Attributes:
+        latest: what `reduce` returned last, still on the device; None on other pipeline stages.
+        sums: (M, 2), of the same step: sum and number of answer tokens of each of this replica's
+            micro batches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None
+
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Mean loss over all micro batches and data-parallel ranks; 0 on other pipeline stages."""
+        sums = [x["loss_sum_and_ub_size"] for x in losses_reduced_per_micro_batch]
+        if not sums:
+            return torch.tensor(0.0, device=torch.cuda.current_device())
+        self.sums = torch.vstack(sums)
+        if ps.get_context_parallel_world_size() > 1:
+            torch.distributed.all_reduce(self.sums, group=ps.get_context_parallel_group())
+        total = self.sums.sum(dim=0)
+        torch.distributed.all_reduce(total, group=ps.get_data_parallel_group())
+        self.latest = total[0] / total[1]
+        return self.latest
+
+
+class TokenizerQwen2VLModel(Qwen2VLModel):
+    """NeMo's Qwen2VLModel around a `TokenizerQwen2VL`.
+
+    Args:
+        config: the model.
+        hf_folder: Hugging Face folder to start from; None where a checkpoint will be loaded.
+        optim: NeMo's optimizer module.
+        trained: parts whose own weights are trained.
+        lora: adapters that are trained besides; None for none.
+        seed: of the adapters' start and dropout.
+        answer_loss: compute logits only for the tokens that carry loss, when training.
+    """
+
+    def __init__(
+        self,
+        config: TokenizerQwen2VLConfig,
+        *,
+        hf_folder: str | Path | None,
+        optim: OptimizerModule | None = None,
+        trained: Collection[Part] = PARTS,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
+        answer_loss: bool = False,
+    ) -> None:
+        config.forward_step_fn = forward_step
+        vision = config.vision_transformer_config
+        super().__init__(config, model_version=vision.model_version, optim=optim, tokenizer=None)
+        #: side of the vision tower's windows; None where it has none
+        self.window_side = vision.window_side if isinstance(vision, WindowedVisionConfig) else None
+        self.hf_folder = Path(hf_folder) if hf_folder is not None else None
+        self.trained = frozenset(trained)
+        self.lora = lora
+        self.seed = seed
+        self.answer_loss = answer_loss
+        #: seconds that the current step has waited for batches; the step log resets it
+        self.data_wait = 0.0
+        #: counts the training batches of the current step; the step log resets it
+        self.meter = StepMeter()
+        #: scores the words of validation batches; the step log resets it
+        self.words = WordMeter()
+        self._loss_of_step: LossOfStep | None = None
+        #: told what a step does next; `dct_vl.training.watch.rank_watch` sets it
+        self.note_phase: Callable[[str], None] = lambda phase: None
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Build this rank's stage and fill it, before NeMo wraps it and makes the optimizer."""
+        if hasattr(self, "module"):
+            return
+        super().configure_model(vp_stage)
+        if self.hf_folder is not None:
+            used = load_hf_weights(self.module, self.hf_folder)
+            logging.info(f"Read {len(used)} tensors of {self.hf_folder}")
+        if self.lora is not None:
+            apply_lora(self.module, self.lora, seed=self.seed)
+        freeze_parts(self.module, self.trained)
+        if ps.is_pipeline_first_stage() and not any(
+            p.requires_grad for p in self.module.parameters()
+        ):
+            # its rank writes the optimizer's common state for all
+            raise ConfigError(
+                "the first pipeline stage has nothing to train: let adapters or parts of it be "
+                "trained too (model.lora), or lower PP_SIZE"
+            )
+
+    def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
+        """Next micro batch, counted, on this stage's device."""
+        if self.training:
+            self.note_phase("reads data")
+        started = time.perf_counter()
+        batch = next(dataloader_iter)
+        if isinstance(batch, tuple):  # Lightning's (batch, batch_idx, dataloader_idx)
+            batch = batch[0]
+        if self.training:
+            self.note_phase("computes")
+            self.data_wait += time.perf_counter() - started
+        if self.window_side is not None:
+            batch = with_windows(batch, self.window_side)
+        if self.training:
+            self.meter.add(batch)
+            self._seed_dropout()
+        batch = own_part(batch)
+        if self.training:
+            batch = with_places(batch, answers=self.answer_loss)
+        return to_stage(batch)
+
+    def _seed_dropout(self) -> None:
+        """Let what adapters drop depend on the run's seed and the micro batch: NeMo's checkpoints
+        hold no generator's state, and a resumed run would draw other numbers.
+
+        Replicas and context-parallel ranks have other tokens, and drop others. Tensor-parallel
+        ranks drop the same: they must where they hold an adapter's input in common.
+        """
+        micro_batch = (self.trainer.global_step, len(self.meter.micro_batches))
+        stage = ps.get_pipeline_model_parallel_rank()
+        replica = ps.get_data_parallel_rank(with_context_parallel=True)
+        torch.manual_seed(zlib.crc32(f"{self.seed} {micro_batch} {stage} {replica}".encode()))
+
+    @property
+    def training_loss_reduction(self) -> LossOfStep:
+        """NeMo's hook."""
+        if self._loss_of_step is None:
+            self._loss_of_step = LossOfStep()
+        return self._loss_of_step
+
+    def forward(self, **batch: Any) -> Any:  # type: ignore[override]
+        """See `TokenizerQwen2VL.forward`."""
+        return self.module(**batch)

@@ -1,0 +1,1 @@
+"""Megatron's optimizer with a learning rate for each part, its schedule and its fast paths."""

@@ -1,0 +1,123 @@
+"""Megatron's optimizer with a learning rate for each part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import megatron.core.optimizer as megatron_optimizer
+import torch
+from megatron.core import parallel_state as ps
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
+
+from dct_vl.model.parts import part_of
+from dct_vl.runs.config.tuning import Part
+
+
+class PartOptimizer(MegatronOptimizerModule):
+    """NeMo's optimizer module whose parameter groups differ by part.
+
+    Megatron-core 0.15.3 knows one multiplier for all parameters that meet one condition. Here its
+    own function makes the groups once for each multiplier in use, and what it keeps (no weight
+    decay on biases and norms, the same groups on all ranks, names in checkpoints) is Megatron's.
+
+    Args:
+        config: Megatron's.
+        lr_scheduler: the schedule of the base rate.
+        multipliers: learning rate of each part as a multiple of the base rate.
+    """
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        lr_scheduler: LRSchedulerModule,
+        *,
+        multipliers: Mapping[Part, float],
+    ) -> None:
+        super().__init__(config=config, lr_scheduler=lr_scheduler)
+        self.multipliers = dict(multipliers)
+
+    def optimizers(self, model: Any) -> list[torch.optim.Optimizer]:
+        """Megatron's optimizer over this rank's trained parameters."""
+        if set(self.multipliers.values()) == {1.0}:
+            return super().optimizers(model)
+        with _groups_by(self._multiplier, sorted(set(self.multipliers.values()))):
+            return super().optimizers(model)
+
+    def finalize_model_grads(
+        self,
+        model: Sequence[Any],
+        num_tokens: torch.Tensor | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        """Gradients summed over ranks and divided by the tokens with loss of the global batch.
+
+        Megatron asks the device whether there are any, and the host then prepares the update only
+        after the backward pass has ended; without the question it does so meanwhile.
+        """
+        finalize_model_grads(model, None, pg_collection=pg_collection)
+        if num_tokens is None:
+            return
+        stages = ps.get_pipeline_model_parallel_group()
+        last = ps.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(num_tokens, src=last, group=stages)
+        replicas = ps.get_data_parallel_group(with_context_parallel=True)
+        torch.distributed.all_reduce(num_tokens, group=replicas)
+        for chunk in model:
+            chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Use this run's weight decay and betas; a checkpoint has brought those of its run."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = self.config.weight_decay * group.get("pre_wd_mult", 1.0)
+                group["betas"] = (self.config.adam_beta1, self.config.adam_beta2)
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the base rate, whichever part the first group belongs to."""
+        for group in self._optimizers[0].param_groups:
+            multiplier = group.get("pre_lr_mult", 1.0)
+            if multiplier:
+                rate = group["lr"] if multiplier == 1.0 else group["lr"] / multiplier
+                pl_module.log("lr", rate, batch_size=1, prog_bar=True)
+                return
+
+    def _multiplier(self, name: str, parameter: torch.nn.Parameter) -> float:
+        return self.multipliers[part_of(name)]
+
+
+@contextmanager
+def _groups_by(
+    multiplier_of: Callable[[str, torch.nn.Parameter], float], multipliers: list[float]
+) -> Iterator[None]:
+    """Let Megatron make its groups once for each of several multipliers."""
+    stock = megatron_optimizer._get_param_groups
+
+    def grouped(
+        model_chunks: Any, no_weight_decay_cond: Any, _condition: Any, _multiplier: Any, **rest: Any
+    ) -> list[dict[str, Any]]:
+        groups = []
+        for wanted in multipliers:
+            # the others get a multiplier that no group has, and are left out here
+            made = stock(
+                model_chunks,
+                no_weight_decay_cond,
+                lambda name, parameter, wanted=wanted: multiplier_of(name, parameter) != wanted,
+                -1.0,
+                **rest,
+            )
+            for group in made:
+                if group["lr_mult"] == 1.0:
+                    groups.append({**group, "lr_mult": wanted})
+        return sorted(groups, key=lambda g: (g["lr_mult"], g["wd_mult"]))
+
+    megatron_optimizer._get_param_groups = grouped
+    try:
+        yield
+    finally:
+        megatron_optimizer._get_param_groups = stock

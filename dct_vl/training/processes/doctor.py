@@ -1,0 +1,266 @@
+"""Checks a machine and a run's inputs: one line each, with the fix, in a few seconds.
+
+Nothing is loaded and no device memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.markers import Marker
+
+from dct_vl.model.families.qwen_vl.model_file import check_model_file, read_model_file
+from dct_vl.runs.config.checks import MODEL_TYPES, check_data_path
+from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import RunConfig
+
+#: packages whose version decides whether anything works; the others are compared with a warning
+DECISIVE = ("nemo-toolkit", "megatron-core", "megatron-energon", "transformers", "lightning")
+TOKENIZER_FILES = ("tokenizer_config.json", "vocab.json", "merges.txt", "preprocessor_config.json")
+#: bytes a parameter of a checkpoint: bf16 weight, fp32 master weight and two fp32 Adam moments
+CHECKPOINT_BYTES_PER_PARAMETER = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    status: str  #: "ok", "warn" or "FAIL"; a FAIL stops the run
+    what: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.status:<5}{self.what:<18}{self.detail}"
+
+
+def examine(run: RunConfig | None = None, *, on_cpu: bool | None = None) -> bool:
+    """Print all findings; True where nothing would stop the run.
+
+    Args:
+        run: a run's configuration; without it only the machine is examined.
+        on_cpu: whether the run means to use the CPU; None finds it out.
+    """
+    findings = []
+    for finding in _findings(run, on_cpu):
+        print(finding, flush=True)
+        findings.append(finding)
+    return all(f.status != "FAIL" for f in findings)
+
+
+def _findings(run: RunConfig | None, on_cpu: bool | None) -> Iterator[Finding]:
+    yield check_python()
+    yield from check_versions()
+    yield from check_devices(on_cpu)
+    if run is not None:
+        yield check_data(run.data.path)
+        yield from check_model(run.model.path)
+        yield check_disk(run)
+        if run.logger.wandb_project:
+            yield check_wandb()
+
+
+def check_python() -> Finding:
+    """Python 3.10 to 3.12."""
+    found = platform.python_version()
+    good = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    fix = "" if good else ": use 3.10, 3.11 or 3.12 (NeMo 2.7.3 needs it)"
+    return Finding(status="ok" if good else "FAIL", what="python", detail=found + fix)
+
+
+def check_versions(pins_file: Path | None = None) -> Iterator[Finding]:
+    """Installed versions against the pins of constraints/: those for machines with CUDA, or not."""
+    import torch
+
+    name = "gpu.txt" if torch.cuda.is_available() else "cpu.txt"
+    pins_file = pins_file or ROOT / "constraints" / name
+    pins = read_pins(pins_file)
+    different = []
+    for name, pin in pins.items():
+        try:
+            found = version(name).split("+")[0]
+        except PackageNotFoundError:
+            found = "missing"
+        if name in DECISIVE:
+            good = found == pin
+            fix = "" if good else f", expected {pin}: pip install '{name}=={pin}'"
+            yield Finding(status="ok" if good else "FAIL", what=name, detail=found + fix)
+        elif found != pin:
+            different.append(f"{name} {found} (pinned {pin})")
+    yield Finding(
+        status="warn" if different else "ok",
+        what="other packages",
+        detail=", ".join(different) or f"{len(pins) - len(DECISIVE)} as pinned in {pins_file.name}",
+    )
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """name → version of a constraints file, names in lower case with dashes.
+
+    Lines whose marker excludes this Python are left out.
+    """
+    pins = {}
+    for line in path.read_text().splitlines():
+        match = re.match(r"([A-Za-z0-9._-]+)==([^;\s]+)(?:\s*;\s*(.+))?", line)
+        if match and (match[3] is None or Marker(match[3]).evaluate()):
+            pins[match[1].lower().replace("_", "-")] = match[2]
+    return pins
+
+
+def check_devices(on_cpu: bool | None) -> Iterator[Finding]:
+    """Torch, CUDA devices, NCCL and Transformer Engine."""
+    import torch
+
+    count = 0 if on_cpu else torch.cuda.device_count()
+    if count:
+        properties = torch.cuda.get_device_properties(0)
+        yield Finding(
+            status="ok",
+            what="torch",
+            detail=f"{torch.__version__}, {count} × {properties.name}, "
+            f"{properties.total_memory / 2**30:.0f} GiB each",
+        )
+        nccl = torch.distributed.is_nccl_available()
+        yield Finding(
+            status="ok" if nccl else "FAIL",
+            what="NCCL",
+            detail=".".join(map(str, torch.cuda.nccl.version()))
+            if nccl
+            else "absent: this torch cannot use several GPUs; install a CUDA build",
+        )
+        yield _check_transformer_engine()
+    else:
+        gloo = torch.distributed.is_gloo_available()
+        yield Finding(
+            status="ok" if gloo else "FAIL",
+            what="torch",
+            detail=f"{torch.__version__}, CPU" + ("" if gloo else ": gloo is absent"),
+        )
+
+
+def _check_transformer_engine() -> Finding:
+    from dct_vl.compat import have_transformer_engine
+    from dct_vl.model.attention import have_cudnn_attention
+
+    if have_transformer_engine():
+        return Finding(
+            status="ok", what="TransformerEngine", detail=f"{version('transformer_engine')}, used"
+        )
+    package = "cuDNN's" if have_cudnn_attention() else "torch's flash"
+    return Finding(
+        status="warn",
+        what="TransformerEngine",
+        detail=f"absent: Megatron's local layers with {package} attention are used",
+    )
+
+
+def check_data(path: str) -> Finding:
+    """Shards prepared for Energon."""
+    try:
+        check_data_path(path)
+    except ConfigError as error:
+        return Finding(status="FAIL", what="data", detail=str(error))
+    return Finding(status="ok", what="data", detail=path)
+
+
+def check_model(folder: str) -> Iterator[Finding]:
+    """Weights and tokenizer files of a Hugging Face folder."""
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        yield Finding(
+            status="FAIL",
+            what="model",
+            detail=f"{folder} has no config.json: clone Qwen/Qwen2-VL-2B-Instruct there",
+        )
+        return
+    yield _check_config(path)
+    yield _check_weights(path)
+    missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
+    yield Finding(
+        status="FAIL" if missing else "ok",
+        what="tokenizer files",
+        detail=f"missing: {', '.join(missing)}; fetch them again" if missing else "all there",
+    )
+
+
+def _check_config(path: Path) -> Finding:
+    try:
+        kind = (read_model_file(path) or {}).get("model_type")
+        if kind not in MODEL_TYPES:
+            expected = " or ".join(MODEL_TYPES)
+            detail = f"{path} is a {kind}; expected {expected}"
+            return Finding(status="FAIL", what="model", detail=detail)
+        check_model_file(path)
+    except ConfigError as error:
+        return Finding(status="FAIL", what="model", detail=str(error))
+    return Finding(status="ok", what="model", detail=MODEL_TYPES[kind])
+
+
+def _check_weights(path: Path) -> Finding:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    problems = []
+    for name in names:
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size < 1024:
+            problems.append(f"{name} has {file.stat().st_size} bytes (a git-lfs pointer?)")
+    return Finding(
+        status="FAIL" if problems else "ok",
+        what="weights",
+        detail=f"{'; '.join(problems)}: run git lfs pull in {path}"
+        if problems
+        else f"{len(names)} files, {weights_size(path) / 2**30:.2f} GiB in {path}",
+    )
+
+
+def weights_size(path: Path) -> int:
+    """Bytes of all safetensors files of a folder."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def check_wandb() -> Finding:
+    """The package of Weights & Biases, which is none of the required ones."""
+    try:
+        return Finding(status="ok", what="wandb", detail=version("wandb"))
+    except PackageNotFoundError:
+        fix = "not installed: python -m pip install wandb, or leave WANDB_PROJECT empty"
+        return Finding(status="FAIL", what="wandb", detail=fix)
+
+
+def check_disk(run: RunConfig) -> Finding:
+    """Room for the checkpoints that a run keeps, and one more while it is written."""
+    folder = Path(run.log_dir)
+    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        return Finding(
+            status="FAIL", what="disk", detail=f"{existing} {what}: set LOG_DIR elsewhere"
+        )
+    free = shutil.disk_usage(existing).free
+    # two bytes a parameter on disk is the hub's bf16; a float32 folder is overestimated
+    one = weights_size(Path(run.model.path)) / 2 * CHECKPOINT_BYTES_PER_PARAMETER
+    need = one * (run.trainer.keep_last + 1)
+    gib = f"{free / 2**30:.0f} GiB free at {existing}, {need / 2**30:.1f} GiB needed"
+    if free < one:
+        return Finding(
+            status="FAIL", what="disk", detail=f"{gib}: free some, or set LOG_DIR elsewhere"
+        )
+    if free < need:
+        return Finding(
+            status="warn", what="disk", detail=f"{gib}: lower trainer.keep_last or free some"
+        )
+    return Finding(status="ok", what="disk", detail=gib)

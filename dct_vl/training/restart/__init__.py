@@ -1,0 +1,1 @@
+"""Checkpoints, signals, and going on at the next sample."""

@@ -1,0 +1,201 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from dct_vl.compat import activate
+
+activate()
+
+from dct_vl.runs.checkpoint_files import find_fault, read_meta  # noqa: E402
+from dct_vl.runs.config.overrides import ConfigError  # noqa: E402
+from dct_vl.runs.config.schema import RunConfig  # noqa: E402
+from dct_vl.runs.config.tuning import tuning_settings  # noqa: E402
+from dct_vl.runs.config.video import video_rules  # noqa: E402
+from dct_vl.runs.model_sizes import model_sizes  # noqa: E402
+from dct_vl.training.data.loader_state import check_streams  # noqa: E402
+from dct_vl.training.restart.checkpoints import checkpoint_step, list_checkpoints, newest_sound  # noqa: E402
+from dct_vl.training.restart.finished import RunFinished, changed_settings  # noqa: E402
+
+
+def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
+    """The checkpoint to go on from: of this run's, the newest one without a fault.
+
+    Raises:
+        RunFinished: the run has done its last step, and its settings are unchanged.
+        ConfigError: the run's folder already holds another run, or the checkpoint was made with
+            other settings that decide its sample stream, or lies at or beyond the last step of
+            other settings, or is damaged and there is none before it.
+    """
+    path = _choose(run.trainer.resume, folder)
+    if path is None:
+        return None
+    meta = read_meta(path)
+    for name, value in stream_settings(run).items():
+        if meta.get(name) != value:
+            raise ConfigError(
+                f"{path} was trained with {name} = {meta.get(name)}, this run has {value}: set it "
+                "back, or use another experiment_name"
+            )
+    tuned = meta.get("tuning", {})
+    for name, value in tensor_settings(run).items():
+        if name in tuned and tuned[name] != value:
+            raise ConfigError(
+                f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
+                "back, or use another experiment_name"
+            )
+    if "data_parallel_size" in meta:
+        check_streams(
+            ranks_before=meta["data_parallel_size"],
+            workers_before=meta["data.num_workers"],
+            num_ranks=data_parallel_size,
+            num_workers=run.data.num_workers,
+        )
+    last = last_step(run)
+    if meta["step"] < last:
+        return path
+    ends = "trainer.max_steps" if last == run.trainer.max_steps else "trainer.stop_at_step"
+    changed = changed_settings(run, folder) if is_own(path, folder) else []
+    if meta["step"] == last and is_own(path, folder) and not changed:
+        raise RunFinished(folder, last, ends)
+    differs = f" (other than at its latest start: {'; '.join(changed)})" if changed else ""
+    raise ConfigError(
+        f"{path} is at step {meta['step']} already and this run ends at {last}: raise {ends}, or "
+        f"use another experiment_name{differs}"
+    )
+
+
+def _choose(wanted: str, folder: Path) -> Path | None:
+    if wanted == "auto":
+        return _newest_sound(folder)
+    held = list_checkpoints(folder)
+    path = None if wanted == "never" else Path(wanted)
+    if path is None or not is_own(path, folder):
+        if path is not None and held and _began_at(folder) == _identity(path) is not None:
+            # the same command again, as after a preemption
+            return _newest_sound(folder)
+        if held:
+            raise ConfigError(
+                f"{folder} already holds a run, at step {checkpoint_step(held[-1])}: use another "
+                "experiment_name, remove the folder, or go on from it with trainer.resume=auto"
+            )
+    elif held and path.resolve() != held[-1].resolve():
+        raise ConfigError(
+            f"{folder} holds later steps than {path}: go on from it under another experiment_name, "
+            "or from the newest one with trainer.resume=auto"
+        )
+    if path is not None and (fault := find_fault(path)):
+        raise ConfigError(f"trainer.resume={path}: {fault}")
+    return path
+
+
+def _newest_sound(folder: Path) -> Path | None:
+    sound = newest_sound(folder)
+    faults = "; ".join(f"{path.name} is damaged: {fault}" for path, fault in sound.damaged)
+    if faults and sound.path is None:
+        raise ConfigError(
+            f"no checkpoint of {folder} can be gone on from ({faults}): use another "
+            "experiment_name, or remove the folder"
+        )
+    if faults and sound.path and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {faults}; going on from {sound.path.name}", file=sys.stderr)
+    return sound.path
+
+
+def began_at(resume: Path | None, folder: Path) -> str | None:
+    """Identity of another run's checkpoint that the run in `folder` began at; None without one.
+
+    Args:
+        resume: the checkpoint to go on from, of this run or of another.
+        folder: the run's folder.
+    """
+    if resume is None:
+        return None
+    return read_meta(resume).get("began_at") if is_own(resume, folder) else _identity(resume)
+
+
+def is_own(checkpoint: Path, folder: Path) -> bool:
+    """Is a checkpoint one of the run in `folder`?"""
+    return checkpoint.resolve().parent.parent == folder.resolve()
+
+
+def _began_at(folder: Path) -> str | None:
+    return began_at(newest_sound(folder).path, folder)
+
+
+def _identity(checkpoint: Path) -> str | None:
+    try:
+        identity: str | None = read_meta(checkpoint).get("id")
+    except ValueError:
+        return None
+    return identity
+
+
+def stream_settings(run: RunConfig) -> dict[str, object]:
+    """What a resumed run must share with the one before, to go on with the very next sample."""
+    return {
+        "tokenizer": run.tokenizer,
+        "data": data_fingerprint(run.data.path),
+        "data.min_pixels": run.data.min_pixels,
+        "data.max_pixels": run.data.max_pixels,
+        "data.video": asdict(video_rules(run.data)),
+        "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
+        "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
+        "data.packing": packing_settings(run),
+        "trainer.micro_batch_size": run.trainer.micro_batch_size,
+        "trainer.global_batch_size": run.trainer.global_batch_size,
+        "seed": run.seed,
+    }
+
+
+def tensor_settings(run: RunConfig) -> dict[str, object]:
+    """What decides which tensors a checkpoint has; a resumed run shares it where both say it."""
+    settings = dict(tuning_settings(run))
+    try:
+        sizes = asdict(model_sizes(run.model.path))
+    except (ConfigError, OSError, ValueError):
+        return settings  # no folder of a model, which is said elsewhere
+    shape = {**sizes.pop("shape"), **sizes, "name": None}
+    known = {name: value for name, value in shape.items() if value is not None}
+    return {**settings, "a model of the sizes": known}
+
+
+def packing_settings(run: RunConfig) -> dict[str, int] | None:
+    """What decides which samples share a row; None without packing."""
+    if not run.data.packing:
+        return None
+    return {
+        "seq_length": run.data.seq_length,
+        "packing_buffer_size": run.data.packing_buffer_size,
+        "max_patches_per_pack": max_patches_per_pack(run),
+    }
+
+
+def max_patches_per_pack(run: RunConfig) -> int:
+    """Most ViT patches in a pack: as many as seq_length tokens of 2 × 2 patches, if not set."""
+    chosen = run.data.max_patches_per_pack
+    return 4 * run.data.seq_length if chosen is None else chosen
+
+
+def data_fingerprint(path: str) -> str:
+    """Short hash of what Energon knows of a dataset: its shards, their samples and the split.
+
+    It stays the same when the folder is moved.
+    """
+    where = Path(path)
+    names = (".nv-meta/.info.json", ".nv-meta/split.yaml") if where.is_dir() else ("",)
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((where / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def last_step(run: RunConfig) -> int:
+    """The step at which this process stops."""
+    trainer = run.trainer
+    return min(trainer.max_steps, trainer.stop_at_step or trainer.max_steps)

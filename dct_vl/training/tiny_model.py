@@ -1,0 +1,84 @@
+"""`model=tiny` and `model=tiny25`: a random Qwen2-VL or Qwen2.5-VL made on first use, its tokenizer
+trained on the shards' words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from data_prep.schema import SchemaError, parse_record
+from dct_vl.runs.config.checks import check_data_path
+from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.config.schema import RunConfig
+
+#: value of model.path that asks for a generated model → its shape
+AUTO: dict[str, Literal["tiny", "tiny25"]] = {"auto": "tiny", "auto25": "tiny25"}
+#: samples whose texts the tokenizer is trained on
+NUM_SAMPLES = 2000
+
+
+def with_model_folder(run: RunConfig) -> RunConfig:
+    """The configuration with a real folder in model.path.
+
+    The generated folder is named after the dataset and the seed, made beside its place and
+    renamed, so that several processes may ask for it at once.
+
+    Raises:
+        ConfigError: model.path asks for a generated model, and the dataset is not there, or has no
+            text to train a tokenizer on.
+    """
+    if run.model.path not in AUTO:
+        return run
+    check_data_path(run.data.path)
+    where = str(Path(run.data.path).resolve())
+    name = hashlib.sha256(f"{where} {run.seed}".encode()).hexdigest()[:12]
+    folder = Path(run.model.cache_dir) / f"{AUTO[run.model.path]}-{name}"
+    if not (folder / "config.json").is_file():
+        _make(folder, run)
+    return replace(run, model=replace(run.model, path=str(folder)))
+
+
+def _make(folder: Path, run: RunConfig) -> None:
+    from dct_vl.model.random_model.folder import write_random_model
+
+    texts = [text for text in islice(shard_texts(run.data.path), NUM_SAMPLES) if text]
+    if not texts:
+        raise ConfigError(
+            f"model=tiny trains its tokenizer on the dataset's texts, and {run.data.path} has "
+            "none in its shards: set model.path to a folder"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
+    try:
+        write_random_model(made, corpus=texts, shape=AUTO[run.model.path], seed=run.seed)
+        os.rename(made, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        # another process was faster; its folder holds the same
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def shard_texts(path: str) -> Iterator[str]:
+    """The conversations of a dataset's shards, one text a sample, in order."""
+    for shard in sorted(Path(path).glob("**/*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.name.endswith("json") else None
+                if file is None:
+                    continue
+                try:
+                    turns = parse_record(file.read()).turns
+                except SchemaError:
+                    continue
+                yield " ".join(turn.text.replace("<image>", "").strip() for turn in turns)

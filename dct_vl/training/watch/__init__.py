@@ -1,0 +1,1 @@
+"""What is measured and guarded while a run trains."""

@@ -1,0 +1,160 @@
+"""Settings that a run could have instead of its own, and the memory that each would save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dct_tokenizer import build_tokenizer
+from dct_vl.runs.config.checks import check_layout, check_model_layout
+from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.config.tuning import check_tuning, trained_parts
+from dct_vl.runs.model_sizes import model_sizes
+from dct_vl.training.estimate.estimate import make_plan
+from dct_vl.training.estimate.memory import GIB, MicroBatch, stage_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """One change."""
+
+    #: as on the command line
+    setting: str
+    #: GiB, by the estimate of `dct_vl.training.estimate`
+    saves: float
+    #: of the unchanged run's estimate
+    share: float
+    #: a checkpoint of this run can go on with it
+    resumes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    setting: str
+    run: RunConfig
+    batch: MicroBatch
+    resumes: bool = False
+
+
+def offers(run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool) -> list[Offer]:
+    """Changes that pass the checks of a run and save memory, those that cost least first.
+
+    Args:
+        run: the configuration.
+        batch: the micro batch that did not fit.
+        world_size: number of processes.
+        on_cuda: the run trains on CUDA devices.
+
+    Raises:
+        ConfigError: the model's sizes are not known.
+    """
+    now = peak_gib(run, batch, world_size)
+    found = []
+    for change in _changes(run, batch, world_size, on_cuda=on_cuda):
+        try:
+            check_layout(change.run, world_size)
+            check_model_layout(change.run)
+            check_tuning(change.run)
+            saves = now - peak_gib(change.run, change.batch, world_size)
+        except ValueError:  # of the configuration, or the tokenizer's
+            continue
+        if saves > 0:
+            share = saves / now
+            resumes = change.resumes
+            found.append(Offer(setting=change.setting, saves=saves, share=share, resumes=resumes))
+    return found
+
+
+def peak_gib(run: RunConfig, batch: MicroBatch, world_size: int) -> float:
+    """Estimated peak of the fullest pipeline stage's GPUs, GiB."""
+    layout = check_layout(run, world_size)
+    visual = build_tokenizer(
+        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
+    )
+    sizes = model_sizes(run.model.path)
+    plan = make_plan(run, sizes, visual, layout.data_parallel_size, layout.num_micro_batches)
+    return max(stage_memory(plan, batch, stage).peak for stage in range(plan.pp)) / GIB
+
+
+def _changes(
+    run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool
+) -> Iterator[_Change]:
+    trainer, data = run.trainer, run.data
+    replicas = check_layout(run, world_size).data_parallel_size
+    if on_cuda and not run.speed.recompute:
+        changed = replace(run, speed=replace(run.speed, recompute=True))
+        yield _Change(setting="speed.recompute=true", run=changed, batch=batch, resumes=True)
+    if not trainer.distributed_optimizer and replicas > 1:
+        changed = replace(run, trainer=replace(trainer, distributed_optimizer=True))
+        yield _Change(setting="trainer.distributed_optimizer=true", run=changed, batch=batch)
+    share = trainer.global_batch_size // replicas
+    for rows in (n for n in range(trainer.micro_batch_size // 2, 0, -1) if share % n == 0):
+        changed = replace(run, trainer=replace(trainer, micro_batch_size=rows))
+        fewer = _of_rows(batch, rows)
+        yield _Change(setting=f"trainer.micro_batch_size={rows}", run=changed, batch=fewer)
+        break
+    yield from _wider(run, batch, replicas)
+    yield from _smaller_pictures(run, batch)
+    unit = 8 * trainer.tensor_parallel_size * trainer.context_parallel_size
+    length = batch.row_tokens // 2 // unit * unit
+    if length:
+        half = replace(batch, row_tokens=length, num_cells=batch.num_cells // 2)
+        changed = replace(run, data=replace(data, seq_length=length))
+        # without packing it decides only which samples are too long
+        resumes = not data.packing
+        name = f"data.seq_length={length}"
+        yield _Change(setting=name, run=changed, batch=half, resumes=resumes)
+    if run.model.tuning == "full" and "language" in trained_parts(run.model):
+        changed = replace(run, model=replace(run.model, tuning="lora"))
+        yield _Change(setting="model.tuning=lora", run=changed, batch=batch)
+
+
+def _wider(run: RunConfig, batch: MicroBatch, replicas: int) -> Iterator[_Change]:
+    """Twice the tensor-parallel ranks, of half the replicas with as many loader processes."""
+    trainer = run.trainer
+    if replicas % 2:
+        return
+    size = 2 * trainer.tensor_parallel_size
+    words = [f"trainer.tensor_parallel_size={size}"]
+    if not trainer.sequence_parallel:
+        words.append("trainer.sequence_parallel=true")
+    workers = 2 * run.data.num_workers
+    if workers:
+        words.append(f"data.num_workers={workers}")
+    changed = replace(
+        run,
+        trainer=replace(trainer, tensor_parallel_size=size, sequence_parallel=True),
+        data=replace(run.data, num_workers=workers),
+    )
+    yield _Change(setting=" ".join(words), run=changed, batch=batch, resumes=workers > 0)
+
+
+def _smaller_pictures(run: RunConfig, batch: MicroBatch) -> Iterator[_Change]:
+    data, cells = run.data, batch.num_cells
+    if data.packing:
+        # a pack is filled up again with more, smaller pictures
+        limit = cells // batch.rows // 2
+        if limit:
+            changed = replace(run, data=replace(data, max_patches_per_pack=limit))
+            half = replace(batch, num_cells=cells // 2)
+            yield _Change(setting=f"data.max_patches_per_pack={limit}", run=changed, batch=half)
+        return
+    pixels = data.max_pixels // 2
+    if cells and pixels >= data.min_pixels:
+        changed = replace(run, data=replace(data, max_pixels=pixels))
+        # 2 x 2 patches a token
+        tokens = max(batch.row_tokens - cells // 8 // batch.rows, 1)
+        if run.trainer.pipeline_parallel_size > 1:
+            tokens = batch.row_tokens
+        half = replace(batch, row_tokens=tokens, num_cells=cells // 2)
+        yield _Change(setting=f"data.max_pixels={pixels}", run=changed, batch=half)
+
+
+def _of_rows(batch: MicroBatch, rows: int) -> MicroBatch:
+    share = rows / batch.rows
+    return replace(
+        batch,
+        rows=rows,
+        num_cells=round(share * batch.num_cells),
+        num_answers=round(share * batch.num_answers),
+    )

@@ -1,0 +1,170 @@
+"""Callbacks of a run: the step log with rates, the ledger of samples, and the progress line."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from tqdm import tqdm
+
+from dct_vl.inputs.rejects import RejectReader
+from dct_vl.inputs.words import token_roles
+from dct_vl.runs.flops import StepFlops, StepWork, device_peak_flops, step_flops
+from dct_vl.runs.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
+from dct_vl.training.watch.metering import StepMeter, WordMeter
+from dct_vl.training.watch.rates import curves, progress, token_rates
+
+
+class StepLog(pl.Callback):
+    """Writes steps.jsonl, validation.jsonl and the ledger, and shows progress.
+
+    Args:
+        run_dir: the run's folder.
+        last_step: the step at which this process stops.
+        log_every: steps between lines of steps.jsonl.
+    """
+
+    def __init__(self, run_dir: Path, *, last_step: int, log_every: int) -> None:
+        self.run_dir = run_dir
+        self.last_step = last_step
+        self.log_every = log_every
+        self._rejects = RejectReader(run_dir / "rejects", "reason")
+        self._started = 0.0
+        self._flops: StepFlops | None = None
+        self._peak_flops: float | None = None
+        self._bar: tqdm[Any] | None = None
+        self._last_val_loss: float | None = None
+        self._roles: np.ndarray | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Open the progress line."""
+        module.meter = StepMeter()
+        self._flops = step_flops(module.config, module.trained, lora=module.lora)
+        self._peak_flops = device_peak_flops()
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=self.last_step,
+                initial=trainer.global_step,
+                desc=self.run_dir.name,
+                unit="step",
+                mininterval=1 if sys.stderr.isatty() else 15,
+                file=sys.stderr,
+            )
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the step's clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        """Log the step."""
+        step = trainer.global_step
+        meter, module.meter = module.meter, StepMeter()
+        data_wait, module.data_wait = module.data_wait, 0.0
+        self._write_ledger(step, meter)
+        if step % self.log_every and step != self.last_step:
+            return
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        totals = meter.totals(parallel_state.get_data_parallel_group(), device)
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        seconds = time.perf_counter() - self._started
+        entry = {
+            "step": step,
+            "loss": float(metrics["reduced_train_loss"]),
+            "lr": float(metrics["lr"]) if "lr" in metrics else None,
+            "grad_norm": float(metrics["grad_norm"]) if "grad_norm" in metrics else None,
+            **totals,
+            "seconds": seconds,
+            "samples_per_second": totals["num_samples"] / seconds,
+            **token_rates(totals, seconds),
+            "data_wait_share": data_wait / seconds,
+            **self._compute_rates(totals, seconds * trainer.world_size),
+            "peak_memory_gib": _peak_memory_gib(),
+            "time": time.time(),
+        }
+        append_json_line(self.run_dir / STEPS_NAME, entry)
+        for logger in trainer.loggers:
+            logger.log_metrics(curves(entry), step=step)
+        assert self._bar is not None
+        self._bar.update(step - self._bar.n)
+        shown = progress(entry)
+        if step % 50 == 0 and (rejected := self._rejects.read()):
+            shown["rejected"] = str(len(rejected))
+        if self._last_val_loss is not None:
+            shown["val"] = f"{self._last_val_loss:.3f}"
+        self._bar.set_postfix(shown, refresh=False)
+
+    def _compute_rates(self, totals: dict[str, int], device_seconds: float) -> dict[str, Any]:
+        """TFLOP/s of a device and their share of its peak, None where that is unknown; see
+        `dct_vl.runs.flops`.
+        """
+        assert self._flops is not None
+        work = StepWork(
+            num_cells=totals["num_cells"],
+            cell_pairs=totals["num_cell_pairs"],
+            window_pairs=totals["num_window_pairs"],
+            num_tokens=totals["num_text_tokens"] + totals["num_visual_tokens"],
+            token_pairs=totals["num_token_pairs"],
+            num_output_tokens=totals["num_answer_tokens"],
+        )
+        rate = self._flops.of(work) / device_seconds
+        return {"tflops": rate / 1e12, "mfu": self._peak_flops and rate / self._peak_flops}
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Count the words of this validation anew."""
+        if self._roles is None:
+            tokenizer = trainer.datamodule.task_encoder.chat.tokenizer  # type: ignore[attr-defined]
+            self._roles = token_roles(tokenizer, len(tokenizer))
+        module.words = WordMeter(roles=self._roles)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Log the validation's loss and the share of words that were predicted right."""
+        if trainer.sanity_checking or "val_loss" not in trainer.callback_metrics:
+            return
+        self._last_val_loss = float(trainer.callback_metrics["val_loss"])
+        num_words, num_right = module.words.totals()
+        if trainer.is_global_zero:
+            entry = {
+                "step": trainer.global_step,
+                "loss": self._last_val_loss,
+                "word_accuracy": num_right / num_words if num_words else None,
+                "num_words": num_words,
+            }
+            append_json_line(self.run_dir / VALIDATION_NAME, entry)
+            if entry["word_accuracy"] is not None:
+                for logger in trainer.loggers:
+                    accuracy = {"val_word_accuracy": entry["word_accuracy"]}
+                    logger.log_metrics(accuracy, step=trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Close the progress line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _write_ledger(self, step: int, meter: StepMeter) -> None:
+        """One line a step and data-parallel rank, by the first rank of each replica."""
+        if (
+            parallel_state.get_tensor_model_parallel_rank() == 0
+            and parallel_state.get_context_parallel_rank() == 0
+            and parallel_state.is_pipeline_first_stage()
+        ):
+            rank = parallel_state.get_data_parallel_rank()
+            folder = self.run_dir / "ledger"
+            folder.mkdir(exist_ok=True)
+            entry = {"step": step, "keys": meter.sample_keys}
+            append_json_line(folder / f"dp{rank:04d}.jsonl", entry)
+
+
+def _peak_memory_gib() -> float:
+    """Peak of the device's allocator, or of this process where there is no device."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,113 @@
+"""The verbs that take settings as KEY=VALUE: `fit`, `launch` and `doctor`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from dct_vl.errors import RunError
+from dct_vl.runs.config.compose import compose_config, register_schema, to_run_config
+from dct_vl.runs.config.groups import CONFIG_DIR
+from dct_vl.runs.config.overrides import ConfigError, check_overrides
+from dct_vl.training.processes.rank_errors import first_cause, note_error
+
+
+def fit(words: list[str]) -> None:
+    """Train, or resume. `-m tokenizer=pixel,dct14` trains one run after the other."""
+    overrides = check_overrides(words)
+    if any(word in ("-m", "--multirun") for word in overrides):
+        _swept[:] = swept_keys(overrides)
+    elif not any(word.startswith("-") for word in overrides):
+        # what is wrong is said as everywhere; Hydra's own entry has other words and exit status 1
+        compose_config(words)
+    sys.argv = [sys.argv[0], *overrides]
+    register_schema()
+    _hydra_entry()
+
+
+@hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")
+def _hydra_entry(config: DictConfig) -> None:
+    mode = HydraConfig.get()
+    if mode.mode == RunMode.MULTIRUN:
+        _run_alone(list(mode.overrides.task))
+        return
+    from dct_vl.training.fit import fit as train
+
+    try:
+        train(to_run_config(config))
+    except (ConfigError, RunError) as error:
+        note_error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        note_error(first_cause(error))
+        raise
+
+
+def _run_alone(overrides: list[str]) -> None:
+    """A job of a sweep in a process of its own: Megatron's state is one per process."""
+    overrides = [*overrides, f"experiment_name={job_name(overrides, _swept)}"]
+    print(f"--- {' '.join(overrides)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "dct_vl", "fit", *overrides], check=False)
+    if done.returncode:
+        print(f"error: this job failed, the sweep stops: {' '.join(overrides)}", file=sys.stderr)
+        sys.exit(done.returncode)
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Keys that a sweep varies; a comma in quotes or brackets is none of a sweep's.
+
+    Raises:
+        ConfigError: an override that Hydra cannot read.
+    """
+    settings = [override for override in overrides if not override.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(settings)
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: the value cannot be read") from error
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
+    """experiment_name of one job of a sweep: what differs from the other jobs, so that each has a
+    folder of its own.
+
+    Args:
+        overrides: the job's overrides.
+        swept: keys that the sweep varies.
+    """
+    values = dict(o.lstrip("+").partition("=")[::2] for o in overrides)
+    parts = [values["experiment_name"]] if "experiment_name" in values else []
+    for key in swept:
+        value = values[key].replace("/", "_")
+        plain = key in ("tokenizer", "experiment", "experiment_name")
+        parts.append(value if plain else f"{key.rpartition('.')[2]}_{value}")
+    return "-".join(dict.fromkeys(parts)) or "default"
+
+
+#: keys that the sweep of this process varies
+_swept: list[str] = []
+
+
+def launch(words: list[str]) -> None:
+    """Check everything, then start all processes; --dry-run prints the command."""
+    from dct_vl.training.processes.launch import launch as start
+
+    start(words)
+
+
+def doctor(words: list[str]) -> None:
+    """Check versions and devices and, with settings, data, model and disk."""
+    from dct_vl.training.processes.doctor import examine
+    from dct_vl.training.tiny_model import with_model_folder
+
+    if not examine(with_model_folder(compose_config(words)) if words else None):
+        sys.exit(1)

@@ -1,1 +1,0 @@
-"""Out of training: load a checkpoint, answer questions, score, report."""

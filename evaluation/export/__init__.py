@@ -1,6 +1,0 @@
-"""Training checkpoints as Hugging Face folders."""
-
-from training.compat import activate
-
-# before any module of this package imports Megatron or NeMo
-activate()

@@ -1,0 +1,189 @@
+"""The cache of keys and values changes nothing but the time."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import av
+import numpy as np
+import orjson
+import pytest
+import torch
+from PIL import Image
+from trainers_side import loaded, question
+
+from data_prep.schema import Turn
+from dct_tokenizer import build_tokenizer
+from dct_vl.evaluation.greedy import encode_question
+from dct_vl.inference.decode import DecodeOptions, decode
+from dct_vl.inference.generate.checkpoint_engine import encode_request
+from dct_vl.inference.generate.requests import Request
+from dct_vl.inference.sampling import Sampling
+from dct_vl.inputs.batch import pad_batch
+from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.rejects import RejectLog
+from dct_vl.inputs.samples import CrudeChat
+from dct_vl.runs.config.compose import compose_config
+from dct_vl.runs.config.video import video_rules
+from dct_vl.training.data.task_encoder import ChatTaskEncoder
+
+BOUNDS = {"min_pixels": 784, "max_pixels": 43904}
+NEW_TOKENS = 7
+
+
+@pytest.fixture(scope="module")
+def model(build_module, tiny_model):
+    return loaded(build_module("dct14"), build_tokenizer("dct14", **BOUNDS), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    files = []
+    for number, size in enumerate([(131, 94), (60, 150), (200, 180)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        files.append(folder / f"{number}.png")
+        Image.fromarray(pixels).save(files[-1])
+    return files
+
+
+@pytest.fixture(scope="module")
+def prompts(model, pictures):
+    """Prompts of very different lengths."""
+    asked = [
+        question("Where is it?", pictures[:2]),
+        question("How many?"),
+        question("What color is the shape on the left of the other one?", pictures[2:]),
+    ]
+    return [encode_question(model, one) for one in asked]
+
+
+@torch.inference_mode()
+def without_cache(model, prompt, number: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens and the logits of each, by the whole text again and again."""
+    batch = pad_batch([prompt], visual=model.visual, pad_to=None, pad_multiple=1)
+    names = ("cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
+    visual = model.module.encode_cells(*(batch[name] for name in names))
+    visual = None if prompt.pictures.cells is None else visual
+    ids, positions = batch["input_ids"], batch["position_ids"]
+    tokens, seen = [], []
+    for _ in range(number):
+        logits = model.module(input_ids=ids, position_ids=positions, visual=visual)[0, -1]
+        seen.append(logits)
+        tokens.append(int(logits.argmax()))
+        ids = torch.cat((ids, torch.tensor([[tokens[-1]]])), dim=1)
+        following = (positions[..., -1:].amax() + 1).expand(3, 1, 1)
+        positions = torch.cat((positions, following), dim=2)
+    return tokens, torch.stack(seen)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_tokens_and_logits_are_those_without_a_cache(
+    fused, model, prompts, build_module, tiny_model, monkeypatch
+):
+    if fused:
+        module = build_module("dct14", fused_layers=True)
+        model = loaded(module, model.visual, tiny_model)
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    seen = []
+
+    def choose(chooser, logits, like):
+        seen.append(logits.clone())
+        return logits.argmax(-1)
+
+    monkeypatch.setattr("dct_vl.inference.decode._choose", choose)
+    found = decode(model, prompts, [NEW_TOKENS] * len(prompts))
+    logits = torch.stack(seen, dim=1)
+    for row, prompt in enumerate(prompts):
+        tokens, expected = without_cache(model, prompt, NEW_TOKENS)
+        assert list(found[row].tokens) == tokens
+        assert (logits[row] - expected).abs().max() < 1e-4
+    assert logits.std() > 0.5
+
+
+def test_the_model_is_left_without_a_cache(model, prompts):
+    decode(model, prompts[:1], [2])
+    layers = model.module.language_model.decoder.layers
+    assert all(layer.self_attention.core_attention.cache is None for layer in layers)
+
+
+def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    free = decode(model, prompts, [NEW_TOKENS] * 3)
+    short = decode(model, prompts, [1, 4, NEW_TOKENS])
+    assert [len(one.tokens) for one in short] == [1, 4, NEW_TOKENS]
+    for one, other in zip(free, short, strict=True):
+        assert other.tokens == one.tokens[: len(other.tokens)]
+        assert not other.is_finished
+    mark = model.text(free[1].tokens[1:3])
+    stopped = decode(model, prompts, [NEW_TOKENS] * 3, DecodeOptions(stop=(mark,)))
+    assert stopped[1].is_finished
+    assert len(stopped[1].tokens) <= 3
+    end = free[0].tokens[3]
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset([end]))
+    ended = decode(model, prompts, [NEW_TOKENS] * 3)
+    assert ended[0].is_finished
+    assert ended[0].tokens == free[0].tokens[: free[0].tokens.index(end)]
+
+
+def test_drawn_answers_do_not_depend_on_the_batch(model, prompts):
+    options = DecodeOptions(sampling=Sampling(temperature=1.0, top_p=0.95, seed=3))
+    together = decode(model, prompts, [NEW_TOKENS] * 3, options)
+    alone = [decode(model, [one], [NEW_TOKENS], options)[0] for one in reversed(prompts)]
+    assert together == alone[::-1]
+    assert together != decode(model, prompts, [NEW_TOKENS] * 3)
+
+
+def noise_video(num_frames: int) -> bytes:
+    """Frames of random pixels, 64 × 96, 30 a second."""
+    data = io.BytesIO()
+    rng = np.random.default_rng(0)
+    with av.open(data, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(num_frames):
+            pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        output.mux(stream.encode())
+    return data.getvalue()
+
+
+def test_a_request_is_encoded_as_training_encodes_it(model, pictures, tiny_model, shards, tmp_path):
+    """A picture and a video, with the answer that training has behind the prompt."""
+    run = compose_config([f"data.path={shards}", f"model.path={tiny_model}", "tokenizer=dct14_t4"])
+    visual = build_tokenizer("dct14_t4", **BOUNDS)
+    model = replace(model, run=run, visual=visual)
+    clip, picture = noise_video(20), pictures[0].read_bytes()
+    text = "<video>Before or after?\n<image>"
+    request = Request(
+        key="k",
+        turns=(Turn(role="user", text=text),),
+        images=(picture,),
+        videos=(clip,),
+        max_new_tokens=3,
+    )
+    ours = encode_request(model, request).prompt
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "After"}]
+    encoder = ChatTaskEncoder(
+        chat=ChatTokenizer(model.chat.tokenizer),
+        visual=visual,
+        video=video_rules(run.data),
+        seq_length=run.data.seq_length,
+        rejects=RejectLog(tmp_path, str(shards)),
+    )
+    crude = CrudeChat(
+        __key__="k",
+        __restore_key__=(),
+        record=orjson.dumps({"conversations": turns}),
+        images=(picture,),
+        videos=(clip,),
+    )
+    theirs = encoder.postencode_sample(encoder.preencode_sample(crude))
+    length = len(ours.input_ids)
+    assert (ours.input_ids == theirs.input_ids[:length]).all()
+    assert (ours.position_ids == theirs.position_ids[:, :length]).all()
+    assert torch.equal(ours.pictures.cells, theirs.pictures.cells)
+    assert theirs.is_answer[length:].any()
+    assert not theirs.is_answer[:length].any()
+    assert (ours.input_ids < 0).sum() > 20

@@ -1,0 +1,165 @@
+"""Pictures placed into ids, and rows padded into batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sample_chats import ROWS, crude
+from transformers import AutoTokenizer
+
+from dct_tokenizer import build_tokenizer
+from dct_tokenizer.registry import list_presets
+from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
+from dct_vl.inputs.chat import ChatTokenizer, TokenizedChat
+from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX, place_media
+from dct_vl.inputs.rejects import RejectLog
+from dct_vl.training.data.task_encoder import ChatTaskEncoder
+
+PAD = 7
+FIELDS = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
+BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
+TEXT_ONLY = ROWS[1]
+
+
+def chat_of(ids: list[int], answers: set[int]) -> TokenizedChat:
+    mask = tuple(place in answers for place in range(len(ids)))
+    return TokenizedChat(input_ids=tuple(ids), is_answer=mask, media=("image",) * ids.count(PAD))
+
+
+@pytest.fixture(scope="module")
+def make_encoder(tiny_model):
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model))
+
+    def make(preset: str = "pixel", **options) -> ChatTaskEncoder:
+        return ChatTaskEncoder(
+            chat=chat,
+            visual=build_tokenizer(preset, **BOUNDS),
+            rejects=RejectLog(None, "nowhere"),
+            **{"seq_length": 512, **options},
+        )
+
+    return make
+
+
+def encode(encoder: ChatTaskEncoder, *rows) -> list:
+    return [
+        encoder.postencode_sample(encoder.preencode_sample(crude(row, f"k{number}")))
+        for number, row in enumerate(rows)
+    ]
+
+
+def test_placeholders_grow_and_text_goes_on_after_the_picture():
+    visual = build_tokenizer("pixel", min_pixels=784, max_pixels=10**6)
+    plans = [visual.plan(56, 84), visual.plan(28, 28)]
+    ids, answer, positions = place_media(chat_of([1, PAD, 2, PAD, 3, 4], {4, 5}), [PAD], plans)
+    assert ids.tolist() == [1, *[VISUAL_TOKEN_INDEX] * 6, 2, VISUAL_TOKEN_INDEX, 3, 4]
+    assert np.flatnonzero(answer).tolist() == [9, 10]
+    time, row, column = positions.tolist()
+    # a grid of 2 × 3 starts at 1; the text goes on after its largest id, 3
+    assert time == [0, *[1] * 6, 4, 5, 6, 7]
+    assert row == [0, 1, 1, 1, 2, 2, 2, 4, 5, 6, 7]
+    assert column == [0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_plans_and_placeholders_must_agree(count):
+    plans = [build_tokenizer("pixel").plan(56, 56)] * count
+    with pytest.raises(ValueError, match=f"1 placeholders for {count} planned"):
+        place_media(chat_of([1, PAD], {1}), [PAD], plans)
+
+
+def test_the_visual_index_is_the_models():
+    from dct_vl.compat import activate
+
+    activate()
+    from dct_vl.model.families.qwen_vl import model as mcore
+
+    assert mcore.VISUAL_TOKEN_INDEX == VISUAL_TOKEN_INDEX
+
+
+def test_labels_are_shifted_and_padding_carries_nothing(make_encoder):
+    encoder = make_encoder(pad_multiple=16)
+    samples = encode(encoder, *ROWS)
+    batch = encoder.batch(samples)
+    longest = max(len(s.input_ids) for s in samples)
+    width = -(-longest // 16) * 16
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, width)
+    assert batch["sample_keys"] == ["k0", "k1", "k2"]
+    assert batch["num_tokens"].sum() == 3 * width
+    for row, sample in enumerate(samples):
+        size = len(sample.input_ids)
+        assert batch["input_ids"][row, :size].tolist() == sample.input_ids.tolist()
+        assert not batch["input_ids"][row, size:].any()
+        assert not batch["loss_mask"][row, size - 1 :].any()
+        scored = batch["loss_mask"][row].nonzero().flatten()
+        assert (scored + 1).tolist() == np.flatnonzero(sample.is_answer).tolist()
+        next_ids = batch["input_ids"][row][scored + 1]
+        assert torch.equal(batch["labels"][row][scored], next_ids)
+    assert (batch["labels"] >= 0).all(), "a negative label breaks the loss even where it is masked"
+
+
+def test_fixed_length_and_what_does_not_fit(make_encoder):
+    samples = encode(make_encoder(), *ROWS)
+    assert make_encoder(pad_to=200).batch(samples)["input_ids"].shape == (3, 200)
+    longest = max(len(s.input_ids) for s in samples)
+    with pytest.raises(ValueError, match=f"a sample of {longest} tokens .* batch of 40"):
+        make_encoder(pad_to=40).batch(samples)
+
+
+def test_pictures_of_a_batch_follow_each_other(make_encoder):
+    encoder = make_encoder()
+    one, two = encode(encoder, ROWS[0], ROWS[2])
+    batch = encoder.batch([one, two])
+    assert torch.equal(batch["cells"], torch.cat([one.pictures.cells, two.pictures.cells]))
+    boundaries = batch["vit_cu_seqlens"].tolist()
+    lengths = [*one.pictures.vit_segments, *two.pictures.vit_segments]
+    assert len(lengths) == 3, "one segment a picture"
+    assert np.diff(boundaries).tolist() == lengths
+    assert boundaries[0] == 0
+    assert boundaries[-1] == len(batch["cells"]) == len(batch["vit_positions"])
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_tokenizer_learns_from_pictures_and_text(preset, make_encoder, build_module):
+    """A step of each preset: finite loss, gradients in all parts, of the front end too."""
+    encoder = make_encoder(preset)
+    module = build_module(preset)
+    batch = encoder.batch(encode(encoder, *ROWS))
+    per_token, mask = module(**{name: batch[name] for name in FIELDS})
+    loss = (per_token * mask).sum() / mask.sum()
+    assert 3 < loss.item() < 15
+    module.zero_grad(set_to_none=True)
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+    for part in (module.vision_model.front_end, module.vision_projection, module.language_model):
+        assert any(p.grad.abs().max() > 0 for p in part.parameters())
+
+
+def test_a_batch_of_text_gives_the_vision_tower_zero_gradients(make_encoder, build_module):
+    """Present, so that data-parallel ranks agree on what to reduce; zero, as nothing was seen."""
+    encoder = make_encoder()
+    module = build_module("pixel")
+    batch = encoder.batch(encode(encoder, TEXT_ONLY, TEXT_ONLY))
+    assert len(batch["cells"]) > 0
+    assert batch["num_tokens"][1] == 0
+    per_token, mask = module(**{name: batch[name] for name in FIELDS})
+    module.zero_grad(set_to_none=True)
+    (per_token * mask).sum().backward()
+    for part in (module.vision_model, module.vision_projection):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
+
+
+def test_a_batch_of_another_tokenizer_is_refused(make_encoder, build_module):
+    encoder = make_encoder("dct28_420")
+    batch = encoder.batch(encode(encoder, ROWS[2]))
+    fine = make_encoder("pixel")
+    other = fine.batch(encode(fine, ROWS[2]))
+    visual = {name: other[name] for name in FIRST_STAGE_FIELDS if name != "input_ids"}
+    with pytest.raises(ValueError, match="was not made with this model's tokenizer"):
+        build_module("pixel")(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], **visual
+        )

@@ -1,1 +1,0 @@
-"""From shards to batches: Energon task encoder, chat template, batching and the data module."""

@@ -1,1 +1,0 @@
-"""`python -m training layout-check`: the same losses in every parallel layout, or a refusal."""

@@ -1,1 +1,0 @@
-"""NeMo's Qwen2-VL with a visual tokenizer plugged in."""
