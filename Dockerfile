@@ -24,7 +24,7 @@ RUN apt-get update \
 WORKDIR /workspace/dct-vl
 
 # Only what decides about the packages, so that a change of the code does not install them again.
-COPY pyproject.toml README.md ./
+COPY pyproject.toml setup.py README.md ./
 COPY constraints ./constraints
 COPY launch/setup_env.sh ./launch/setup_env.sh
 RUN DCT_VL_PROFILE=gpu bash launch/setup_env.sh

@@ -147,7 +147,7 @@ def write_model_folder(case: dict[str, Any], folder: Path, *, with_tokenizer: bo
         config = tiny_config(TinyShape(), first_special_id=case["max_text_id"])
     if with_tokenizer:
         from dct_vl.model.random_model.tokenizer import train_tokenizer
-        from dct_vl.training.tiny_model import shard_texts
+        from dct_vl.training.processes.tiny_model import shard_texts
 
         tokenizer = train_tokenizer(
             list(shard_texts(case["data_path"]))[:2000],

@@ -26,7 +26,7 @@ dct_vl_fail() {
 
 # The marker holds the hash of everything that decides what gets installed.
 dct_vl_fingerprint() {
-  cat "$dct_vl_root/pyproject.toml" "$dct_vl_root"/constraints/*.txt "$dct_vl_root/launch/setup_env.sh" \
+  cat "$dct_vl_root/pyproject.toml" "$dct_vl_root/setup.py" "$dct_vl_root"/constraints/*.txt "$dct_vl_root/launch/setup_env.sh" \
     | sha256sum | cut -d' ' -f1
 }
 

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dct_vl.inputs.shard_index import data_identity
-from dct_vl.runs.config.groups import ROOT
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.shipped import ROOT
 
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"

@@ -30,8 +30,8 @@ from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
 from dct_vl.training.module import TokenizerQwen2VLModel  # noqa: E402
 from dct_vl.training.optim.param_groups import PartOptimizer  # noqa: E402
 from dct_vl.training.optim.schedule import RunLongCosine  # noqa: E402
+from dct_vl.training.optim.speed import resolve_speed  # noqa: E402
 from dct_vl.training.restart.resume import max_patches_per_pack  # noqa: E402
-from dct_vl.training.speed import resolve_speed  # noqa: E402
 
 
 def build_visual(run: RunConfig) -> VisualTokenizer:

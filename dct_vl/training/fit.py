@@ -22,6 +22,7 @@ from dct_vl.runs.ledger import forget_steps_after  # noqa: E402
 from dct_vl.runs.run_files import run_dir, write_provenance  # noqa: E402
 from dct_vl.training.build import build_data, build_model, build_visual  # noqa: E402
 from dct_vl.training.processes.rank_errors import first_cause  # noqa: E402
+from dct_vl.training.processes.tiny_model import with_model_folder  # noqa: E402
 from dct_vl.training.report import try_run_summary  # noqa: E402
 from dct_vl.training.restart.checkpoints import checkpoint_step, explain_unwritten  # noqa: E402
 from dct_vl.training.restart.finished import RunFinished  # noqa: E402
@@ -29,7 +30,6 @@ from dct_vl.training.restart.resume import began_at, find_resume, is_own  # noqa
 from dct_vl.training.restart.run_lock import claim  # noqa: E402
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
 from dct_vl.training.restart.wandb_run import begin_wandb_run  # noqa: E402
-from dct_vl.training.tiny_model import with_model_folder  # noqa: E402
 from dct_vl.training.trainer import build_trainer  # noqa: E402
 from dct_vl.training.watch.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from dct_vl.training.watch.rank_watch import clear_places  # noqa: E402

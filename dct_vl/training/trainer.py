@@ -18,11 +18,11 @@ from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.runs.config.checks import Layout  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.training.build import model_dtype, uses_cuda  # noqa: E402
+from dct_vl.training.optim.speed import SpeedUp, resolve_speed  # noqa: E402
 from dct_vl.training.restart.checkpoints import CheckpointWriter  # noqa: E402
 from dct_vl.training.restart.resume import last_step, stream_settings, tensor_settings  # noqa: E402
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
 from dct_vl.training.restart.wandb_run import wandb_id  # noqa: E402
-from dct_vl.training.speed import SpeedUp, resolve_speed  # noqa: E402
 from dct_vl.training.watch.guard_rails import GuardRails  # noqa: E402
 from dct_vl.training.watch.out_of_memory import MemoryWatch  # noqa: E402
 from dct_vl.training.watch.parameter_report import ParameterReport  # noqa: E402

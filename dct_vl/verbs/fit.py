@@ -107,7 +107,7 @@ def launch(words: list[str]) -> None:
 def doctor(words: list[str]) -> None:
     """Check versions and devices and, with settings, data, model and disk."""
     from dct_vl.training.processes.doctor import examine
-    from dct_vl.training.tiny_model import with_model_folder
+    from dct_vl.training.processes.tiny_model import with_model_folder
 
     if not examine(with_model_folder(compose_config(words)) if words else None):
         sys.exit(1)

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
@@ -16,9 +14,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-ROOT = Path(__file__).resolve().parents[3]
-CONFIG_DIR = ROOT / "experiments"
+from dct_vl.shipped import ROOT, shipped_folder
 
+CONFIG_DIR = shipped_folder("experiments")
 #: group → folder of its YAML files
 GROUP_FOLDERS = {
     "experiment": CONFIG_DIR,

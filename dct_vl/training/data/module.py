@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from dct_vl.inputs.shard_reader import check_shares, mixed_epochs, pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.training.data.loader_state import check_streams, redistribute, restore
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 from dct_vl.training.data.worker_watch import WorkerBoard, limit_answers, watch
+from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
 from dct_vl.training.restart.stop_signals import ignore_in_worker
 
 #: of validation batches that stay in a trainer's memory
@@ -272,7 +272,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
 
         Raises:
             ConfigError: another number of streams than the checkpoint's; see
-                `dct_vl.training.data.loader_state`.
+                `dct_vl.training.restart.loader_state`.
         """
         payload = pickle.loads(state_dict["pickled"].numpy().tobytes())
         states = payload["dataloader_state"]

@@ -20,9 +20,9 @@ from packaging.markers import Marker
 
 from dct_vl.model.families.qwen_vl.model_file import check_model_file, read_model_file
 from dct_vl.runs.config.checks import MODEL_TYPES, check_data_path
-from dct_vl.runs.config.groups import ROOT
 from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.shipped import shipped_folder
 
 #: packages whose version decides whether anything works; the others are compared with a warning
 DECISIVE = ("nemo-toolkit", "megatron-core", "megatron-energon", "transformers", "lightning")
@@ -82,7 +82,7 @@ def check_versions(pins_file: Path | None = None) -> Iterator[Finding]:
     import torch
 
     name = "gpu.txt" if torch.cuda.is_available() else "cpu.txt"
-    pins_file = pins_file or ROOT / "constraints" / name
+    pins_file = pins_file or shipped_folder("constraints") / name
     pins = read_pins(pins_file)
     different = []
     for name, pin in pins.items():

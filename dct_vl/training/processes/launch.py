@@ -75,7 +75,7 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
         print(shlex.join(["env", *given, *command]))
         return
     from dct_vl.training.processes.doctor import examine
-    from dct_vl.training.tiny_model import with_model_folder
+    from dct_vl.training.processes.tiny_model import with_model_folder
 
     run = with_model_folder(run)
     check_model_layout(run)

@@ -18,9 +18,9 @@ from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.config.tuning import tuning_settings  # noqa: E402
 from dct_vl.runs.config.video import video_rules  # noqa: E402
 from dct_vl.runs.model_sizes import model_sizes  # noqa: E402
-from dct_vl.training.data.loader_state import check_streams  # noqa: E402
 from dct_vl.training.restart.checkpoints import checkpoint_step, list_checkpoints, newest_sound  # noqa: E402
 from dct_vl.training.restart.finished import RunFinished, changed_settings  # noqa: E402
+from dct_vl.training.restart.loader_state import check_streams  # noqa: E402
 
 
 def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:

@@ -20,7 +20,7 @@ from dct_vl.runs.run_files import append_json_line
 from dct_vl.training.watch.metering import MicroBatch
 
 if TYPE_CHECKING:  # it needs `dct_vl.compat.activate`
-    from dct_vl.training.speed import SpeedUp
+    from dct_vl.training.optim.speed import SpeedUp
 
 POLICIES = ("stop", "skip", "ignore")
 BAD_STEPS_NAME = "bad_steps"

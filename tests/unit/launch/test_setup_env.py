@@ -27,6 +27,7 @@ def checkout(tmp_path) -> Path:
     (folder / "launch").mkdir(parents=True)
     shutil.copy(SCRIPT, folder / "launch")
     shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copy(ROOT / "setup.py", folder)
     shutil.copytree(ROOT / "constraints", folder / "constraints")
     return folder
 
@@ -105,7 +106,7 @@ def test_a_second_time_is_quick_and_silent(checkout):
     assert str(checkout) in done.stdout.split()[1].split(":")
 
 
-@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints/cpu.txt"])
+@pytest.mark.parametrize("changed", ["pyproject.toml", "setup.py", "constraints/cpu.txt"])
 def test_changed_pins_are_installed_again(checkout, tools, changed):
     """Pip is asked for torch alone, whose failure is no matter, then for the new pins."""
     write_tool(tools / "nvidia-smi", "exit 9")

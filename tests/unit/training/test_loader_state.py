@@ -19,7 +19,7 @@ from megatron.energon import (
 
 from dct_vl.inputs.samples import CrudeChat
 from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.training.data.loader_state import check_streams, redistribute, restore
+from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
 
 
 @stateless

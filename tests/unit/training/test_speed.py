@@ -22,7 +22,7 @@ from dct_vl.model.attention import have_cudnn_attention  # noqa: E402
 from dct_vl.runs.config.overrides import ConfigError  # noqa: E402
 from dct_vl.runs.config.schema import SpeedConfig  # noqa: E402
 from dct_vl.training.optim.gradient_scale import PendingScale  # noqa: E402
-from dct_vl.training.speed import (  # noqa: E402
+from dct_vl.training.optim.speed import (  # noqa: E402
     SpeedUp,
     describe,
     resolve_speed,
