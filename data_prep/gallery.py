@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.schema import ChatRecord, image_parts, json_part, parse_record
-from data_prep.shard_reader import iter_samples, shard_paths
+from data_prep.shards import iter_samples, shard_paths
 from data_prep.workspace import WorkspaceError
 
 

@@ -14,8 +14,7 @@ from data_prep.engine import Engine
 from data_prep.locate import Locator
 from data_prep.manifest import Summary, close_rounds, load_manifest, summarize
 from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
-from data_prep.plan import make_plan
-from data_prep.planned import Plan, PlannedShard, load_plan
+from data_prep.plan import Plan, PlannedShard, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record

@@ -1,4 +1,4 @@
-"""A drawn dataset in the Cambrian layout, whose answers are in the pictures.
+"""A drawn dataset in the Cambrian layout, whose answers are in the images.
 
 ``write_drawn_dataset(folder, num_entries=…, seed=…)`` makes ``cambrian737k.json`` and one tar a
 source, with the file formats and the defects that a real collection has, so that the whole

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from dct_tokenizer.base import VisualTokenizer
-from dct_tokenizer.conformance.expect import expect
-from dct_tokenizer.conformance.pictures import ODD_SIZES, clip_of, frames_per_cell, prepared
+from dct_tokenizer.conformance.inputs import ODD_SIZES, clip_of, expect, frames_per_cell, prepared
 from dct_tokenizer.geometry import FRAMES_PER_MROPE_ID, MERGE
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import build_tokenizer

@@ -16,7 +16,7 @@ from data_prep.engine import InProcessEngine
 from data_prep.images import store_image
 from data_prep.options import Options
 from data_prep.progress import Reporter
-from data_prep.reasons import Rejected
+from data_prep.quarantine import Rejected
 from data_prep.run import Job, run
 
 FILES = odd_files()

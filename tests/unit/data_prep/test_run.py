@@ -17,12 +17,11 @@ from raw_set import (
 from rich.console import Console
 
 from data_prep.engine import InProcessEngine, ProcessEngine
-from data_prep.keys import decode_key
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.quarantine import missing_by_folder
 from data_prep.run import Job, run
-from data_prep.schema import image_parts, parse_record
+from data_prep.schema import decode_key, image_parts, parse_record
 from data_prep.sources import SourceError
 from data_prep.workspace import Workspace, WorkspaceError
 

@@ -9,7 +9,7 @@ from data_prep.engine import InProcessEngine
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
-from data_prep.shard_writer import ShardWriter
+from data_prep.shards import ShardWriter
 from data_prep.verify import verify
 
 
