@@ -13,7 +13,7 @@ from data_prep import energon
 from data_prep.cli_stats import NUM_CORES, Root, Workers, preview, stats
 from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
-from data_prep.engine import Engine, EngineError, InProcessEngine, ProcessEngine
+from data_prep.executor import Executor, ExecutorError, InProcessExecutor, ProcessExecutor
 from data_prep.manifest import Summary
 from data_prep.options import (
     DEFAULT_SHARD_SIZE,
@@ -42,7 +42,7 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(130) from error
         except BrokenPipeError:
             raise  # the reader of the output has gone: Click ends without a word
-        except (OSError, EngineError, OptionError, SourceError, WorkspaceError) as error:
+        except (OSError, ExecutorError, OptionError, SourceError, WorkspaceError) as error:
             # OSError: a full disk or missing rights; finished shards stay, and a rerun resumes
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
@@ -159,7 +159,7 @@ def cambrian(
         options=options,
         retry_quarantined=retry_quarantined,
     )
-    summary = run(job, _engine(engine, workers), reporter)
+    summary = run(job, _executor(engine, workers), reporter)
     _say_summary(summary, output_dir, reporter)
     if not summary.kept:
         raise typer.Exit(1)
@@ -215,15 +215,15 @@ def blend(
     typer.echo(f"blend: {target}; give it to training as its data path")
 
 
-def _engine(name: str, workers: int) -> Engine:
+def _executor(name: str, workers: int) -> Executor:
     if name == "ray":
         # an optional extra, and a second to import
-        from data_prep.ray_engine import RayEngine
+        from data_prep.ray_executor import RayExecutor
 
-        return RayEngine(workers)
+        return RayExecutor(workers)
     if name != "local":
         raise OptionError(f"--engine is {name!r}; expected local or ray")
-    return InProcessEngine() if workers == 1 else ProcessEngine(workers)
+    return InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
 def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None:

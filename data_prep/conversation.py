@@ -1,4 +1,4 @@
-"""Checks of an entry's conversation, with the repairs that leave no doubt.
+"""Check an entry's conversation, and repair what has only one possible repair.
 
 Stored conversations are a system turn or none, then question and answer in turn, and hold exactly
 one ``<image>`` mark an image, in questions only. A mark may stand anywhere in its question.

@@ -1,4 +1,4 @@
-"""Shards made ready for Energon: its own ``prepare`` without questions, and weighted blends."""
+"""Prepare shards for Energon without questions, and blend prepared folders with weights."""
 
 import json
 import os

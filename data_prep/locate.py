@@ -1,4 +1,4 @@
-"""From an image path in an entry to the bytes: in a tar, or in an extracted folder."""
+"""Find and read the images of entries, in tars or in extracted folders."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""The closing files: quarantine, filtered JSON, and the manifest that vouches for the shards."""
+"""Close a run: write the quarantine, the filtered JSON and, last, the manifest."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import orjson
 
 from data_prep.durable import atomic_write, write_durably
 from data_prep.options import Options
-from data_prep.plan import Plan, load_plan, read_planned
+from data_prep.plan import RoundPlan, load_plan, read_planned
 from data_prep.shard_task import ShardRecord, load_record
 from data_prep.workspace import Round, Workspace
 
@@ -106,7 +106,7 @@ def summarize(workspace: Workspace) -> Summary:
     )
 
 
-def _records(source: Round, plan: Plan) -> Iterator[tuple[ShardRecord, Iterator[bytes]]]:
+def _records(source: Round, plan: RoundPlan) -> Iterator[tuple[ShardRecord, Iterator[bytes]]]:
     """Records of a round, each with the JSON of its kept entries."""
     for shard in plan.shards:
         record = load_record(source.record(shard.number))

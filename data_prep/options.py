@@ -1,4 +1,4 @@
-"""The options that decide what is in the shards; speed and progress are not among them."""
+"""Options that determine the bytes of the shards."""
 
 import dataclasses
 from dataclasses import dataclass

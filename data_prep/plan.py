@@ -3,7 +3,7 @@
 Entries are checked and their images located in the order of the source; no image is read. Accepted
 entries go to a file of lines, and shards are ranges of that file's (perhaps shuffled) order.
 Everything later depends on the plan only, so shards can be made in any order by any number of
-workers. Memory: 24 bytes an entry, beside one entry at a time.
+workers. Memory: 24 bytes per entry, and one entry at a time.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RoundPlan:
     """What ``plan.json`` holds."""
 
     json_name: str
@@ -65,11 +65,11 @@ class Plan:
     shards: tuple[PlannedShard, ...]
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: Path) -> RoundPlan:
     """Read a plan back."""
     fields = orjson.loads(path.read_bytes())
     shards = tuple(PlannedShard(**shard) for shard in fields.pop("shards"))
-    return Plan(**fields, shards=shards)
+    return RoundPlan(**fields, shards=shards)
 
 
 def read_planned(source: Round, shard: PlannedShard) -> Iterator[PlannedEntry]:
@@ -112,10 +112,10 @@ def make_plan(
     only: Container[int] | None = None,
     first_shard: int = 0,
     on_entry: Callable[[], None] = lambda: None,
-) -> Plan:
+) -> RoundPlan:
     """Plan a round; ``only`` limits it to the entries of these indices.
 
-    ``on_entry`` is called for each entry. Killed at any moment, it leaves no plan or a whole one.
+    ``on_entry`` is called for each entry. The plan is written atomically, last.
     """
     shutil.rmtree(target.folder, ignore_errors=True)
     target.record(0).parent.mkdir(parents=True)
@@ -145,7 +145,7 @@ def make_plan(
     write_durably(target.order, np.asarray(offsets, dtype=np.int64)[order].tobytes())
     shard_size, counts = shard_counts(np.asarray(sizes, dtype=np.int64)[order], options)
     starts = np.cumsum([0, *counts]).tolist()
-    plan = Plan(
+    plan = RoundPlan(
         json_name=json_path.name,
         inputs=inputs,
         entries=len(offsets) + rejected.total(),
@@ -197,7 +197,7 @@ def _split_by_bytes(sizes: np.ndarray, ends: list[int], limit: int) -> list[int]
 
 
 def _order(indices: array, seed: int | None) -> np.ndarray:
-    """Positions in shard order. A keyed hash an entry: the same on any machine and version."""
+    """Positions in shard order, by a keyed hash per entry: the same on any machine and version."""
     if seed is None:
         return np.arange(len(indices))
     key = seed.to_bytes(16, "little", signed=True)

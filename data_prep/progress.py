@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, a plain line now and then anywhere else."""
+"""Show the progress of a run: a live line on a terminal, otherwise a line every ten seconds."""
 
 import threading
 from collections import Counter
@@ -62,7 +62,7 @@ class PlanningMeter:
 
 
 class ConversionMeter:
-    """Images and bytes a second, time to go, rejects by reason."""
+    """Images and bytes per second, time to go, rejects by reason."""
 
     def __init__(self, console: Console, source_bytes: int) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""Why an entry is not stored: the closed list of reasons, and the lines of ``quarantine.jsonl``."""
+"""Reasons for rejecting an entry, and the lines of ``quarantine.jsonl``."""
 
 from collections import Counter
 from enum import Enum

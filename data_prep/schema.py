@@ -1,4 +1,4 @@
-"""What a sample in a shard means: its key, the parts of its media, the conversation in its JSON.
+"""The schema of a sample in a shard: its key, its media parts and its JSON.
 
 A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
 (several), and ``<key>.mp4`` or ``<key>.0.mp4`` … (videos, numbered on their own). The JSON holds
@@ -56,7 +56,7 @@ class Turn:
     """One message of a conversation."""
 
     role: str  #: "user", "assistant" or "system"
-    text: str  #: as in the source; ``<image>`` and ``<video>`` mark the places of media in it
+    text: str  #: as in the source; ``<image>`` and ``<video>`` mark the positions of media in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class ChatRecord:
     source: str  #: dataset that it came from, for instance "ai2d"; "" where the shard holds none
     turns: tuple[Turn, ...]
     images: tuple[str, ...]  #: original paths, in the order of the image parts
-    sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels an image; () where unknown
+    sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels per image; () where unknown
     videos: tuple[str, ...] = ()  #: original paths, in the order of the video parts
 
 
@@ -149,7 +149,7 @@ def _media_parts(sample: Mapping[str, object], pattern: re.Pattern[str], kind: s
         raise SchemaError(f"{kind} parts {found}; expected one, or all of them numbered from 0")
     if sorted(numbered) != list(range(len(numbered))):
         raise SchemaError(f"{kind} parts {sorted(numbered)}; expected numbers from 0 without a gap")
-    return single or [numbered[place] for place in range(len(numbered))]
+    return single or [numbered[number] for number in range(len(numbered))]
 
 
 def json_part(sample: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Making one shard from its range of the plan: the unit of work of every engine."""
+"""Make one shard from its range of the plan: the unit of work of every executor."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def load_record(path: Path) -> ShardRecord:
 
 
 def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:
-    """Write the shard and its record, each whole or not at all."""
+    """Write the shard and its record, each atomically."""
     workspace = Workspace(task.output_dir)
     source = workspace.round(task.round_number)
     path = workspace.shard(task.shard.number)
@@ -116,8 +116,8 @@ def _add_entry(
     key = encode_key(str(original_id), planned.index)
     source = planned.images[0].source if planned.images else "text"
     writer.add(f"{key}.json", _sample_json(original_id, entry, planned, source, stored))
-    for place, image in enumerate(stored):
-        part = "jpg" if len(stored) == 1 else f"{place}.jpg"
+    for number, image in enumerate(stored):
+        part = "jpg" if len(stored) == 1 else f"{number}.jpg"
         writer.add(f"{key}.{part}", image.data)
         record.conversions.update(image.conversions)
     record.samples += 1

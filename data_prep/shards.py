@@ -1,4 +1,4 @@
-"""One shard as a file: written as a tar whose bytes depend on its members only, and read back."""
+"""Write a shard as a tar whose bytes depend on its members only, and read shards back."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def ustar_header(name: str, size: int) -> bytes:
 
 
 class ShardWriter:
-    """Writes beside the shard's place; `publish` makes it appear, whole and durable.
+    """Writes a temporary file beside the shard; `publish` renames it atomically.
 
     Leaving the context without `publish` removes what was written.
     """

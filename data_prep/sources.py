@@ -1,4 +1,4 @@
-"""What a data folder holds: the JSON of entries, and the tars and folders of images beside it."""
+"""Find the inputs in a data folder: the JSON of entries, and the tars of images beside it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def identity(json_path: Path, tars: list[TarSource]) -> dict[str, list[int]]:
 
 
 def _refuse_lfs_pointer(path: Path) -> None:
-    """A clone without Git LFS leaves small text files in the place of the tars."""
+    """A clone without Git LFS leaves small text files instead of the tars."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
-"""What a folder of shards holds, counted exactly, and what its images cost in visual tokens."""
+"""Exact statistics of a folder of shards, and what its images cost in visual tokens."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ class TokenCounts:
 
 
 def tally_shard(path: Path) -> Tally:
-    """Count one shard; raises SchemaError for a sample that is none of ours."""
+    """Count one shard; raises SchemaError for a sample of another schema."""
     tally = Tally()
     with path.open("rb") as shard:
         for sample in iter_samples(shard):

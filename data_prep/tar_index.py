@@ -1,4 +1,4 @@
-"""Index and reader of the source tars: one pass over each, then reads by offset, no extraction.
+"""Index the source tars in one pass, then read their members by offset without extraction.
 
 The index lives in SQLite on disk, so that memory does not grow with the number of images. A tar is
 read again only when its size or modification time changes. Members are kept under normalised names
@@ -67,7 +67,7 @@ class TarIndex:
     ) -> None:
         """Read the tars that are new or changed, forget those that are gone.
 
-        One transaction a tar: killed at any moment, the index holds whole passes only. ``on_tar``
+        One transaction per tar: a killed run leaves no partial pass in the index. ``on_tar``
         is called before a tar is read. Raises SourceError for a file that is no tar.
         """
         current = {tar.name: (tar.size, tar.mtime_ns) for tar in tars}

@@ -1,4 +1,4 @@
-"""Reading every shard again: against the manifest, against itself, and against Energon's index."""
+"""Check every shard against the manifest, its own headers and Energon's index."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from data_prep.shards import ShardSample, iter_samples, shard_paths
 from data_prep.workspace import Workspace, WorkspaceError
 
 _CHUNK = 4 * 1024 * 1024
-#: Problems told of one shard; a broken one would tell of every sample.
+#: Problems reported per shard; a broken one would report every sample.
 _MAX_PER_SHARD = 10
 
 

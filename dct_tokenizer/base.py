@@ -43,7 +43,7 @@ class VisualTokenizer(abc.ABC):
     """
 
     family: ClassVar[str]
-    #: True where number or place of the cells depend on the pixels: call `refine` after decoding.
+    #: True where the cells depend on the pixels: call `refine` after decoding.
     content_dependent: ClassVar[bool] = False
 
     name: str

@@ -1,4 +1,4 @@
-"""Statistics of coefficients from WebDataset shards, for whitening by measurement."""
+"""Measure the mean and deviation of DCT coefficients on the images of shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""uint8 frames to uint8 cells and back: the resize and the cut, bit-equal to Qwen2-VL's.
+"""uint8 frames to uint8 cells and back: resize and cut, bit-equal to Qwen2-VL's.
 
 Shape legend: T frames, H, W pixels, N cells, T' frames per cell, B cell side in pixels.
 """

@@ -1,4 +1,4 @@
-"""What an image or clip will become, known before a single pixel is decoded.
+"""The plan of an image or clip: all sizes and positions, before a pixel is decoded.
 
 Shape legend: N cells (ViT patches), M LLM tokens (N / 4 where four cells merge), S attention
 segments.

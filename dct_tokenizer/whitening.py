@@ -3,7 +3,7 @@
 Images are well described by an isotropic covariance that falls off with distance (Ruderman and
 Bialek 1994, "Statistics of natural images": power close to 1/f²). The variance of every DCT
 coefficient of every cell size follows from it in closed form, so a preset of any shape is whitened
-without a data set. The constants were fitted to the variances of the 14- and 28-pixel coefficients
+without a dataset. The constants were fitted to the variances of the 14- and 28-pixel coefficients
 of the two photos that scikit-learn carries (`sklearn.datasets.load_sample_images`), to 0.5 in the
 logarithm. `python -m dct_tokenizer stats SHARDS` replaces them by measured ones.
 """

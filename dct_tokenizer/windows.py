@@ -1,4 +1,4 @@
-"""Windows of attention over any tokenizer's cells, as Qwen2.5-VL's vision tower needs them.
+"""Attention windows over any tokenizer's cells, for Qwen2.5-VL's vision tower.
 
 Shape legend: N cells, S attention segments, G = N / 4 groups of cells that merge to one token,
 W windows.
@@ -32,7 +32,7 @@ def attention_windows(
         side: of a window, in units of `positions`.
 
     Returns:
-        (G,) int64, the places of the groups; (W+1,) int32 boundaries over the cells in that order.
+        (G,) int64 indices of the groups; (W+1,) int32 boundaries over the cells in that order.
         Both on the device of `positions`; on CUDA the host waits for the number of windows.
     """
     centres = positions.view(-1, GROUP, 2).mean(dim=1)

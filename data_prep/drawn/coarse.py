@@ -1,4 +1,4 @@
-"""Large shapes, bar charts and words in large print."""
+"""Draw images of large shapes, bar charts and words in large print."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _shape_image(rng: Random, size: Size) -> tuple[Image.Image, dict[str, str]]:
 
 
 def draw_scene(rng: Random, size: Size) -> Drawing:
-    """One big shape in one of nine places: its colour, kind and place, and the background."""
+    """One big shape at one of nine positions: its colour, kind, position and the background."""
     image, truth = _shape_image(rng, size)
     return Drawing(
         images=(image,),
@@ -109,7 +109,7 @@ def draw_pair(rng: Random, size: Size) -> Drawing:
 
 
 def draw_count(rng: Random, size: Size) -> Drawing:
-    """One to six circles of one colour, spread over the nine places."""
+    """One to six circles of one colour, spread over the nine positions."""
     ink = rng.choice(list(COLORS))
     ground = contrasting(rng, ink)
     count = rng.choice(COUNTS)
@@ -137,9 +137,9 @@ def draw_count(rng: Random, size: Size) -> Drawing:
 
 
 def draw_dots(rng: Random, size: Size) -> Drawing:
-    """Four dots of different colours in different places, asked by colour or by place.
+    """Four dots of different colours at different positions, asked by colour or by position.
 
-    Two dots are asked for by colour and two by place, so that no question gives away the answer
+    Two dots are asked for by colour and two by position, so that no question gives away the answer
     to another one.
     """
     ground = rng.choice(["white", "black"])

@@ -1,4 +1,4 @@
-"""Write the collection: one JSON and one tar a source, the layout of Cambrian737k."""
+"""Write the drawn dataset: one JSON and one tar per source, the layout of Cambrian737k."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_drawn_dataset(
     num_workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> DrawnSummary:
-    """Draw ``num_entries`` entries into ``folder``: cambrian737k.json and one tar a source.
+    """Draw ``num_entries`` entries into ``folder``: cambrian737k.json and one tar per source.
 
     The bytes depend on the arguments alone (and on Pillow's version). Every kind of entry is
     spread evenly over the JSON, so any split by position has the same distribution.

@@ -1,4 +1,4 @@
-"""One entry of the collection, a function of (seed, index) alone."""
+"""Draw one entry of the dataset, a function of (seed, index) alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a drawing is stored: the image formats that a real collection mixes, and a broken one."""
+"""Encode a drawing in the image formats that a real dataset mixes, broken files included."""
 
 from __future__ import annotations
 

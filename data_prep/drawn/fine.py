@@ -1,4 +1,4 @@
-"""Images whose answers are in details of one to seven pixels.
+"""Draw images whose answers are in details of one to seven pixels.
 
 A view at half resolution blurs them, so that they tell tokenizers apart that large filled shapes
 do not. Each has nine fields, each field an answer of its own: dense supervision.
@@ -19,7 +19,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "falling": (1, -1),
 }
 #: Pixels from one line to the next. At half resolution a period of 3 is beyond the Nyquist limit
-#: of two samples a period; 4 lies on it.
+#: of two samples per period; 4 lies on it.
 HATCH_PERIODS = (3, 4)
 LINE_COUNTS = range(2, 10)
 #: Pixels from one counted line to the next. It varies, or the width would give the count away.

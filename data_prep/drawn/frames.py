@@ -1,4 +1,4 @@
-"""Coloured frames with a small number or fine hatching in each, all of it named in one answer.
+"""Draw coloured frames with a small number or fine lines in each, all named in one answer.
 
 How fine does a tokenizer see? The answer names each frame's colour before what is in it, so that a
 model finds a frame by what is around it. Names of positions would do for a pretrained model only:
@@ -8,7 +8,7 @@ from nothing longer than learning to read.
 Digits of several heights, and lines of several periods, lie in one collection, each in a source of
 its own: the large ones teach a model to read, the small ones tell tokenizers apart. At half
 resolution digits of 6 or 7 pixels are 3 pixels high; a period of 3 pixels is beyond the Nyquist
-limit of two samples a period, 4 lies on it. One patch is enough to tell a line's direction, so that
+limit of two samples per period, 4 lies on it. One patch is enough to tell a line's direction:
 this is learnt before digits are.
 """
 
@@ -37,7 +37,7 @@ TILES = {
     "orange": (205, 125, 45),
     "pink": (205, 120, 165),
 }
-#: Frames of a page, as far as there are places.
+#: Frames of a page, as far as there are tiles.
 COUNTS = (1, 2, 4, 8)
 #: Darkest and lightest level of a page's colour, of black ink's and of white ink's. The page is
 #: grey, close to the mean that Qwen2-VL subtracts, for the same reason as the empty insides.
@@ -72,10 +72,10 @@ def frames_drawer(question: str, new_page: NewPage, *, growing: bool = False) ->
         content = new_page(rng)
         count = min(rng.choice(COUNTS), columns * rows)
         chosen = set(rng.sample(list(TILES), count))
-        places = rng.sample(range(columns * rows), count)
+        positions = rng.sample(range(columns * rows), count)
         words = []
-        for name, place in zip([n for n in TILES if n in chosen], places, strict=True):
-            left, top = place % columns * TILE, place // columns * TILE
+        for name, index in zip([n for n in TILES if n in chosen], positions, strict=True):
+            left, top = index % columns * TILE, index // columns * TILE
             corners = (left, top, left + TILE - 1, top + TILE - 1)
             pen.rectangle(corners, outline=TILES[name], width=LINE)
             words.append(f"{name}:{content(rng, image, (left, top), _color(rng, ink_levels))}")

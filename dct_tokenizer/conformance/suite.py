@@ -1,4 +1,4 @@
-"""Running all clauses on a tokenizer."""
+"""Run all clauses on a tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of DCT coefficients: bigger cells, fewer bands, longer time, one exact start."""
+"""The block family: DCT coefficients of larger cells, with an exact start."""
 
 from __future__ import annotations
 

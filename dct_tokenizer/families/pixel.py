@@ -1,4 +1,4 @@
-"""Raw pixels: Qwen2-VL's stock tokenizer, and its controls at other sizes."""
+"""The pixel family: Qwen2-VL's stock tokenizer, and controls of other cell sizes."""
 
 from __future__ import annotations
 

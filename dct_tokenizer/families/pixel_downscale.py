@@ -1,4 +1,4 @@
-"""The fair control: stock pixels at the resolution that costs as many tokens as another preset."""
+"""The control family: stock pixels, resized to the token count of another preset."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Stock pixels into the ViT, then fewer tokens out of it: the published competitor.
+"""The post-DCT family: stock pixels into the ViT, fewer tokens out of it.
 
 After the 2 x 2 merger the features are transformed by an orthonormal 2-D DCT per frame, the low
-frequencies are kept, and the inverse transform of the smaller size gives a compact grid (Fourier
-compressor, arXiv 2508.06038).
+frequencies are kept, and the inverse transform of the smaller size gives a compact grid: the
+published competitor (Fourier compressor, arXiv 2508.06038).
 
 Shape legend: M' merged features, M LLM tokens, C feature width.
 """
@@ -108,7 +108,7 @@ class SpectrumCrop(nn.Module):
 
 
 def _ranges(lengths: Sequence[int]) -> list[torch.Tensor]:
-    """int64 places of consecutive parts of these lengths."""
+    """int64 indices of consecutive parts of these lengths."""
     return list(torch.arange(sum(lengths)).split(list(lengths)))
 
 

@@ -1,4 +1,4 @@
-"""The comparison as one PNG."""
+"""Draw the comparison as one PNG."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draw_squares(axes: Any, view: View) -> None:
 
 
 def write_png(views: Sequence[View], path: Path) -> None:
-    """One row a tokenizer: image, what is seen, error, spectrum kept."""
+    """One row per tokenizer: image, what is seen, error, spectrum kept."""
     height, width = views[0].image.shape[:2]
     # A column of images is 3.9 inches wide; a strip still needs room for the bars.
     row_height = min(5.0, max(1.4, 3.9 * height / width))

@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML page with a slider between image and view."""
+"""Write the comparison as a self-contained page with a slider between image and view."""
 
 from __future__ import annotations
 

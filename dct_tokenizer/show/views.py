@@ -1,4 +1,4 @@
-"""One image through one tokenizer: what is seen of it, and how far that is from the image.
+"""Show an image through a tokenizer, and measure the difference.
 
 Shape legend: H, W size of the resized image in pixels.
 """

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raw_set import encoded, entry, jpeg, picture, write_json, write_tar
 from rich.console import Console
 
-from data_prep.engine import InProcessEngine
+from data_prep.executor import InProcessExecutor
 from data_prep.gallery import pick_samples
 from data_prep.options import OptionError, Options
 from data_prep.pages import preview_page, stats_page
@@ -45,7 +45,7 @@ def shards(tmp_path_factory):
     entries += [two, entry("png", "vg/0.png"), entry("words", question="Hi"), "broken"]
     write_json(data, entries)
     job = Job(data_dir=data, output_dir=root / "W", json=None, options=Options(text_only="keep"))
-    run(job, InProcessEngine(), Reporter(Console(quiet=True)))
+    run(job, InProcessExecutor(), Reporter(Console(quiet=True)))
     return root / "W"
 
 
