@@ -32,7 +32,7 @@ from data_prep.workspace import WorkspaceError
 
 
 class OneLineErrors(TyperGroup):
-    """Prints an error that the user can mend as one line and exits with status 1."""
+    """Prints an error that the user can fix as one line and exits with status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

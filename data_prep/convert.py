@@ -34,14 +34,14 @@ _MAGIC = {
 }
 _FORMATS = tuple(name for name in _MAGIC if name in Image.OPEN)
 
-#: Modes whose values have no agreed white, so that no 8-bit image follows from them.
+#: Modes without an agreed white level, hence without a defined 8-bit image.
 _OPEN_RANGE_MODES = ("I", "F")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright image, and what was done to get there."""
+    """An upright image, and the conversions that made it."""
 
     pixels: np.ndarray  #: uint8, (height, width) grey or (height, width, 3) sRGB
     conversions: list[str]
@@ -94,7 +94,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def encode_as_pillow(pixels: np.ndarray) -> bytes:
-    """RGB JPEG as Pillow writes it when it is told nothing: quality 75, 4:2:0."""
+    """RGB JPEG with Pillow's default settings: quality 75, 4:2:0."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert("RGB").save(buffer, format="JPEG")
     return buffer.getvalue()
@@ -172,7 +172,7 @@ def _to_eight_bits(
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, conversions: list[str]) -> Image.Image:
-    """Apply an embedded profile; one that cannot be used is as good as none."""
+    """Apply an embedded profile; an unusable one is ignored."""
     if not profile or image.mode not in ("RGB", "CMYK"):
         return image
     transform = _transform(profile, image.mode)

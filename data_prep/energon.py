@@ -59,7 +59,7 @@ def split_counts(num_shards: int, ratio: tuple[float, ...]) -> dict[str, int]:
 
 
 def shards_needed(ratio: tuple[float, ...]) -> int:
-    """Least number of shards that leaves no part with a ratio above 0 empty."""
+    """Smallest number of shards that leaves no part with a ratio above 0 empty."""
     num_shards = 1
     while not _fills_all_parts(num_shards, ratio):
         num_shards += 1

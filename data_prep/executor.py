@@ -31,7 +31,7 @@ class ExecutorError(RuntimeError):
 
 
 class InProcessExecutor:
-    """One shard after the other, here."""
+    """Makes one shard after the other in this process."""
 
     def run(
         self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
@@ -41,7 +41,7 @@ class InProcessExecutor:
 
 
 class ProcessExecutor:
-    """A pool of processes on this machine."""
+    """Makes shards in a pool of processes on this machine."""
 
     def __init__(self, workers: int) -> None:
         if workers < 2:

@@ -14,7 +14,7 @@ _PLAIN_EVERY_S = 10.0
 
 
 class Reporter:
-    """Tells the user what happens. Ticks may come from any thread."""
+    """Reports what a run does. Ticks may come from any thread."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)

@@ -34,7 +34,7 @@ def dct_matrix(size: int, keep: int | None = None) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def _dct_matrix(size: int, keep: int) -> torch.Tensor:
-    """Its cosines take longer than a small image's transform."""
+    """Cached: the cosines take longer than the transform of a small image."""
     k = torch.arange(keep, dtype=torch.float64)[:, None]
     i = torch.arange(size, dtype=torch.float64)[None]
     matrix = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)

@@ -26,7 +26,7 @@ from dct_tokenizer.whitening import save_statistics
 
 
 class OneLineErrors(TyperGroup):
-    """Prints a wrong name or size as one line and exits with status 2."""
+    """Prints a wrong name, setting or size as one line and exits with status 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -62,7 +62,7 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The bill of one image or clip."""
+    """The cost of one image or clip."""
 
     num_cells: int
     num_llm_tokens: int

@@ -19,7 +19,7 @@ _SIDE_BITS = 20
 def attention_windows(
     positions: torch.Tensor, cu_seqlens: torch.Tensor, side: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Order of the groups in which every window is one piece, and the boundaries of the windows.
+    """Order of the groups that makes every window contiguous, and the windows' boundaries.
 
     A window is a square of `side` x `side` units of the ViT's positions in one segment; a group
     belongs to the one that holds the mean position of its cells. On the grid of equal cells these

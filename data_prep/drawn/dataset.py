@@ -27,7 +27,7 @@ ENTRIES_PER_TASK = 50
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSummary:
-    """What was written, for tests and for the reader of the log to compare counts with."""
+    """Counts of what was written, planted defects included."""
 
     #: Elements of the JSON.
     num_entries: int

@@ -25,9 +25,9 @@ from dct_tokenizer.pixels import resize_frames
 EMBED_DIM = 64
 #: Relative error of an exact start in float32.
 START_TOLERANCE = 2e-6
-#: A start that is not claimed to be exact must still be worth having.
+#: Bound for a start that is not claimed to be exact.
 LOOSE_START = 0.5
-#: Relative error that one float32 path may have against another.
+#: Relative error allowed between two float32 paths.
 FLOAT32_TOLERANCE = 1e-5
 #: Relative error of bf16 parameters and inputs.
 BFLOAT16_TOLERANCE = 1e-2

@@ -36,7 +36,7 @@ class BlockTokenizer(GridTokenizer):
     frames_per_cell: int = PATCH_FRAMES
     #: Lowest temporal bands kept, 1..frames_per_cell.
     temporal_keep: int = PATCH_FRAMES
-    #: Divide every coefficient by its deviation, so that all frequencies learn at one pace.
+    #: Divide every coefficient by its deviation, so that all frequencies learn at the same rate.
     whiten: bool = True
     #: Subtract every coefficient's mean; needs a bias, which plain Qwen2-VL's convolution lacks.
     center: bool = True

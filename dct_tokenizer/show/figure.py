@@ -20,7 +20,7 @@ TITLES = ("image", "what the model sees", "absolute error", "luma energy kept by
 
 
 def psnr_text(psnr: float) -> str:
-    """A PSNR for people."""
+    """PSNR as text."""
     return "no loss" if np.isinf(psnr) else f"{psnr:.1f} dB"
 
 

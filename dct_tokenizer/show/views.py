@@ -44,7 +44,7 @@ class View:
 
 
 def look(tokenizer: VisualTokenizer, image: np.ndarray) -> View:
-    """See uint8 (H', W', 3) through a tokenizer."""
+    """Compare an image, uint8 (H', W', 3), with what a tokenizer shows of it."""
     height, width = image.shape[:2]
     frames = image[None]
     plan = tokenizer.refine(frames, tokenizer.plan(height, width))
