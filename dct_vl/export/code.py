@@ -81,7 +81,7 @@ def _relative(source: str) -> str:
         (r"^from dct_tokenizer\.families\.(\w+) import", r"from .dct_\1 import"),
         (r"^from dct_tokenizer\.(\w+) import", r"from .dct_\1 import"),
         (r"^from dct_tokenizer import (\w+)$", r"from . import dct_\1 as \1"),
-        (r"^from evaluation\.export\.bundle\.(\w+) import", r"from .\1 import"),
+        (r"^from dct_vl\.export\.bundle\.(\w+) import", r"from .\1 import"),
     )
     for pattern, replacement in rules:
         source = re.sub(pattern, replacement, source, flags=re.MULTILINE)

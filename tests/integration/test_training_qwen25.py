@@ -45,7 +45,7 @@ def test_the_checkpoint_says_the_same_in_transformers(whole, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "evaluation",
+        "dct_vl",
         "export",
         str(whole.folder),
         str(tmp_path / "hf"),

@@ -36,7 +36,7 @@ NEXT_COMMANDS = (
     ),
     (
         "Compare tokenizers: one run each, on the same samples",
-        "dct-vl -m tokenizer=pixel,dct14,dct28_420 data.path=W model.path=M",
+        "dct-vl fit -m tokenizer=pixel,dct14,dct28_420 data.path=W model.path=M",
     ),
     (
         "Ask a run about held-out pictures",

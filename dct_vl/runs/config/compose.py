@@ -29,7 +29,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """
     for word in overrides:
         if word.startswith("-"):
-            raise ConfigError(f"{word!r} is not of the form key=value (sweeps: dct-vl -m …)")
+            raise ConfigError(f"{word!r} is not of the form key=value (sweeps: dct-vl fit -m …)")
     register_schema()
     passed = check_overrides(overrides)
     with initialize_config_dir(config_dir=str(groups.CONFIG_DIR), version_base="1.3"):

@@ -181,7 +181,7 @@ def torchrun_command(machines: Machines, overrides: Sequence[str]) -> list[str]:
         f"--nproc-per-node={machines.processes_per_node}",
         *rendezvous,
         "-m",
-        "training",
+        "dct_vl",
         "fit",
         *overrides,
         f"trainer.accelerator={accelerator}",

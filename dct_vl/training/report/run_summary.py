@@ -61,7 +61,7 @@ def try_run_summary(run_dir: str | Path) -> None:
     try:
         write_run_summary(run_dir)
     except Exception as error:
-        again = shlex.join(["python", "-m", "dct_vl", "summary", str(run_dir)])
+        again = shlex.join(["dct-vl", "summary", str(run_dir)])
         print(
             f"warning: {Path(run_dir) / SUMMARY_NAME} could not be written "
             f"({type(error).__name__}: {error}), which changes nothing of the run; "

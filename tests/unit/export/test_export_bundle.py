@@ -36,7 +36,7 @@ NEW_TOKENS = 8
 #: answers every folder's questions and writes what it said; the project is out of reach
 ASK = """
 import json, sys
-for name in ("dct_tokenizer", "data_prep", "training", "evaluation"):
+for name in ("dct_tokenizer", "data_prep", "dct_vl"):
     sys.modules[name] = None
 import torch
 from PIL import Image

@@ -12,9 +12,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from dct_tokenizer import build_tokenizer
-from dct_vl.runs import model_sizes
 from dct_vl.runs.config.checks import check_layout
 from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.model_sizes import model_sizes
 from dct_vl.training.estimate import Estimate, Workload, estimate
 from dct_vl.training.estimate.estimate import make_plan
 from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, stage_memory, stage_parameters
