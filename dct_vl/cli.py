@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dct_vl.errors import ConfigError
+
 #: panel of `dct-vl --help` → verb → (module:name, what it does). The name is that of a function
 #: with Typer's annotations, or of a `typer.Typer` with verbs of its own
 PANELS = {
@@ -105,10 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         app_for(words)(args=words, prog_name="dct-vl")
-    except ValueError as error:
-        from dct_vl.runs.config.overrides import ConfigError
-
-        if not isinstance(error, ConfigError):
-            raise
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -18,7 +18,7 @@ activate()
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
+from dct_tokenizer import VisualTokenizer  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
 from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
@@ -26,10 +26,10 @@ from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_co
 from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.model.lora import apply_lora, merge_lora  # noqa: E402
-from dct_vl.runs.checkpoint_files import find_fault, read_meta  # noqa: E402
+from dct_vl.runs.checkpoint_files import find_fault, list_checkpoints, newest_checkpoint, read_meta  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
+from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import read_config  # noqa: E402
-from dct_vl.training.restart.checkpoints import list_checkpoints, newest_checkpoint  # noqa: E402
 
 _PREFIX = "module."
 
@@ -160,9 +160,7 @@ def load_checkpoint(
         checkpoint=checkpoint,
         step=read_meta(checkpoint)["step"],
         module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
-        visual=build_tokenizer(
-            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-        ),
+        visual=RunSettings(run).visual,
         chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
     )
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer
-from dct_vl.runs.config.schema import RunConfig
+from dct_tokenizer import VisualTokenizer
 from dct_vl.training.report import picture_uri
 
 #: longer sides are reduced to this many pixels, so that pages stay small
 _LONGEST_SIDE = 512
-
-
-def tokenizer_of(run: RunConfig) -> VisualTokenizer:
-    """The tokenizer of a run under the run's pixel bounds."""
-    return build_tokenizer(
-        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-    )
 
 
 def look(tokenizer: VisualTokenizer, frames: np.ndarray) -> np.ndarray:

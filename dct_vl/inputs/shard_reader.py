@@ -11,9 +11,9 @@ from megatron.energon.flavors.webdataset.itar_reader import ITarReader
 from megatron.energon.flavors.webdataset.sample_loader import WebdatasetSampleLoaderDataset
 from megatron.energon.flavors.webdataset.structs import FilteredSample
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.rejects import Stage
 from dct_vl.inputs.shard_index import key_at
-from dct_vl.runs.config.overrides import ConfigError
 
 #: what tarfile and Energon raise where a header is damaged or a file ends early. Errors of the
 #: storage are not among them: they pass, and another rank of the same model may not have met them

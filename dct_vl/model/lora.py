@@ -16,9 +16,9 @@ import torch
 from megatron.core import parallel_state
 from nemo.collections.llm.peft.lora import LoRA, LoRALinear
 
+from dct_vl.errors import ConfigError
+from dct_vl.model.parts import LoraConfig
 from dct_vl.model.weights import module_shards, place_in_full
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig
 
 #: names below which NeMo keeps the wrapped layer and its adapter
 _WRAPPED, _ADAPTER = "to_wrap.", "adapter."

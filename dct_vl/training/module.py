@@ -15,6 +15,7 @@ from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMas
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.batch import (
     EVERY_STAGE_FIELDS,
     FIRST_STAGE_FIELDS,
@@ -25,12 +26,9 @@ from dct_vl.model.context_parallel import part_of_sequence, whole_sequence
 from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX, TokenizerQwen2VLConfig
 from dct_vl.model.families.qwen_vl.tower import WindowedVisionConfig, find_windows
 from dct_vl.model.lora import apply_lora
-from dct_vl.model.parts import freeze_parts
+from dct_vl.model.parts import PARTS, LoraConfig, Part, freeze_parts
 from dct_vl.model.scoring import scored_forward
 from dct_vl.model.weights import load_hf_weights
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig
-from dct_vl.runs.config.tuning import PARTS, Part
 from dct_vl.training.watch.metering import StepMeter, WordMeter
 
 #: fields of a batch that `with_windows` adds; tensors

@@ -41,7 +41,8 @@ from dct_tokenizer.registry import preset_config  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
 from dct_vl.inputs.rejects import RejectLog  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.runs.config.schema import LoraConfig, ModelConfig  # noqa: E402
+from dct_vl.model.parts import LoraConfig  # noqa: E402
+from dct_vl.runs.config.schema import ModelConfig  # noqa: E402
 from dct_vl.runs.config.tuning import trained_parts  # noqa: E402
 from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
 from dct_vl.training.module import TokenizerQwen2VLModel, forward_step, to_stage  # noqa: E402

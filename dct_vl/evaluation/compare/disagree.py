@@ -17,8 +17,9 @@ from dct_vl.evaluation.compare.pairing import PairedSet
 from dct_vl.evaluation.compare.pictures import Asked, from_shards, from_task
 from dct_vl.evaluation.compare.results import ItemScore
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.inference.seen import reduced_uri, tokenizer_of
+from dct_vl.inference.seen import reduced_uri
 from dct_vl.inputs.images import decode_rgb
+from dct_vl.runs.derived import RunSettings
 
 #: pictures of one sample that are shown
 MAX_PICTURES = 3
@@ -131,7 +132,7 @@ def _views(picture: np.ndarray, seen_by: Sequence[Sequence[ComparedRun]]) -> tup
     height, width = picture.shape[:2]
     views = [View(title="original", note=f"{width} × {height}", uri=reduced_uri(picture))]
     for group in seen_by:
-        view = look(tokenizer_of(group[0].config), picture)
+        view = look(RunSettings(group[0].config).visual, picture)
         views.append(
             View(
                 title=", ".join(run.name for run in group),

@@ -18,10 +18,11 @@ from dct_vl.evaluation.quickstart.data import (
 )
 from dct_vl.evaluation.quickstart.report import write_quickstart_report
 from dct_vl.evaluation.quickstart.resume import resume_difference
-from dct_vl.inference.seen import look, tokenizer_of
+from dct_vl.inference.seen import look
 from dct_vl.inputs.held_out import HeldOut, read_split
 from dct_vl.inputs.images import decode_rgb
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config
 
@@ -79,7 +80,7 @@ def sample_pictures(
 
     As many of each source as of the others, so that the gallery shows them all.
     """
-    tokenizers = [tokenizer_of(run) for run in (main, control)]
+    tokenizers = [RunSettings(run).visual for run in (main, control)]
     by_source: dict[str, list[HeldOut]] = {}
     for sample in read_split(main.data.path, "val"):
         if sample.key in asked and sample.images:

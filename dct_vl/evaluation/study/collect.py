@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import plan_cost
 from dct_tokenizer.registry import list_presets, preset_config
-from dct_vl.runs.model_sizes import model_sizes
+from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.result_names import SPEED_NAME, WORDS_NAME
 from dct_vl.runs.run_files import read_config, read_steps
 from dct_vl.training.report import read_validation, steady_throughput
@@ -101,10 +100,9 @@ def read_run(folder: Path, picture: tuple[int, int]) -> StudyRun:
     config = read_config(folder)
     words = folder / WORDS_NAME
     lines = [orjson.loads(line) for line in words.read_bytes().splitlines()]
-    tokenizer = build_tokenizer(
-        config.tokenizer, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
-    )
-    cost = plan_cost(tokenizer, tokenizer.plan(*picture), model_sizes(config.model.path).shape)
+    settings = RunSettings(config)
+    tokenizer = settings.visual
+    cost = plan_cost(tokenizer, tokenizer.plan(*picture), settings.sizes.shape)
     steps = read_steps(folder)
     scored, last = lines[0].get("step"), steps[-1]["step"]
     if scored is not None and scored != last:

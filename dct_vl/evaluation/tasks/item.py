@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from data_prep.schema import Turn
 
 if TYPE_CHECKING:
-    from dct_vl.evaluation.greedy import Question
+    pass
 
 IMAGE_MARK = "<image>"
 
@@ -49,21 +49,3 @@ class TaskItem:
 def user_turn(text: str, num_images: int = 1) -> tuple[Turn, ...]:
     """A conversation of one user's turn, its images first, as Qwen2-VL's template places them."""
     return (Turn(role="user", text=f"{IMAGE_MARK}\n" * num_images + text),)
-
-
-def as_question(item: TaskItem) -> Question:
-    """The item as the answering code takes it: images read and decoded.
-
-    Raises:
-        OSError, ValueError: an image cannot be read or decoded.
-    """
-    from dct_vl.evaluation.greedy import Question
-    from dct_vl.inputs.images import decode_rgb
-
-    images = item.image_bytes()
-    return Question(
-        key=item.key,
-        turns=item.turns,
-        images=images,
-        frames=tuple(decode_rgb(data) for data in images),
-    )

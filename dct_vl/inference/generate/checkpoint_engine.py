@@ -25,7 +25,7 @@ from dct_vl.inputs.plan_chat import place_media
 from dct_vl.inputs.samples import EncodedChat, PlannedChat
 from dct_vl.inputs.video import read_header
 from dct_vl.inputs.video_rules import VideoRules
-from dct_vl.runs.config.video import video_rules
+from dct_vl.runs.derived import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,4 +186,4 @@ def encode_request(model: LoadedModel, request: Request) -> EncodedRequest:
 
 
 def _rules(model: LoadedModel) -> VideoRules:
-    return video_rules(model.run.data)
+    return RunSettings(model.run).video_rules

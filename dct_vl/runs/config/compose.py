@@ -9,8 +9,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config import groups
-from dct_vl.runs.config.overrides import ConfigError, check_overrides
+from dct_vl.runs.config.overrides import check_overrides
 from dct_vl.runs.config.schema import RunConfig
 
 

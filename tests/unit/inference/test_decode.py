@@ -25,7 +25,7 @@ from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.video import video_rules
+from dct_vl.runs.derived import RunSettings
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 43904}
@@ -168,7 +168,7 @@ def test_a_request_is_encoded_as_training_encodes_it(model, pictures, tiny_model
     encoder = ChatTaskEncoder(
         chat=ChatTokenizer(model.chat.tokenizer),
         visual=visual,
-        video=video_rules(run.data),
+        video=RunSettings(run).video_rules,
         seq_length=run.data.seq_length,
         rejects=RejectLog(tmp_path, str(shards)),
     )

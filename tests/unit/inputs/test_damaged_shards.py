@@ -11,9 +11,9 @@ from itertools import islice
 import orjson
 import pytest
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import key_at, keys_by_split
 from dct_vl.inputs.shard_reader import ShardReader, _sample_loaders
-from dct_vl.runs.config.overrides import ConfigError
 
 
 class Forgetful:
@@ -42,7 +42,6 @@ def make_data(tiny_model, tmp_path):
 
     start_single_process()
 
-    from dct_tokenizer import build_tokenizer
     from dct_vl.runs.config.compose import compose_config
     from dct_vl.training.build import build_data
 
@@ -54,8 +53,7 @@ def make_data(tiny_model, tmp_path):
                 *("trainer.micro_batch_size=1", "data.shuffle_buffer_size=10", *overrides),
             ]
         )
-        bounds = {"min_pixels": run.data.min_pixels, "max_pixels": run.data.max_pixels}
-        return build_data(run, build_tokenizer(run.tokenizer, **bounds))
+        return build_data(run)
 
     return make
 

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from dct_vl.runs.config.schema import LoraConfig
+from dct_vl.model.parts import LoraConfig
 
 ADAPTED = LoraConfig(target_modules=["*.layers.*.linear_qkv"], rank=4, alpha=8)
 

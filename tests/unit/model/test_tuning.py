@@ -8,9 +8,10 @@ import json
 import pytest
 import torch
 
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig, ModelConfig, OptimConfig, RunConfig
-from dct_vl.runs.config.tuning import PARTS, check_tuning, rate_multipliers, trained_parts
+from dct_vl.errors import ConfigError
+from dct_vl.model.parts import PARTS, LoraConfig
+from dct_vl.runs.config.schema import ModelConfig, OptimConfig, RunConfig
+from dct_vl.runs.config.tuning import check_tuning, rate_multipliers, trained_parts
 
 EVERYWHERE = LoraConfig(
     target_modules=["linear_qkv", "linear_proj", "*.layers.*.linear_fc1", "*.layers.*.linear_fc2"],
@@ -217,7 +218,6 @@ def groups(build_module):
     """groups(rates) → Megatron's parameter groups of the tiny model, named."""
     import megatron.core.optimizer as megatron_optimizer
 
-    from dct_vl.model.parts import part_of
     from dct_vl.training.optim.param_groups import _groups_by
 
     def make(**rates):
@@ -225,7 +225,7 @@ def groups(build_module):
         multipliers = rate_multipliers(OptimConfig(lr=1e-4, **rates))
         names = {id(p): n for n, p in module.named_parameters()}
         stock = megatron_optimizer._get_param_groups
-        with _groups_by(lambda n, _: multipliers[part_of(n)], sorted(set(multipliers.values()))):
+        with _groups_by(multipliers):
             found = megatron_optimizer._get_param_groups(
                 [module], None, None, 1.0,
                 lr=1e-4, min_lr=0.0, decoupled_lr=None, decoupled_min_lr=None,
@@ -258,7 +258,7 @@ def test_the_stock_optimizer_makes_the_groups_where_all_rates_are_one(groups):
 
 def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     """Another rank, part or ratio of rates has other tensors or groups in its optimizer."""
-    from dct_vl.training.restart.checkpoints import META_NAME
+    from dct_vl.runs.checkpoint_files import META_NAME
     from dct_vl.training.restart.resume import find_resume, stream_settings, tensor_settings
 
     def run_of(**model) -> RunConfig:

@@ -10,6 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from dct_vl.runs.checkpoint_files import (
+    META_NAME,
+    best_checkpoints,
+    checkpoint_step,
+    list_checkpoints,
+    newest_checkpoint,
+    read_meta,
+)
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.config.groups import ROOT
 from dct_vl.runs.ledger import forget_steps_after, read_ledger, summarize
@@ -24,14 +32,6 @@ from dct_vl.runs.run_files import (
     read_json_lines,
     read_steps,
     write_provenance,
-)
-from dct_vl.training.restart.checkpoints import (
-    META_NAME,
-    best_checkpoints,
-    checkpoint_step,
-    list_checkpoints,
-    newest_checkpoint,
-    read_meta,
 )
 from dct_vl.training.watch.metering import StepMeter
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import dct_vl.training.processes.launch
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.training.processes.launch import describe, read_machines, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -17,8 +17,8 @@ from megatron.energon import (
     stateless,
 )
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
 
 
