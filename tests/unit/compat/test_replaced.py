@@ -25,7 +25,7 @@ activate()
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("dct_tokenizer", "data_prep", "dct_vl")
-LIST = yaml.safe_load((ROOT / "training" / "compat" / "replaced.yaml").read_text())
+LIST = yaml.safe_load((ROOT / "dct_vl" / "compat" / "replaced.yaml").read_text())
 ENTRIES = [{**entry, "by": by} for by, entries in LIST.items() for entry in entries]
 #: of a framework whose public members are its design for subclasses
 EXTENDED = ("torch", "lightning", "hydra", "transformers", "megatron.energon")
@@ -140,7 +140,7 @@ def test_no_assignment_is_undeclared():
     ],
 )
 def test_a_planted_assignment_is_found(planted):
-    assert undeclared("training/planted.py", ast.parse(planted), own_members())
+    assert undeclared("dct_vl/planted.py", ast.parse(planted), own_members())
 
 
 def foreign_overrides(name: str, kind: type) -> Iterator[str]:
