@@ -1,8 +1,11 @@
-"""Files that are whole or absent, whatever kills the process or the machine."""
+"""Atomic writes: readers see the old file or the complete new one, whatever is killed."""
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 #: Files being written end in this, with the writer's process id before it. Energon looks for
 #: ``*.tar`` below the folder, so an unfinished shard must not end in that.
@@ -20,14 +23,29 @@ def publish(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader sees the old bytes or all of the new ones."""
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that takes its name at the end of the block; its folder is made.
+
+    Where the block fails, an earlier file stays and nothing else is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     publish(partial, path)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file in one atomic step."""
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,13 +16,11 @@ import orjson
 import torch
 from tqdm import tqdm
 
-from dct_vl.evaluation.greedy import encode_chat
-from dct_vl.evaluation.whole_file import written_whole
+from data_prep.durable import atomic_write
+from dct_vl.inference.generate.checkpoint_engine import encode_sample
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.batch import HOST_FIELDS, pad_batch
-from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.held_out import HeldOut, read_split
-from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.rejected import RejectedSamples
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.words import score_words, token_roles
@@ -74,7 +72,7 @@ def write_words(
     rejected = RejectedSamples(beside(output, "rejected.jsonl"))
     samples = encoded_samples(model, split, limit, on_fault=rejected.add)
     total = right = 0
-    with written_whole(output) as file, tqdm(desc=output.stem, unit="sample") as bar:
+    with atomic_write(output) as file, tqdm(desc=output.stem, unit="sample") as bar:
         while batch := list(islice(samples, batch_size)):
             for line in _score(model, batch, roles):
                 file.write(orjson.dumps(line) + b"\n")
@@ -111,7 +109,7 @@ def encoded_samples(
     """
     for sample in read_split(model.run.data.path, split, limit, on_fault=on_fault):
         try:
-            encoded = encode(model, sample)
+            encoded = encode_sample(model, sample)
         except ValueError as error:
             on_fault(sample.key, error)
         else:
@@ -152,16 +150,3 @@ def forward_arguments(
         if name in _FIELDS
     }
     return fields, arguments
-
-
-def encode(model: LoadedModel, sample: HeldOut) -> EncodedChat:
-    """A whole conversation with its pictures, as training sees it.
-
-    Raises:
-        ValueError: training would reject it, or it has videos.
-    """
-    if sample.videos:
-        raise ChatError("video", f"{len(sample.videos)} videos; words are read beside pictures")
-    frames = [decode_rgb(data) for data in sample.images]
-    chat = model.chat.tokenize(sample.record.turns, len(sample.images))
-    return encode_chat(model, sample.key, chat, sample.images, frames)

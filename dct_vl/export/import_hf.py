@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from megatron.core.dist_checkpointing.mapping import (  # noqa: E402
 
 from dct_tokenizer import preset_config  # noqa: E402
 from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
+from dct_vl.export.folder import check_place, whole_folder  # noqa: E402
 from dct_vl.inference.loading import start_single_process  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
@@ -55,18 +54,15 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         ValueError: `out` holds something, or the folder is no whole model; lists what is wrong.
     """
     folder, out = Path(folder).resolve(), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder: name a new one")
+    check_place(out)
     run = _run(folder, tokenizer)
     start_single_process()
     module = _empty_module(run)
     load_hf_weights(module, folder)
-    unfinished = out.parent / f".{out.name}-unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
     checkpoint = Path("checkpoints") / "step-00000000"
-    weights = unfinished / checkpoint / "weights"
-    weights.mkdir(parents=True)
-    try:
+    with whole_folder(out) as unfinished:
+        weights = unfinished / checkpoint / "weights"
+        weights.mkdir(parents=True)
         dist_checkpointing.save(_writable_state(module), str(weights))
         meta = {
             "step": 0,
@@ -76,11 +72,6 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         }
         (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
         (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out / checkpoint
 
 

@@ -62,7 +62,7 @@ def decode(
     device = model.device
     fields = pad_batch(prompts, visual=model.visual, pad_to=None, pad_multiple=1)
     lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
-    visual = visual_embeddings(model, prompts, fields) if ps.is_pipeline_first_stage() else None
+    visual = _visual_embeddings(model, prompts, fields) if ps.is_pipeline_first_stage() else None
     # text goes on after the largest id so far, in all three rows
     position = fields["position_ids"].amax(dim=(0, 2)).to(device)
     choose = TokenChooser(options.sampling, [prompt.__key__ for prompt in prompts])
@@ -95,7 +95,23 @@ def decode(
             places.advance()
 
 
-def visual_embeddings(
+@torch.inference_mode()
+def logits_of(model: LoadedModel, prompt: EncodedChat, places: torch.Tensor) -> torch.Tensor:
+    """(P, vocabulary) after the tokens at `places` (P,) int64 of a prompt, without a cache; for a
+    model that is not divided into pipeline stages.
+    """
+    fields = pad_batch([prompt], visual=model.visual, pad_to=None, pad_multiple=1)
+    logits: torch.Tensor = model.module(
+        input_ids=fields["input_ids"].to(model.device),
+        position_ids=fields["position_ids"].to(model.device),
+        visual=_visual_embeddings(model, [prompt], fields),
+        answer_positions=places.to(model.device),
+        runtime_gather_output=True,
+    )
+    return logits[:, 0]
+
+
+def _visual_embeddings(
     model: LoadedModel, prompts: Sequence[EncodedChat], fields: dict[str, Any]
 ) -> torch.Tensor | None:
     """(M, H) of the prompts of `pad_batch`'s fields, or None where none has a picture."""

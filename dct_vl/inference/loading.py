@@ -20,6 +20,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from dct_tokenizer import VisualTokenizer  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
@@ -53,9 +54,15 @@ class LoadedModel:
         return next(self.module.parameters()).device
 
     @cached_property
-    def ids_per_second(self) -> float | None:
-        """Temporal M-RoPE ids of a second of video; see `dct_vl.inputs.clips.Clip`."""
-        return vision_sizes(read_hf_config(self.run.model.path)).ids_per_second
+    def inputs(self) -> InputSpec:
+        """How conversations become this model's inputs, the same as in its training."""
+        return InputSpec(
+            chat=self.chat,
+            visual=self.visual,
+            seq_length=self.run.data.seq_length,
+            video=RunSettings(self.run).video_rules,
+            ids_per_second=vision_sizes(read_hf_config(self.run.model.path)).ids_per_second,
+        )
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

@@ -13,6 +13,7 @@ activate()
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.rejects import RejectLog  # noqa: E402
 from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
@@ -85,16 +86,17 @@ def build_optimizer(run: RunConfig) -> PartOptimizer:
 def build_data(run: RunConfig) -> ChatDataModule:
     """The Energon data module."""
     settings = RunSettings(run)
-    chat = ChatTokenizer(read_text_tokenizer(run.model.path))
-    ids_per_second = vision_sizes(read_hf_config(run.model.path)).ids_per_second
+    inputs = InputSpec(
+        chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
+        visual=settings.visual,
+        seq_length=run.data.seq_length,
+        video=settings.video_rules,
+        ids_per_second=vision_sizes(read_hf_config(run.model.path)).ids_per_second,
+    )
 
     def options(rejects: str) -> dict[str, Any]:
         return {
-            "chat": chat,
-            "visual": settings.visual,
-            "video": settings.video_rules,
-            "ids_per_second": ids_per_second,
-            "seq_length": run.data.seq_length,
+            "inputs": inputs,
             "rejects": RejectLog(
                 run_dir(run) / rejects, run.data.path, run.data.max_rejects_in_a_row
             ),

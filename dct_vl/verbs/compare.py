@@ -92,6 +92,7 @@ def _ask(run: Path, file: Path, split: str, limit: int | None) -> None:
     from dct_vl.inference.loading import load_checkpoint
 
     done = write_answers(load_checkpoint(run), AnswerOptions(split=split, limit=limit), file)
+    assert done is not None, "this process is alone"
     typer.echo(f"{file}: {done.share:.4f} exact, {split}", err=True)
     if done.rejected.by_reason:
         typer.echo(str(done.rejected), err=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dct_vl.inference.generate.options import PipelineParallel, TensorParallel, Workers
 from dct_vl.verbs.chat import chat
 from dct_vl.verbs.compare import compare
 from dct_vl.verbs.generate import generate
@@ -38,24 +39,35 @@ def answers(
     ] = None,
     split: Annotated[str, typer.Option(help="Split to ask about.")] = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
-    blank: Annotated[bool, typer.Option(help="Replace every picture by a grey one.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 32,
+    blank: Annotated[bool, typer.Option(help="Replace images and videos by grey ones.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 32,
+    workers: Workers = None,
+    tp: TensorParallel = 1,
+    pp: PipelineParallel = 1,
 ) -> None:
-    """Answer every question of a split greedily and compare with the true answers."""
+    """Answer every question of a split greedily and compare with the true answers.
+
+    A second start goes on where one was stopped. Several workers, --tp and --pp start processes by
+    themselves, unless torchrun did already.
+    """
     from dct_vl.evaluation.answers import AnswerOptions, write_answers
+    from dct_vl.inference.generate.teams import layout_of, start_processes, start_team
     from dct_vl.inference.loading import load_checkpoint, with_data_path
 
-    try:
-        model = load_checkpoint(checkpoint)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if data is not None:
-        model = with_data_path(model, str(data))
     options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
     try:
-        done = write_answers(model, options, output)
+        layout = layout_of(tp, pp, workers)
+        if (status := start_processes(layout)) is not None:
+            raise typer.Exit(status)
+        team = start_team(layout)
+        model = load_checkpoint(checkpoint)
+        if data is not None:
+            model = with_data_path(model, str(data))
+        done = write_answers(model, options, output, team)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if done is None:
+        return
     typer.echo(
         f"{output}: {done.share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
     )

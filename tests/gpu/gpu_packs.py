@@ -29,6 +29,7 @@ from dct_vl.inputs.batch import (
     pack_batch,
 )
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat, EncodedChat
 from dct_vl.inputs.video_rules import VideoRules
@@ -52,11 +53,13 @@ _LENGTHS = ("longest_segment", "longest_text_segment")
 def make_encoder(folder: Path, preset: str) -> ChatTaskEncoder:
     """Plans and cuts samples for a model's folder."""
     return ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
-        visual=build_tokenizer(preset, min_pixels=56 * 56, max_pixels=168 * 168),
-        seq_length=LENGTH,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+            visual=build_tokenizer(preset, min_pixels=56 * 56, max_pixels=168 * 168),
+            seq_length=LENGTH,
+            video=VideoRules(min_pixels=6 * 784, max_pixels=12 * 784, total_pixels=10**6),
+        ),
         rejects=RejectLog(None, "nowhere"),
-        video=VideoRules(min_pixels=6 * 784, max_pixels=12 * 784, total_pixels=10**6),
     )
 
 
@@ -108,7 +111,7 @@ def padded(encoder: ChatTaskEncoder, samples: list[EncodedChat]) -> dict[str, An
 def packed(encoder: ChatTaskEncoder, samples: list[EncodedChat]) -> dict[str, Any]:
     """The samples of `PACKS` in two rows."""
     packs = [[samples[number] for number in pack] for pack in PACKS]
-    return pack_batch(packs, visual=encoder.visual, length=LENGTH)
+    return pack_batch(packs, visual=encoder.inputs.visual, length=LENGTH)
 
 
 def losses(module: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -39,6 +39,7 @@ from transformers import AutoTokenizer  # noqa: E402
 from dct_tokenizer import build_tokenizer  # noqa: E402
 from dct_tokenizer.registry import preset_config  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.rejects import RejectLog  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
 from dct_vl.model.parts import LoraConfig  # noqa: E402
@@ -103,9 +104,11 @@ def micro_batches(folder: Path, case: Case) -> list[dict[str, Any]]:
     """Two micro batches of two rows: pictures of three sizes, several in a row, none in a row."""
     visual = build_tokenizer(case.tokenizer, min_pixels=56 * 56, max_pixels=168 * 168)
     encoder = ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
-        visual=visual,
-        seq_length=SEQ_LENGTH,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+            visual=visual,
+            seq_length=SEQ_LENGTH,
+        ),
         pad_to=SEQ_LENGTH,
         rejects=RejectLog(None, "nowhere"),
     )

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.schema import Turn
-
-if TYPE_CHECKING:
-    pass
-
-IMAGE_MARK = "<image>"
+from dct_vl.inputs.chat import IMAGE_MARK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,9 @@ from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataM
 from nemo.utils import logging
 from tqdm import tqdm
 
-from dct_vl.inputs.shard_reader import check_shares, mixed_epochs, pass_over_damage
+from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.training.data.shares import check_shares, mixed_epochs
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 from dct_vl.training.data.worker_watch import WorkerBoard, limit_answers, watch
 from dct_vl.training.restart.loader_state import check_streams, redistribute, restore

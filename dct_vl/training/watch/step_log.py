@@ -112,7 +112,7 @@ class StepLog(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Count the words of this validation anew."""
         if self._roles is None:
-            tokenizer = trainer.datamodule.task_encoder.chat.tokenizer  # type: ignore[attr-defined]
+            tokenizer = trainer.datamodule.task_encoder.inputs.chat.tokenizer  # type: ignore[attr-defined]
             self._roles = token_roles(tokenizer, len(tokenizer))
         module.words = WordMeter(roles=self._roles)
 

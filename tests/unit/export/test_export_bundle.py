@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainers_side import loaded, prompt_logits, question, texts
+from trainers_side import loaded, prompt_logits, question, replies
 from transformers import AutoImageProcessor
 
 from data_prep.schema import Turn
@@ -153,7 +153,8 @@ def test_the_same_answers_as_the_trainers_own(preset, kind, said, pictures, buil
     found = said[preset, kind]
     assert (torch.tensor(found["logits"]) - logits).abs().max() < 1e-4
     assert logits.std() > 0.5
-    wanted = texts(model, questions, NEW_TOKENS)
+    asked = [replace(one, max_new_tokens=NEW_TOKENS) for one in questions]
+    wanted = [reply.text for reply in replies(model, asked)]
     assert found["texts"] == wanted
     assert len(set(wanted)) > 1, "equal answers prove little"
     assert found["same_without_cache"]

@@ -15,13 +15,13 @@ from trainers_side import loaded, question
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.evaluation.greedy import encode_question
 from dct_vl.inference.decode import DecodeOptions, decode
 from dct_vl.inference.generate.checkpoint_engine import encode_request
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling
 from dct_vl.inputs.batch import pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
 from dct_vl.runs.config.compose import compose_config
@@ -56,7 +56,7 @@ def prompts(model, pictures):
         question("How many?"),
         question("What color is the shape on the left of the other one?", pictures[2:]),
     ]
-    return [encode_question(model, one) for one in asked]
+    return [encode_request(model, one) for one in asked]
 
 
 @torch.inference_mode()
@@ -163,13 +163,15 @@ def test_a_request_is_encoded_as_training_encodes_it(model, pictures, tiny_model
         videos=(clip,),
         max_new_tokens=3,
     )
-    ours = encode_request(model, request).prompt
+    ours = encode_request(model, request)
     turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "After"}]
     encoder = ChatTaskEncoder(
-        chat=ChatTokenizer(model.chat.tokenizer),
-        visual=visual,
-        video=RunSettings(run).video_rules,
-        seq_length=run.data.seq_length,
+        inputs=InputSpec(
+            chat=ChatTokenizer(model.chat.tokenizer),
+            visual=visual,
+            video=RunSettings(run).video_rules,
+            seq_length=run.data.seq_length,
+        ),
         rejects=RejectLog(tmp_path, str(shards)),
     )
     crude = CrudeChat(

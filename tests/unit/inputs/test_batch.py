@@ -12,6 +12,7 @@ from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import list_presets
 from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from dct_vl.inputs.chat import ChatTokenizer, TokenizedChat
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX, place_media
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -33,10 +34,13 @@ def make_encoder(tiny_model):
 
     def make(preset: str = "pixel", **options) -> ChatTaskEncoder:
         return ChatTaskEncoder(
-            chat=chat,
-            visual=build_tokenizer(preset, **BOUNDS),
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(preset, **BOUNDS),
+                seq_length=512,
+            ),
             rejects=RejectLog(None, "nowhere"),
-            **{"seq_length": 512, **options},
+            **options,
         )
 
     return make

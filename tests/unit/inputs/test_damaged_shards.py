@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import orjson
@@ -13,7 +14,7 @@ import pytest
 
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import key_at, keys_by_split
-from dct_vl.inputs.shard_reader import ShardReader, _sample_loaders
+from dct_vl.inputs.shard_reader import ShardReader, sample_loaders
 
 
 class Forgetful:
@@ -123,7 +124,8 @@ def test_a_shard_that_is_not_there_ends_training_by_name(make_data, copied):
 
 def test_an_error_that_nobody_foresaw_is_listed_too(make_data, shards, tmp_path):
     data = make_data(shards)
-    data.task_encoder.chat = Forgetful(data.task_encoder.chat, "bar")
+    inputs = data.task_encoder.inputs
+    data.task_encoder.inputs = replace(inputs, chat=Forgetful(inputs.chat, "bar"))
     assert len(list(islice(data.train_dataloader(), 100))) == 100
     found = listed(tmp_path / "run" / "rejects")
     assert found
@@ -141,7 +143,7 @@ def test_headers_that_were_read_do_not_pile_up(make_data, shards):
     list(islice(batches, 200))
     readers = [
         reader
-        for loader in _sample_loaders(data.train_dataloader().loader.dataset.dataset)
+        for loader in sample_loaders(data.train_dataloader().loader.dataset.dataset)
         for reader in loader.join_readers
     ]
     assert readers

@@ -20,6 +20,7 @@ from dct_tokenizer.families.adaptive import AdaptiveTokenizer
 from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.clips import make_clip
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.pictures import encode_pictures
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
@@ -69,11 +70,13 @@ def test_ids_and_logits_are_those_of_transformers(tiny_model_25, build_module):
         {"from": "gpt", "value": "yes"},
     ]
     encoder = ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model_25)),
-        visual=build_tokenizer("pixel", **BOUNDS),
-        video=RULES,
-        ids_per_second=2.0,
-        seq_length=2048,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model_25)),
+            visual=build_tokenizer("pixel", **BOUNDS),
+            video=RULES,
+            ids_per_second=2.0,
+            seq_length=2048,
+        ),
         rejects=RejectLog(None, "nowhere"),
     )
     record = json.dumps({"conversations": turns}).encode()

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -105,9 +106,11 @@ def make_batch(folder):
 
     def make(preset: str, rows: tuple[dict[str, Any], ...] = ROWS, **bounds: int) -> dict[str, Any]:
         encoder = ChatTaskEncoder(
-            chat=chat,
-            visual=build_tokenizer(preset, **(bounds or BOUNDS)),
-            seq_length=512,
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(preset, **(bounds or BOUNDS)),
+                seq_length=512,
+            ),
             rejects=RejectLog(None, "nowhere"),
         )
         return encoder.batch(
@@ -189,9 +192,11 @@ def test_windows_matter(tiny_model_25, build_module):
     model = AutoModelForImageTextToText.from_pretrained(tiny_model_25).eval()
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model_25))
     encoder = ChatTaskEncoder(
-        chat=chat,
-        visual=build_tokenizer("pixel"),
-        seq_length=512,
+        inputs=InputSpec(
+            chat=chat,
+            visual=build_tokenizer("pixel"),
+            seq_length=512,
+        ),
         rejects=RejectLog(None, "nowhere"),
     )
     batch = encoder.batch(

@@ -15,6 +15,7 @@ from dct_vl.inputs.batch import (
     pack_batch,
 )
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
@@ -33,9 +34,11 @@ def folder(request):
 @pytest.fixture(scope="module")
 def encoder(folder):
     return ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
-        visual=build_tokenizer("pixel", min_pixels=56 * 56, max_pixels=168 * 168),
-        seq_length=LENGTH,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+            visual=build_tokenizer("pixel", min_pixels=56 * 56, max_pixels=168 * 168),
+            seq_length=LENGTH,
+        ),
         rejects=RejectLog(None, "nowhere"),
     )
 
@@ -51,7 +54,7 @@ def samples(encoder):
 @pytest.fixture(scope="module")
 def packed(encoder, samples):
     packs = [[samples[row] for row in pack] for pack in PACKS]
-    return pack_batch(packs, visual=encoder.visual, length=LENGTH)
+    return pack_batch(packs, visual=encoder.inputs.visual, length=LENGTH)
 
 
 def run(module, batch):
@@ -88,7 +91,7 @@ def test_boundaries_cover_the_rows_and_positions_restart(packed, samples):
 
 def test_what_does_not_fit_a_row_is_refused(encoder, samples):
     with pytest.raises(ValueError, match="does not fit a row of 32"):
-        pack_batch([samples], visual=encoder.visual, length=32)
+        pack_batch([samples], visual=encoder.inputs.visual, length=32)
 
 
 def test_losses_and_gradients_equal_those_of_padded_rows(

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog, count_rejects
 from dct_vl.training.data.pack_encoder import ChatPackEncoder
 
@@ -29,9 +30,11 @@ def make_encoder(tiny_model):
 
     def make(tokenizer="pixel", folder=None, max_patches=4 * LENGTH) -> ChatPackEncoder:
         return ChatPackEncoder(
-            chat=chat,
-            visual=build_tokenizer(tokenizer, min_pixels=56 * 56, max_pixels=112 * 112),
-            seq_length=LENGTH,
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(tokenizer, min_pixels=56 * 56, max_pixels=112 * 112),
+                seq_length=LENGTH,
+            ),
             max_patches=max_patches,
             rejects=RejectLog(folder, "nowhere"),
         )
@@ -118,7 +121,7 @@ def test_samples_of_too_many_patches_in_a_row_stop_the_run(make_encoder):
 def test_numbers_that_depend_on_the_content_are_known_before_packing(make_encoder):
     """The plan's upper bound would leave most of a row of such samples empty."""
     encoder = make_encoder("adaptive_rms4")
-    assert not encoder.visual.counts_from_header
+    assert not encoder.inputs.visual.counts_from_header
     sample = crude(ROWS[2], "grey")
     buffer = io.BytesIO()
     Image.new("L", (112, 112), 90).save(buffer, "PNG")

@@ -10,6 +10,8 @@ import pytest
 from task_layouts import LETTER, jpeg, one, put, read, rows_dataset
 
 from dct_vl.evaluation.tasks.files import TaskDataError
+from dct_vl.evaluation.tasks.registry import find_task
+from dct_vl.evaluation.tasks.requests import TaskRequests
 from dct_vl.inputs.images import decode_rgb
 
 AI2D_ROWS = [
@@ -223,5 +225,6 @@ def test_rows_are_asked_as_the_benchmarks_own_files_are(tmp_path, task, name, ow
 def test_an_item_holds_what_is_asked(tmp_path):
     rows_dataset(AI2D_ROWS[:1]).save_to_disk(tmp_path)
     item = one(read("ai2d", tmp_path))
-    assert item.image_bytes() == (jpeg(10),)
-    assert decode_rgb(item.image_bytes()[0]).shape == (1, 28, 32, 3)
+    asked = one(list(TaskRequests(find_task("ai2d"), tmp_path)))
+    assert (asked.key, asked.turns, asked.read()) == (item.key, item.turns, ((jpeg(10),), ()))
+    assert decode_rgb(asked.images[0]).shape == (1, 28, 32, 3)
