@@ -34,7 +34,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from train_step_times import PROFILED, StepTimes  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
-from dct_vl.inputs.batch import pack_batch, pad_batch  # noqa: E402
+from dct_vl.inputs.batch import Batch, pack_batch, pad_batch  # noqa: E402
 from dct_vl.inputs.pictures import encode_pictures  # noqa: E402
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from dct_vl.inputs.samples import EncodedChat  # noqa: E402
@@ -58,7 +58,7 @@ class Repeat(pl.LightningDataModule):
         seq_length: tokens of a row.
     """
 
-    def __init__(self, batch: dict[str, Any], *, rows: int, seq_length: int) -> None:
+    def __init__(self, batch: Batch | dict[str, Any], *, rows: int, seq_length: int) -> None:
         super().__init__()
         self.batch = batch
         self.data_sampler = SequentialMegatronSampler(
@@ -71,10 +71,10 @@ class Repeat(pl.LightningDataModule):
 
 
 class _Endless:
-    def __init__(self, batch: dict[str, Any]) -> None:
+    def __init__(self, batch: Any) -> None:
         self.batch = batch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             yield self.batch
 

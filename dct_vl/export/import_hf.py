@@ -27,7 +27,7 @@ from dct_vl.export.folder import check_place, whole_folder  # noqa: E402
 from dct_vl.inference.loading import start_single_process  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL, TokenizerQwen2VLConfig  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer  # noqa: E402
 from dct_vl.model.weights import load_hf_weights  # noqa: E402
 from dct_vl.runs.checkpoint_files import META_NAME, list_files  # noqa: E402
 from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
@@ -115,7 +115,7 @@ def _pixel_bounds(folder: Path) -> tuple[int, int]:
     return low, high
 
 
-def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:
+def _writable_state(module: QwenVLWithVisualTokenizer) -> dict[str, Any]:
     """What is saved, each piece in memory of its own; the module cannot be used afterwards.
 
     The halves of gated projections are views, which Megatron's writer copies, all of them before
@@ -137,7 +137,7 @@ def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:
     return state
 
 
-def _empty_module(run: RunConfig) -> TokenizerQwen2VL:
+def _empty_module(run: RunConfig) -> QwenVLWithVisualTokenizer:
     """The model with memory that nothing has been written to."""
     options = ModelOptions(
         layer_spec="local",
@@ -145,7 +145,7 @@ def _empty_module(run: RunConfig) -> TokenizerQwen2VL:
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
     )
-    config: TokenizerQwen2VLConfig = model_config(run.model.path, options)
+    config: QwenVLConfig = model_config(run.model.path, options)
     for part in (
         config,
         config.language_transformer_config,

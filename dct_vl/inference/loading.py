@@ -24,7 +24,7 @@ from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.model.lora import apply_lora, merge_lora  # noqa: E402
 from dct_vl.runs.checkpoint_files import find_fault, list_checkpoints, newest_checkpoint, read_meta  # noqa: E402
@@ -44,7 +44,7 @@ class LoadedModel:
     checkpoint: Path
     step: int
     #: this process's part, where the model is divided over several
-    module: TokenizerQwen2VL
+    module: QwenVLWithVisualTokenizer
     visual: VisualTokenizer
     chat: ChatTokenizer
 

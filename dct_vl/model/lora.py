@@ -39,7 +39,7 @@ class StackLoRA(LoRA):
 
 
 def apply_lora(module: Any, lora: LoraConfig, *, seed: int = 0) -> list[str]:
-    """Wrap the target layers of a bare `TokenizerQwen2VL` in place.
+    """Wrap the target layers of a bare `QwenVLWithVisualTokenizer` in place.
 
     The second matrix of each adapter is 0, so the model's outputs do not change. The first one is
     drawn from the tensor's global name and `seed`: it is the same in every parallel layout.
@@ -121,7 +121,7 @@ def merge_lora(module: torch.nn.Module) -> list[str]:
     Afterwards the module has the structure and the names of a model without LoRA.
 
     Args:
-        module: an unsharded `TokenizerQwen2VL` (tensor-parallel size 1).
+        module: an unsharded `QwenVLWithVisualTokenizer` (tensor-parallel size 1).
 
     Returns:
         Names of the merged layers; empty where there were none.

@@ -26,13 +26,13 @@ from dct_vl.runs.run_files import run_dir  # noqa: E402
 from dct_vl.training.data.module import ChatDataModule  # noqa: E402
 from dct_vl.training.data.pack_encoder import ChatPackEncoder  # noqa: E402
 from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
-from dct_vl.training.module import TokenizerQwen2VLModel  # noqa: E402
+from dct_vl.training.module import QwenVLModule  # noqa: E402
 from dct_vl.training.optim.param_groups import PartOptimizer  # noqa: E402
 from dct_vl.training.optim.schedule import RunLongCosine  # noqa: E402
 from dct_vl.training.optim.speed import resolve_speed  # noqa: E402
 
 
-def build_model(run: RunConfig, *, load_weights: bool) -> TokenizerQwen2VLModel:
+def build_model(run: RunConfig, *, load_weights: bool) -> QwenVLModule:
     """The Lightning module with its optimizer, not yet built on any device."""
     trainer, settings = run.trainer, RunSettings(run)
     speed = resolve_speed(run.speed)
@@ -49,7 +49,7 @@ def build_model(run: RunConfig, *, load_weights: bool) -> TokenizerQwen2VLModel:
         recompute=speed.recompute,
     )
     config = model_config(run.model.path, options)
-    return TokenizerQwen2VLModel(
+    return QwenVLModule(
         config,
         hf_folder=run.model.path if load_weights else None,
         optim=build_optimizer(run),

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from data_prep.schema import Turn
 from dct_tokenizer import VisualTokenizer
+from dct_vl.inference.decode import prompt_batch
 from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine, encode_request
 from dct_vl.inference.generate.engine import AnswerSettings, Reply
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inputs.batch import pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.runs.checkpoint_files import META_NAME
 from dct_vl.runs.config.compose import compose_config
@@ -56,9 +56,7 @@ def question(text: str, files: Sequence[Path] = ()) -> Request:
 def prompt_logits(model: LoadedModel, asked: Request) -> torch.Tensor:
     """(S, vocabulary) over the whole prompt."""
     sample = encode_request(model, asked)
-    batch = pad_batch([sample], visual=model.visual, pad_to=None, pad_multiple=1)
-    names = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
-    return model.module(**{name: batch[name] for name in names})[0]
+    return model.module(prompt_batch(model, [sample]))[0]
 
 
 def replies(model: LoadedModel, questions: Sequence[Request], **options: Any) -> list[Reply]:

@@ -46,7 +46,7 @@ from dct_vl.model.parts import LoraConfig  # noqa: E402
 from dct_vl.runs.config.schema import ModelConfig  # noqa: E402
 from dct_vl.runs.config.tuning import trained_parts  # noqa: E402
 from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
-from dct_vl.training.module import TokenizerQwen2VLModel, forward_step, to_stage  # noqa: E402
+from dct_vl.training.module import QwenVLModule, forward_step, to_stage  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from sample_chats import ROWS, crude  # noqa: E402
@@ -147,7 +147,7 @@ def train(folder: Path, case: Case, tp: int, pp: int, sp: bool) -> dict[str, lis
     )
     config = model_config(folder, options)
     config.finalize_model_grads_func = finalize_model_grads
-    lightning = TokenizerQwen2VLModel(
+    lightning = QwenVLModule(
         config,
         hf_folder=folder,
         trained=trained_parts(settings),

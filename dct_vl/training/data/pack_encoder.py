@@ -7,7 +7,7 @@ from typing import Any
 from megatron.energon import SkipSample, stateless
 from megatron.energon.edataclass import edataclass
 
-from dct_vl.inputs.batch import pack_batch
+from dct_vl.inputs.batch import Batch, pack_batch
 from dct_vl.inputs.samples import CrudeChat, EncodedChat, PlannedChat
 from dct_vl.training.data.packing import ChatPack, PackBounds, select_packs
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -83,7 +83,7 @@ class ChatPackEncoder(ChatTaskEncoder):
         return ChatPack.derive_from(samples[0], samples=tuple(samples))
 
     @stateless
-    def batch(self, samples: list[ChatPack]) -> dict[str, Any]:  # type: ignore[override]
-        """Lay packs into rows; see `dct_vl.inputs.batch.pack_batch` for the fields."""
+    def batch(self, samples: list[ChatPack]) -> Batch:  # type: ignore[override]
+        """Lay packs into rows."""
         packs = [pack.samples for pack in samples]
         return pack_batch(packs, visual=self.inputs.visual, length=self.inputs.seq_length)

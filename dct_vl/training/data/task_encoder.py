@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from megatron.energon import Cooker, DefaultTaskEncoder, Sample, stateless
 
 from data_prep.schema import SchemaError
 from dct_tokenizer import PlanError, TokenizerConfigError
-from dct_vl.inputs.batch import pad_batch
+from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.clips import make_clip
 from dct_vl.inputs.cook import Stage, cook_chat, read_record, reason_of
@@ -23,7 +23,7 @@ from dct_vl.training.data.worker_watch import WorkerBoard
 _FAULTS = (SchemaError, ChatError, ImageError, VideoError, PlanError, TokenizerConfigError)
 
 
-class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
+class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
     """Conversations with pictures and videos, one sample a batch row.
 
     Args:
@@ -99,8 +99,8 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, dict, dict]):
         return encoded
 
     @stateless
-    def batch(self, samples: list[EncodedChat]) -> dict[str, Any]:
-        """Pad a micro batch; see `dct_vl.inputs.batch.pad_batch` for the fields."""
+    def batch(self, samples: list[EncodedChat]) -> Batch:
+        """Pad a micro batch."""
         return pad_batch(
             samples, visual=self.inputs.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
         )

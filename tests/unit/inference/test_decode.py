@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from dataclasses import replace
 
@@ -19,11 +20,12 @@ from dct_vl.inference.decode import DecodeOptions, decode
 from dct_vl.inference.generate.checkpoint_engine import encode_request
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling
-from dct_vl.inputs.batch import pad_batch
+from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
+from dct_vl.model.kv_cache import KeyValueCache
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.derived import RunSettings
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -63,13 +65,11 @@ def prompts(model, pictures):
 def without_cache(model, prompt, number: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and the logits of each, by the whole text again and again."""
     batch = pad_batch([prompt], visual=model.visual, pad_to=None, pad_multiple=1)
-    names = ("cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
-    visual = model.module.encode_cells(*(batch[name] for name in names))
-    visual = None if prompt.pictures.cells is None else visual
-    ids, positions = batch["input_ids"], batch["position_ids"]
+    visual = batch.visual
+    ids, positions = batch.input_ids, batch.position_ids
     tokens, seen = [], []
     for _ in range(number):
-        logits = model.module(input_ids=ids, position_ids=positions, visual=visual)[0, -1]
+        logits = model.module(Batch(input_ids=ids, position_ids=positions, visual=visual))[0, -1]
         seen.append(logits)
         tokens.append(int(logits.argmax()))
         ids = torch.cat((ids, torch.tensor([[tokens[-1]]])), dim=1)
@@ -104,8 +104,8 @@ def test_tokens_and_logits_are_those_without_a_cache(
 
 def test_the_model_is_left_without_a_cache(model, prompts):
     decode(model, prompts[:1], [2])
-    layers = model.module.language_model.decoder.layers
-    assert all(layer.self_attention.core_attention.cache is None for layer in layers)
+    gc.collect()
+    assert not any(isinstance(left, KeyValueCache) for left in gc.get_objects())
 
 
 def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):

@@ -87,7 +87,7 @@ def test_a_damaged_header_loses_its_sample_alone(make_data, copied, tmp_path, ov
     assert lost in expected
     seen = set()
     for batch in islice(make_data(copied, *overrides).train_dataloader(), 500):
-        seen |= set(batch["sample_keys"])
+        seen |= set(batch.sample_keys)
         if seen == expected - {lost}:
             break
     assert seen == expected - {lost}
@@ -102,7 +102,7 @@ def test_validation_passes_over_damage_too(make_data, copied, tmp_path):
     lost = damage(copied / "pretrain-000008.tar")
     expected = keys_by_split(copied)["val"] - {lost}
     batches = islice(make_data(copied).val_dataloader(), 2 * len(expected))
-    seen = Counter(key for batch in batches for key in batch["sample_keys"])
+    seen = Counter(key for batch in batches for key in batch.sample_keys)
     assert seen == dict.fromkeys(expected, 2)
     assert {entry["key"] for entry in listed(tmp_path / "run" / "rejects_val")} == {lost}
 
@@ -173,7 +173,7 @@ def test_packs_from_several_epochs_at_once_are_warned_of(make_data, shards, caps
     warning = capsys.readouterr().err
     buffered: list[str] = []
     for batch in loader:
-        buffered += batch["sample_keys"]
+        buffered += batch.sample_keys
         if len(buffered) >= size:
             break
     assert len(set(buffered)) == share
@@ -202,7 +202,7 @@ def test_the_share_that_is_warned_of_is_the_smallest(make_data, shards, capsys):
 def test_loader_processes_draw_no_bars(make_data, shards, capfd):
     options = ("data.packing=true", "data.packing_buffer_size=8", "data.num_workers=1")
     batches = iter(make_data(shards, *options).train_dataloader())
-    assert next(batches)["sample_keys"]
+    assert next(batches).sample_keys
     assert "Filling" not in capfd.readouterr().err
 
 

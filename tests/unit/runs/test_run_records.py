@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dct_vl.inputs.batch import Batch, Segments, VisualInputs, Windows
 from dct_vl.runs.checkpoint_files import (
     META_NAME,
     best_checkpoints,
@@ -204,15 +205,21 @@ def test_a_meter_sums_micro_batches():
     meter = StepMeter()
     for key in ("a", "b"):
         meter.add(
-            {
-                "num_tokens": torch.tensor([5, 4, 3]),
-                "sample_keys": [key],
-                "loss_mask": torch.tensor([[0.0, 1.0, 1.0]]),
-                "cells": torch.zeros(16, 1),
-                "vit_cu_seqlens": torch.tensor([0, 12, 16], dtype=torch.int32),
-                "vit_window_cu_seqlens": torch.tensor([0, 8, 12, 16], dtype=torch.int32),
-                "sample_lengths": [9],
-            }
+            Batch(
+                input_ids=torch.zeros((1, 12), dtype=torch.int64),
+                position_ids=torch.zeros((3, 1, 12), dtype=torch.int64),
+                loss_mask=torch.tensor([[0.0, 1.0, 1.0] + 9 * [0.0]]),
+                visual=VisualInputs(
+                    cells=torch.zeros(16, 1),
+                    positions=torch.zeros(16, 2),
+                    segments=Segments.of([12, 4]),
+                    grids=torch.zeros(2, 3),
+                    token_indices=torch.arange(4),
+                    windows=Windows(order=torch.arange(4), segments=Segments.of([8, 4, 4])),
+                ),
+                sample_keys=(key,),
+                sample_lengths=(9,),
+            )
         )
     assert meter == StepMeter(
         num_samples=2,

@@ -58,7 +58,7 @@ def make_loader(encoder, shards, num_workers):
 
 
 def keys_of(batches, count):
-    return [tuple(next(batches)["sample_keys"]) for _ in range(count)]
+    return [next(batches).sample_keys for _ in range(count)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -90,9 +90,9 @@ def test_a_damaged_sample_leaves_padding_behind(make_encoder, tmp_path):
         except SkipSample:
             assert sample is broken
     batch = encoder.batch([encoder.pack_selected_samples(encoded)])
-    assert batch["sample_keys"] == ["k0", "k1"]
-    assert batch["num_tokens"].sum() == LENGTH
-    assert batch["num_tokens"][2] == LENGTH - sum(s.num_tokens for s in planned[:2])
+    assert batch.sample_keys == ("k0", "k1")
+    assert batch.input_ids.shape == (1, LENGTH)
+    assert batch.num_padding_tokens == LENGTH - sum(s.num_tokens for s in planned[:2])
     assert count_rejects(tmp_path) == {"undecodable": 1}
 
 
@@ -132,4 +132,4 @@ def test_numbers_that_depend_on_the_content_are_known_before_packing(make_encode
     assert planned.num_patches == len(encoded.pictures.cells) == 4
     assert sum(plan.num_cells for plan in planned.plans) == 64
     batch = encoder.batch([encoder.pack_selected_samples([encoded, encoded])])
-    assert batch["text_cu_seqlens"].tolist() == [0, *[planned.num_tokens * n for n in (1, 2)], 256]
+    assert batch.segments.cu_seqlens.tolist() == [0, *[planned.num_tokens * n for n in (1, 2)], 256]
