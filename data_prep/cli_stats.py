@@ -11,7 +11,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from data_prep.cli_errors import plain_errors
-from data_prep.gallery import pick_samples
 from data_prep.manifest import load_manifest
 from data_prep.options import OptionError
 from data_prep.stats import as_json, tally_folder
@@ -35,7 +34,7 @@ def stats(
 ) -> None:
     """Sizes, sources, turns, lengths and visual tokens: a table, ROOT/stats.json, and a page."""
     # the plots take half a second to import, which the other commands need not wait for
-    from data_prep.pages import stats_page
+    from data_prep.shard_pages import pick_samples, stats_page
 
     console = Console()
     with plain_errors():
@@ -76,7 +75,7 @@ def preview(
     output: Annotated[Path | None, typer.Option(help="The page [ROOT/preview.html].")] = None,
 ) -> None:
     """A page with samples as they are stored: pictures and conversations."""
-    from data_prep.pages import preview_page
+    from data_prep.shard_pages import pick_samples, preview_page
 
     output = output or root / "preview.html"
     with plain_errors():

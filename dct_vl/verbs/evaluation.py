@@ -9,7 +9,7 @@ import typer
 
 from dct_vl.inference.generate.options import PipelineParallel, TensorParallel, Workers
 from dct_vl.verbs.chat import chat
-from dct_vl.verbs.compare import compare
+from dct_vl.verbs.compare import compare, quickstart, study
 from dct_vl.verbs.generate import generate
 from dct_vl.verbs.score import score, tasks_app
 
@@ -19,6 +19,8 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(study)
+app.command()(quickstart)
 app.command()(chat)
 app.command()(generate)
 app.command()(score)
@@ -200,46 +202,3 @@ def speed(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         typer.echo(f"{target}: {found:,.0f} samples/s")
-
-
-@app.command()
-def study(
-    runs: Annotated[Path, typer.Argument(help="LOG_DIR whose runs hold a words.jsonl each.")],
-    output: Annotated[Path, typer.Option(help="Folder for study.md, study.png, study.json.")],
-    baseline: Annotated[
-        str, typer.Option(help="Tokenizer that the others are compared with.")
-    ] = "pixel28",
-    picture: Annotated[
-        str, typer.Option(help="HEIGHTxWIDTH in pixels for which FLOPs are counted.")
-    ] = "224x224",
-) -> None:
-    """Compare runs that differ in tokenizer and seed: a table with intervals, and plots."""
-    from dct_vl.evaluation.study import collect_study, write_study
-
-    height, _, width = picture.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"picture is {picture!r}; expected HEIGHTxWIDTH, like 224x224")
-    try:
-        table = write_study(
-            collect_study(runs, (int(height), int(width))), output, baseline=baseline
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(table.read_text(encoding="utf-8"))
-
-
-@app.command()
-def quickstart(
-    folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
-    resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],
-    seconds: Annotated[float | None, typer.Option(help="Wall time so far.")] = None,
-) -> None:
-    """Write the quickstart's report.html and summary.json."""
-    from dct_vl.evaluation.quickstart.collect import collect_and_report
-
-    try:
-        page = collect_and_report(folder, resumed_from=resumed_from, seconds_total=seconds)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo((folder / "summary.json").read_text())
-    typer.echo(f"Open {page}")
