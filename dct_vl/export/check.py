@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dct_vl.evaluation.answers import questions_of
 from dct_vl.export.tensors import ExportError
+from dct_vl.inference.answers import questions_of
 from dct_vl.inference.decode import logits_of
 from dct_vl.inference.generate.checkpoint_engine import encode_request, encode_sample
 from dct_vl.inference.generate.requests import Request

@@ -16,9 +16,9 @@ import numpy as np
 import orjson
 import torch
 
-from dct_vl.evaluation.answers import Question, compared, questions_of
 from dct_vl.export.check import can_be_asked, prompt_logits, worst_of
 from dct_vl.export.tensors import ExportError
+from dct_vl.inference.answers import Question, compared, questions_of
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.held_out import read_split
@@ -46,7 +46,7 @@ def ask_outside(
     Args:
         model: what was exported; it computes the logits that are expected.
         folder: the exported folder.
-        answers: JSONL to write, in the shape of `dct_vl.evaluation.answers.write_answers`.
+        answers: JSONL to write, in the shape of `dct_vl.inference.answers.write_answers`.
         num_samples: validation samples that are asked about, at most; those with videos, and those
             that training would reject, are not.
         num_compared: prompts, from the first on, whose logits are compared, all of a prompt.

@@ -133,7 +133,7 @@ def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
 
 
 def _ask(run: Path, file: Path, split: str, limit: int | None) -> None:
-    from dct_vl.evaluation.answers import AnswerOptions, write_answers
+    from dct_vl.inference.answers import AnswerOptions, write_answers
     from dct_vl.inference.loading import load_checkpoint
 
     done = write_answers(load_checkpoint(run), AnswerOptions(split=split, limit=limit), file)

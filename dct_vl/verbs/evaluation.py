@@ -52,7 +52,7 @@ def answers(
     A second start goes on where one was stopped. Several workers, --tp and --pp start processes by
     themselves, unless torchrun did already.
     """
-    from dct_vl.evaluation.answers import AnswerOptions, write_answers
+    from dct_vl.inference.answers import AnswerOptions, write_answers
     from dct_vl.inference.generate.teams import layout_of, start_processes, start_team
     from dct_vl.inference.loading import load_checkpoint, with_data_path
 
