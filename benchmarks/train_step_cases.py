@@ -7,7 +7,8 @@ from typing import Any
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import MODELS, ModelShape
-from dct_vl.runs.flops import StepFlops, StepWork
+from dct_vl.runs.flops import StepWork, step_flops
+from dct_vl.runs.model_sizes import ModelSizes
 
 TOKEN_IDS_2B = {
     "bos_token_id": 151643,
@@ -164,14 +165,9 @@ def flops_of(case: dict[str, Any]) -> tuple[float, float]:
         head_dim=text["hidden_size"] // text["num_attention_heads"],
     )
     assert case["shape"] != "2b" or shape == MODELS["2b"]
-    front_end = visual.front_end(1)
-    fixed = front_end.flops_per_cell(0, still=True)
-    counter = StepFlops(
-        shape=shape,
-        vocab_size=text["vocab_size"],
-        front_end_fixed=fixed,
-        front_end_weight=front_end.flops_per_cell(shape.vit_width, still=True) - fixed,
-    )
+    vocab_size = text["vocab_size"]
+    sizes = ModelSizes(name=case["shape"], shape=shape, vocab_size=vocab_size, tied=False)
+    counter = step_flops(sizes, visual)
     rows, num_text = case["images"], case["text"] + 2
     tokens = plan.num_llm_tokens + num_text
     with_loss = num_text if case["loss_on"] == "text" else tokens
@@ -180,6 +176,7 @@ def flops_of(case: dict[str, Any]) -> tuple[float, float]:
         work = StepWork(
             num_cells=rows * plan.num_cells,
             cell_pairs=rows * plan.num_cells**2,
+            window_pairs=0,
             num_tokens=rows * tokens,
             token_pairs=rows * tokens**2,
             num_output_tokens=rows * outputs,

@@ -34,15 +34,16 @@ from omegaconf import OmegaConf  # noqa: E402
 from train_step_times import PROFILED, StepTimes  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
-from dct_vl.inputs.batch import pack_batch, pad_batch  # noqa: E402
+from dct_vl.inputs.batch import Batch, pack_batch, pad_batch  # noqa: E402
 from dct_vl.inputs.pictures import encode_pictures  # noqa: E402
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from dct_vl.inputs.samples import EncodedChat  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.runs.config.checks import Layout  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
+from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import run_dir  # noqa: E402
-from dct_vl.training.build import build_data, build_model, build_visual  # noqa: E402
+from dct_vl.training.build import build_data, build_model  # noqa: E402
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
 from dct_vl.training.trainer import build_trainer  # noqa: E402
 from dct_vl.training.watch.out_of_memory import MemoryWatch  # noqa: E402
@@ -57,7 +58,7 @@ class Repeat(pl.LightningDataModule):
         seq_length: tokens of a row.
     """
 
-    def __init__(self, batch: dict[str, Any], *, rows: int, seq_length: int) -> None:
+    def __init__(self, batch: Batch | dict[str, Any], *, rows: int, seq_length: int) -> None:
         super().__init__()
         self.batch = batch
         self.data_sampler = SequentialMegatronSampler(
@@ -70,10 +71,10 @@ class Repeat(pl.LightningDataModule):
 
 
 class _Endless:
-    def __init__(self, batch: dict[str, Any]) -> None:
+    def __init__(self, batch: Any) -> None:
         self.batch = batch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             yield self.batch
 
@@ -162,11 +163,11 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     """This project's trainer on one batch, or on shards."""
     from_shards = case.get("data_path") is not None
     write_model_folder(case, folder / "model", with_tokenizer=from_shards)
-    visual = build_visual(run_config(case, folder, 4096))
+    visual = RunSettings(run_config(case, folder, 4096)).visual
     data: Any
     if from_shards:
         run = run_config(case, folder, case["seq_length"])
-        data = build_data(run, build_visual(run))
+        data = build_data(run)
     else:
         samples = [make_sample(case, visual, number) for number in range(case["images"])]
         total = sum(len(sample.input_ids) for sample in samples)
@@ -181,7 +182,7 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     (folder / "none.yaml").touch()  # stands for the shards where a run wants to know them
     run_folder = run_dir(run)
     run_folder.mkdir(parents=True, exist_ok=True)
-    model = build_model(run, visual, load_weights=False)
+    model = build_model(run, load_weights=False)
     layout = Layout(world_size=1, data_parallel_size=1, num_micro_batches=1)
     trainer = build_trainer(run, run_folder, layout, StopSignals(), MemoryWatch(run, 1))
     trainer.callbacks.insert(0, times)

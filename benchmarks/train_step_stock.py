@@ -188,6 +188,9 @@ def stock_batch(case: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def plain_spec(*, is_vision: bool) -> Any:
     """Megatron's local layers with an attention that takes NeMo's packed parameters."""
+    from megatron.core.transformer.attention import SelfAttention
+
+    from dct_vl.inputs.batch import Segments
     from dct_vl.model.attention import SegmentedAttention
     from dct_vl.model.layer_specs import layer_spec
 
@@ -195,13 +198,14 @@ def plain_spec(*, is_vision: bool) -> Any:
         def forward(self, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
             packed = options.pop("packed_seq_params", None)
             if packed is None:
-                options["attention_mask"] = None
-                return super().forward(query, key, value, **options)
+                return super().forward(query, key, value)
             query, key, value = (x.reshape(-1, 1, *x.shape[-2:]) for x in (query, key, value))
-            self.max_segment_length = int(packed.max_seqlen_q)
-            boundaries = packed.cu_seqlens_q.to(torch.int32)
-            return super().forward(query, key, value, boundaries)[:, 0]
+            segments = Segments(
+                cu_seqlens=packed.cu_seqlens_q.to(torch.int32), longest=int(packed.max_seqlen_q)
+            )
+            return super().forward(query, key, value, attention_bias=segments)[:, 0]
 
     spec = layer_spec("local", is_vision=is_vision)
+    spec.submodules.self_attention.module = SelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedParamsAttention
     return spec

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from data_prep.gallery import pick_samples
 from data_prep.manifest import load_manifest
 from data_prep.options import OptionError
 from data_prep.stats import as_json, count_tokens, find_tokenizers, tally_folder
@@ -39,7 +38,7 @@ def stats(
 ) -> None:
     """Count sizes, sources, turns, lengths and visual tokens: a table and ROOT/stats.json."""
     # the plots take half a second to import, which the other commands need not wait for
-    from data_prep.pages import stats_page
+    from data_prep.shard_pages import pick_samples, stats_page
 
     console = Console()
     if min_pixels > max_pixels:
@@ -81,7 +80,7 @@ def preview(
     ] = None,
 ) -> None:
     """Write a page of samples as they are stored: images and conversations."""
-    from data_prep.pages import preview_page
+    from data_prep.shard_pages import pick_samples, preview_page
 
     output = output or root / "preview.html"
     samples = pick_samples(root, count, seed=seed)

@@ -89,7 +89,7 @@ def model_shape(name: str) -> ModelShape:
 
 
 def vit_layer_flops(
-    model: ModelShape, num_cells: float, pairs: float, window_pairs: float = 0.0
+    model: ModelShape, num_cells: float, pairs: float, window_pairs: float
 ) -> float:
     """Forward FLOPs of the ViT's layers.
 
@@ -97,7 +97,7 @@ def vit_layer_flops(
         model: sizes.
         num_cells: of all images.
         pairs: attended (query, key) pairs of a layer that sees whole slices, Σ segment².
-        window_pairs: likewise of a layer that sees windows, Σ window².
+        window_pairs: likewise of a layer that sees windows, Σ window²; see `window_pairs`.
     """
     width = model.vit_width
     layer = 4 * width * width + (3 if model.vit_gated else 2) * width * model.vit_mlp

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -37,21 +36,6 @@ class FrontEnd(Float32Buffers, abc.ABC):
     @abc.abstractmethod
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """(N, T', 3, B, B) -> (N, O)."""
-
-    def embed_parts(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(N, O) of cells given in parts, stills and clips mixed, in their order.
-
-        Parts of equal T' are embedded together, so a batch costs at most two matmuls.
-        """
-        sizes = [len(part) for part in parts]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        output = self.weight.new_empty(sum(sizes), self.weight.shape[0])
-        for frames in sorted({part.shape[1] for part in parts}):
-            chosen = [i for i, part in enumerate(parts) if part.shape[1] == frames]
-            rows = torch.cat([torch.arange(starts[i], starts[i] + sizes[i]) for i in chosen])
-            embedded = self(torch.cat([parts[i] for i in chosen]))
-            output = output.index_copy(0, rows.to(output.device), embedded)
-        return output
 
     @abc.abstractmethod
     def _start(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:

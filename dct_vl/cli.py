@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dct_vl.errors import ConfigError
+
 #: panel of `dct-vl --help` → verb → (module:name, what it does). The name is that of a function
 #: with Typer's annotations, or of a `typer.Typer` with verbs of its own
 PANELS = {
@@ -58,7 +60,6 @@ def app_for(words: Sequence[str]) -> typer.Typer:
     """The application, with the verb that `words` begin with; the others are listed, not loaded."""
     app = typer.Typer(
         help="Fine-tuning of Qwen2-VL with visual tokenizers that can be swapped.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
@@ -103,13 +104,9 @@ def _passing_words(verb: Callable[[list[str]], None]) -> Callable[..., None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; a setting that cannot work is one line and exit status 2."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         app_for(words)(args=words, prog_name="dct-vl")
-    except ValueError as error:
-        from dct_vl.runs.config.overrides import ConfigError
-
-        if not isinstance(error, ConfigError):
-            raise
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,14 @@
-"""How a run ends before its last step."""
+"""Errors whose message says why and what to do, so that no stack is shown."""
 
 from __future__ import annotations
 
 
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message says what to write instead."""
+
+
 class RunError(RuntimeError):
-    """Training cannot go on; the message says why and what to do, so that no stack is shown."""
+    """Training cannot go on."""
 
 
 class SaveError(RunError):

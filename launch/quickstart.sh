@@ -2,8 +2,8 @@
 # The whole pipeline, small, on this machine: no GPU, no download, nothing to prepare.
 # Draws a dataset, makes shards, trains two visual tokenizers with the same number of tokens on the
 # same samples, resumes one of them from a checkpoint in its middle, asks both about held-out
-# pictures, exports one to a Hugging Face folder that answers without this project, and writes
-# outputs/quickstart/report.html, summary.json and compare/compare.html. About 8 minutes on 2 cores.
+# images, exports one to a Hugging Face folder that answers without this project, and writes one
+# page about all of it, outputs/quickstart/report.html, and summary.json. About 8 minutes on 2 cores.
 set -euo pipefail
 
 : "${TOKENIZER:=dct28_420}"          # python -m dct_tokenizer list
@@ -48,7 +48,7 @@ rm -rf "$OUTPUT_DIR"
 mkdir -p "$OUTPUT_DIR"
 touch "$OUTPUT_DIR/.quickstart"
 
-step "1/9 drawing $NUM_ENTRIES conversations about pictures, in the layout of Cambrian737k"
+step "1/9 drawing $NUM_ENTRIES conversations about images, in the layout of Cambrian737k"
 "$PYTHON" -m data_prep draw --output-dir "$OUTPUT_DIR/raw" --num-entries "$NUM_ENTRIES"
 
 step "2/9 making shards and preparing them for Energon"
@@ -70,7 +70,7 @@ train "tokenizer=$TOKENIZER" experiment_name=resumed trainer.save_every=-1 \
   "trainer.resume=$OUTPUT_DIR/runs/main/checkpoints/step-$(printf %08d "$middle")" \
   "trainer.stop_at_step=$((middle + 20))"
 
-step "7/9 asking about held-out pictures, and about blank ones"
+step "7/9 asking about held-out images, and about blank ones"
 ask main --output "$OUTPUT_DIR/answers/main.jsonl"
 ask main --output "$OUTPUT_DIR/answers/blank.jsonl" --blank
 ask control --output "$OUTPUT_DIR/answers/control.jsonl"
@@ -78,6 +78,6 @@ ask control --output "$OUTPUT_DIR/answers/control.jsonl"
 step "8/9 exporting $TOKENIZER, and asking the folder in a process that cannot import this project"
 "$PYTHON" -m dct_vl export "$OUTPUT_DIR/runs/main" "$OUTPUT_DIR/hf" --outside 40
 
-step "9/9 writing the report, and the page that compares both runs"
+step "9/9 writing the report"
 "$PYTHON" -m dct_vl quickstart "$OUTPUT_DIR" --resumed-from "$middle" \
   --seconds "$((SECONDS - started))"

@@ -113,7 +113,7 @@ def build_module(tiny_model: Path) -> Callable[..., Any]:
     """Builds the Megatron module of a tokenizer in this process, filled from a folder's weights.
 
     build_module(preset, folder=tiny_model, fused_layers=False, **tokenizer_keys) gives a
-    TokenizerQwen2VL in eval mode.
+    QwenVLWithVisualTokenizer in eval mode.
     """
     from dct_vl.inference.loading import start_single_process
 

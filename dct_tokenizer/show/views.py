@@ -32,6 +32,8 @@ class View:
     image: np.ndarray
     #: uint8 (H, W, 3): what the model sees, enlarged to that size where it is smaller.
     seen: np.ndarray
+    #: uint8 (h, w, 3): the same at its own size.
+    decoded: np.ndarray
     #: float (H, W): absolute error, mean over the channels, in grey levels.
     error: np.ndarray
     #: Decibels; inf where nothing is lost.
@@ -59,6 +61,7 @@ def look(tokenizer: VisualTokenizer, image: np.ndarray) -> View:
         plan=plan,
         image=resized,
         seen=seen,
+        decoded=decoded[0],
         error=np.abs(difference).mean(-1),
         psnr=10 * math.log10(255**2 / squared) if squared else math.inf,
         ssim=_ssim(resized, seen),

@@ -4,6 +4,9 @@ This package is the only place of the project that knows of a missing CUDA, Tran
 ModelOpt, torchvision and the like. Call `activate()` before the first import of `nemo` or
 `megatron`; every item is applied only where it is needed, so that on a complete GPU container
 nothing is changed but one fault of NeMo's (`ddp_stream`). `ITEMS` lists each item with its reason.
+
+Beside it, replaced.yaml lists every framework member that any module of this project replaces,
+overrides or sets, with its reason and the version that it was checked against.
 """
 
 from dct_vl.compat.registry import ITEMS, CompatItem, activate, active_items

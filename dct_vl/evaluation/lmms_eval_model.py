@@ -22,16 +22,15 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_prep.schema import Turn
-from dct_vl.evaluation.tasks.item import IMAGE_MARK
 from dct_vl.inference.generate.engine import AnswerSettings
 from dct_vl.inference.generate.open_engine import open_engine
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.generate.teams import Layout, start_team
 from dct_vl.inference.sampling import Sampling
+from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK
 
 _log = logging.getLogger(__name__)
 _NOT_ASKED = "%s cannot be asked: %s"
-_VIDEO_MARK = "<video>"
 
 
 def manifest() -> ModelManifest:
@@ -178,7 +177,7 @@ class DctVL(lmms):
         if len(images) + len(videos) != len(media):
             kinds = sorted({type(one).__name__ for one in media})
             raise ValueError(f"{key} shows {', '.join(kinds)}; expected pictures and video files")
-        for mark, number in ((IMAGE_MARK, len(images)), (_VIDEO_MARK, len(videos))):
+        for mark, number in ((IMAGE_MARK, len(images)), (VIDEO_MARK, len(videos))):
             if context.count(mark) != number:
                 # a benchmark's own wording; the media then come first
                 context = context.replace(mark, "")

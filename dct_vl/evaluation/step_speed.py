@@ -10,13 +10,13 @@ import statistics
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import orjson
 import torch
 
-from dct_vl.evaluation.words import encoded_samples, forward_arguments
+from dct_vl.evaluation.words import encoded_samples
 from dct_vl.inference.loading import LoadedModel
+from dct_vl.inputs.batch import Batch, pad_batch
 
 _WARM_UP, _ROUNDS = 3, 10
 
@@ -39,24 +39,24 @@ def write_speed(model: LoadedModel, output: Path, *, split: str, batch_size: int
             f"the {split} split of {model.run.data.path} has no sample that training would take"
             + "".join(f"; {found}" for found in rejected[:1])
         )
-    fields, arguments = forward_arguments(model, encoded)
-    seconds = [_pass(model, arguments) for _ in range(_WARM_UP + _ROUNDS)][_WARM_UP:]
+    batch = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8).to(model.device)
+    seconds = [_pass(model, batch) for _ in range(_WARM_UP + _ROUNDS)][_WARM_UP:]
     speed = len(encoded) / statistics.median(seconds)
     device = model.device
     line = {
         "samples_per_second": speed,
         "batch_size": len(encoded),
-        "visual_tokens": int((fields["input_ids"] < 0).sum()),
+        "visual_tokens": batch.num_visual_tokens,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
     output.write_bytes(orjson.dumps(line, option=orjson.OPT_INDENT_2))
     return speed
 
 
-def _pass(model: LoadedModel, arguments: dict[str, Any]) -> float:
+def _pass(model: LoadedModel, batch: Batch) -> float:
     """Seconds of one forward and backward pass."""
     start = _now(model.device)
-    losses, loss_mask = model.module(**arguments)
+    losses, loss_mask = model.module(batch)
     (losses * loss_mask).sum().backward()
     model.module.zero_grad(set_to_none=True)
     return _now(model.device) - start

@@ -16,31 +16,16 @@ import orjson
 import torch
 from tqdm import tqdm
 
-from dct_vl.evaluation.greedy import encode_chat
-from dct_vl.evaluation.whole_file import written_whole
+from data_prep.durable import atomic_write
+from dct_vl.inference.generate.checkpoint_engine import encode_sample
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inputs.batch import HOST_FIELDS, pad_batch
-from dct_vl.inputs.chat import ChatError
+from dct_vl.inputs.batch import pad_batch
 from dct_vl.inputs.held_out import HeldOut, read_split
-from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.rejected import RejectedSamples
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.words import score_words, token_roles
 from dct_vl.model.scoring import scored_forward
 from dct_vl.runs.result_names import beside
-
-#: arguments of the model's forward, as far as `pad_batch` fills them
-_FIELDS = (
-    "input_ids",
-    "position_ids",
-    "labels",
-    "loss_mask",
-    "cells",
-    "vit_positions",
-    "vit_cu_seqlens",
-    "vit_grids",
-    "longest_segment",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +59,7 @@ def write_words(
     rejected = RejectedSamples(beside(output, "rejected.jsonl"))
     samples = encoded_samples(model, split, limit, on_fault=rejected.add)
     total = right = 0
-    with written_whole(output) as file, tqdm(desc=output.stem, unit="sample") as bar:
+    with atomic_write(output) as file, tqdm(desc=output.stem, unit="sample") as bar:
         while batch := list(islice(samples, batch_size)):
             for line in _score(model, batch, roles):
                 file.write(orjson.dumps(line) + b"\n")
@@ -111,7 +96,7 @@ def encoded_samples(
     """
     for sample in read_split(model.run.data.path, split, limit, on_fault=on_fault):
         try:
-            encoded = encode(model, sample)
+            encoded = encode_sample(model, sample)
         except ValueError as error:
             on_fault(sample.key, error)
         else:
@@ -121,12 +106,15 @@ def encoded_samples(
 def _score(
     model: LoadedModel, batch: Sequence[tuple[HeldOut, EncodedChat]], roles: Any
 ) -> Iterator[dict[str, Any]]:
-    fields, arguments = forward_arguments(model, [encoded for _, encoded in batch])
+    encoded_chats = [encoded for _, encoded in batch]
+    rows = pad_batch(encoded_chats, visual=model.visual, pad_to=None, pad_multiple=8)
+    assert rows.labels is not None
+    assert rows.loss_mask is not None
     with torch.inference_mode():
-        _, is_right = scored_forward(model.module, arguments)
+        _, is_right = scored_forward(model.module, rows.to(model.device))
     assert is_right is not None
     words, right = score_words(
-        fields["labels"].numpy(), fields["loss_mask"].numpy() > 0, is_right.cpu().numpy(), roles
+        rows.labels.numpy(), rows.loss_mask.numpy() > 0, is_right.cpu().numpy(), roles
     )
     for (sample, encoded), num_words, num_right in zip(batch, words, right, strict=True):
         yield {
@@ -137,31 +125,3 @@ def _score(
             "num_right": int(num_right),
             "num_visual_tokens": int((encoded.input_ids < 0).sum()),
         }
-
-
-def forward_arguments(
-    model: LoadedModel, encoded: list[EncodedChat]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A padded batch, and the part of it that the model's forward takes, on the model's device."""
-    fields = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8)
-    arguments = {
-        name: value.to(model.device)
-        if isinstance(value, torch.Tensor) and name not in HOST_FIELDS
-        else value
-        for name, value in fields.items()
-        if name in _FIELDS
-    }
-    return fields, arguments
-
-
-def encode(model: LoadedModel, sample: HeldOut) -> EncodedChat:
-    """A whole conversation with its pictures, as training sees it.
-
-    Raises:
-        ValueError: training would reject it, or it has videos.
-    """
-    if sample.videos:
-        raise ChatError("video", f"{len(sample.videos)} videos; words are read beside pictures")
-    frames = [decode_rgb(data) for data in sample.images]
-    chat = model.chat.tokenize(sample.record.turns, len(sample.images))
-    return encode_chat(model, sample.key, chat, sample.images, frames)

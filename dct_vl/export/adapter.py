@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from dct_tokenizer import VisualTokenizer
 from dct_vl.export.plain import folded_patch_embed, why_not_plain
 from dct_vl.export.tensors import ExportError, as_written
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED, recipe
+from dct_vl.model.parts import Part
 from dct_vl.model.weights import attention_geometry
-from dct_vl.runs.config.tuning import Part
 
 #: how PEFT names the modules of the base model
 _PREFIX = "base_model.model."
@@ -27,7 +27,7 @@ _PROJECTOR = ("vision_projection.encoder.linear_fc1", "vision_projection.encoder
 
 
 def export_adapter(
-    module: TokenizerQwen2VL,
+    module: QwenVLWithVisualTokenizer,
     visual: VisualTokenizer,
     base: str | Path,
     out: str | Path,
@@ -94,7 +94,7 @@ def export_adapter(
 
 
 def _trained_in_full(
-    module: TokenizerQwen2VL, trained: frozenset[Part], dtype: torch.dtype
+    module: QwenVLWithVisualTokenizer, trained: frozenset[Part], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     whole: dict[str, torch.Tensor] = {}
     if "front_end" in trained:

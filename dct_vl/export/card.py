@@ -13,11 +13,11 @@ from dct_tokenizer import VisualTokenizer
 from dct_vl.export.folder import model_type
 from dct_vl.export.plain import why_not_plain
 from dct_vl.export.tensors import ExportError
-from dct_vl.runs.config.checks import MODEL_TYPES
+from dct_vl.model.families.qwen_vl.config import MODEL_TYPES
+from dct_vl.runs.checkpoint_files import read_meta
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.json_file import read_object
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines, read_steps
-from dct_vl.training.restart.checkpoints import read_meta
 
 
 def write_card(

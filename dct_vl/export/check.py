@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data_prep.schema import Turn
 from dct_vl.export.tensors import ExportError
+from dct_vl.inference.answers import questions_of
+from dct_vl.inference.decode import logits_of
+from dct_vl.inference.generate.checkpoint_engine import encode_request, encode_sample
+from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inputs.batch import pad_batch
 from dct_vl.inputs.held_out import HeldOut
-from dct_vl.inputs.images import decode_rgb, header_size
-from dct_vl.inputs.pictures import encode_pictures
-from dct_vl.inputs.plan_chat import place_media
-from dct_vl.inputs.samples import EncodedChat
-
-_FIELDS = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
 
 
 @torch.inference_mode()
@@ -47,14 +42,19 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
     theirs = theirs.to(model.device).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, use_fast=False)
     differences = []
-    asked = (sample for sample in samples if can_be_asked(model, sample))
-    for turns, images in _prompts(asked):
+    for sample in samples:
+        if not can_be_asked(model, sample):
+            continue
+        request = questions_of(sample, model.step)[-1].request
+        images, _ = request.read()
         text = processor.apply_chat_template(
-            model.chat.messages(turns, len(images)), tokenize=False, add_generation_prompt=True
+            model.chat.messages(request.turns, len(images)),
+            tokenize=False,
+            add_generation_prompt=True,
         )
         pictures = [Image.open(io.BytesIO(data)) for data in images]
         inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
-        wanted = prompt_logits(model, turns, images)
+        wanted = prompt_logits(model, request)
         found = theirs(**inputs.to(model.device)).logits[0]
         if found.shape != wanted.shape:
             raise ValueError(
@@ -86,43 +86,20 @@ def worst_of(differences: Sequence[float], folder: str | Path) -> float:
 
 
 def can_be_asked(model: LoadedModel, sample: HeldOut) -> bool:
-    """Training would take the sample, and it has no video."""
+    """Training would take the sample, and it has no video, of which the folder's processor takes
+    other frames than the run.
+    """
+    if sample.videos:
+        return False
     try:
-        model.chat.messages(sample.record.turns, len(sample.images))
-        for data in sample.images:
-            model.visual.plan(*header_size(data))
-            decode_rgb(data)
+        encode_sample(model, sample)
     except ValueError:
         return False
-    return not sample.videos
+    return True
 
 
-def _prompts(samples: Iterable[HeldOut]) -> Iterator[tuple[tuple[Turn, ...], tuple[bytes, ...]]]:
-    for sample in samples:
-        turns = sample.record.turns
-        answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
-        if answers:
-            yield turns[: answers[-1]], sample.images
-
-
-@torch.inference_mode()
-def prompt_logits(
-    model: LoadedModel, turns: tuple[Turn, ...], images: tuple[bytes, ...]
-) -> torch.Tensor:
+def prompt_logits(model: LoadedModel, request: Request) -> torch.Tensor:
     """(S, vocabulary) of the trainer's model, the padding of the vocabulary cut off."""
-    visual = model.visual
-    plans = [visual.plan(*header_size(data)) for data in images]
-    pictures = encode_pictures(visual, [decode_rgb(data) for data in images], plans)
-    chat = model.chat.prompt(turns, len(images))
-    ids, is_answer, positions = place_media(chat, model.chat.pad_ids, pictures.plans)
-    sample = EncodedChat(
-        __key__="",
-        __restore_key__=(),
-        input_ids=ids,
-        is_answer=is_answer,
-        position_ids=positions,
-        pictures=pictures,
-    )
-    batch: dict[str, Any] = pad_batch([sample], visual=visual, pad_to=None, pad_multiple=1)
-    logits: torch.Tensor = model.module(**{n: batch[n].to(model.device) for n in _FIELDS})[0]
+    prompt = encode_request(model, request)
+    logits = logits_of(model, prompt, torch.arange(len(prompt.input_ids)))
     return logits[:, : model.module.config.language_transformer_config.vocab_size]

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from dct_vl.export.adapter import export_adapter
 from dct_vl.export.card import write_card
 from dct_vl.export.check import max_abs_logit_diff
-from dct_vl.export.folder import write_json
-from dct_vl.export.model import ExportOptions, check_place, export_module, whole_folder
+from dct_vl.export.folder import check_place, whole_folder, write_json
+from dct_vl.export.model import ExportOptions, export_module
 from dct_vl.export.outside import Outside, ask_outside
 from dct_vl.export.plain import why_not_plain
 from dct_vl.export.tensors import ExportError

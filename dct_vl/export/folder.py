@@ -1,9 +1,12 @@
-"""The files beside the weights: taken over from the folder that the run started from."""
+"""The folder to write, and the files beside the weights, from the folder the run started from."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 
 from dct_tokenizer import VisualTokenizer
 from dct_vl.export.tensors import ExportError
-from dct_vl.runs.config.checks import MODEL_TYPES
+from dct_vl.model.families.qwen_vl.config import MODEL_TYPES
 from dct_vl.runs.json_file import read_object
 
 #: copied as they are, where they exist
@@ -39,6 +42,37 @@ _STOCK_PROCESSOR = {
     "temporal_patch_size": 2,
     "merge_size": 2,
 }
+
+
+def check_place(out: str | Path) -> Path:
+    """The folder to write, which must be new or empty; raises ExportError where it is not."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not an empty folder: name a new one")
+    return out
+
+
+@contextmanager
+def whole_folder(out: str | Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends, and is gone after an error.
+
+    Raises:
+        ExportError: `out` holds something, or cannot be made.
+    """
+    out = check_place(out)
+    unfinished = out.parent / f".{out.name}-unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be made ({error}): name another folder") from error
+    try:
+        yield unfinished
+        if out.exists():
+            out.rmdir()
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,11 @@ from megatron.core.dist_checkpointing.mapping import (  # noqa: E402
 
 from dct_tokenizer import preset_config  # noqa: E402
 from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
+from dct_vl.export.folder import check_place, whole_folder  # noqa: E402
 from dct_vl.inference.loading import start_single_process  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL, TokenizerQwen2VLConfig  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer  # noqa: E402
 from dct_vl.model.weights import load_hf_weights  # noqa: E402
 from dct_vl.runs.checkpoint_files import META_NAME, list_files  # noqa: E402
 from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
@@ -55,18 +54,15 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         ValueError: `out` holds something, or the folder is no whole model; lists what is wrong.
     """
     folder, out = Path(folder).resolve(), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder: name a new one")
+    check_place(out)
     run = _run(folder, tokenizer)
     start_single_process()
     module = _empty_module(run)
     load_hf_weights(module, folder)
-    unfinished = out.parent / f".{out.name}-unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
     checkpoint = Path("checkpoints") / "step-00000000"
-    weights = unfinished / checkpoint / "weights"
-    weights.mkdir(parents=True)
-    try:
+    with whole_folder(out) as unfinished:
+        weights = unfinished / checkpoint / "weights"
+        weights.mkdir(parents=True)
         dist_checkpointing.save(_writable_state(module), str(weights))
         meta = {
             "step": 0,
@@ -76,11 +72,6 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         }
         (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
         (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out / checkpoint
 
 
@@ -124,7 +115,7 @@ def _pixel_bounds(folder: Path) -> tuple[int, int]:
     return low, high
 
 
-def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:
+def _writable_state(module: QwenVLWithVisualTokenizer) -> dict[str, Any]:
     """What is saved, each piece in memory of its own; the module cannot be used afterwards.
 
     The halves of gated projections are views, which Megatron's writer copies, all of them before
@@ -146,7 +137,7 @@ def _writable_state(module: TokenizerQwen2VL) -> dict[str, Any]:
     return state
 
 
-def _empty_module(run: RunConfig) -> TokenizerQwen2VL:
+def _empty_module(run: RunConfig) -> QwenVLWithVisualTokenizer:
     """The model with memory that nothing has been written to."""
     options = ModelOptions(
         layer_spec="local",
@@ -154,7 +145,7 @@ def _empty_module(run: RunConfig) -> TokenizerQwen2VL:
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
     )
-    config: TokenizerQwen2VLConfig = model_config(run.model.path, options)
+    config: QwenVLConfig = model_config(run.model.path, options)
     for part in (
         config,
         config.language_transformer_config,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +11,17 @@ import torch
 from dct_tokenizer import VisualTokenizer
 from dct_vl.export.bundled import bundled_model_settings, bundled_processor_settings, cell_embedding
 from dct_vl.export.code import write_code
-from dct_vl.export.folder import copy_text_files, model_settings, processor_settings, write_json
+from dct_vl.export.folder import (
+    copy_text_files,
+    model_settings,
+    processor_settings,
+    whole_folder,
+    write_json,
+)
 from dct_vl.export.plain import folded_patch_embed, why_not_plain
-from dct_vl.export.tensors import ExportError, megatron_groups, stock_shapes
+from dct_vl.export.tensors import megatron_groups, stock_shapes
 from dct_vl.export.writer import MAX_SHARD_BYTES, write_tensors
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
 from dct_vl.model.lora import merge_lora
 
@@ -31,39 +34,8 @@ class ExportOptions:
     max_shard_bytes: int = MAX_SHARD_BYTES
 
 
-def check_place(out: str | Path) -> Path:
-    """The folder to write, which must be new or empty; raises ExportError where it is not."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists and is not an empty folder: name a new one")
-    return out
-
-
-@contextmanager
-def whole_folder(out: str | Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends, and is gone after an error.
-
-    Raises:
-        ExportError: `out` holds something, or cannot be made.
-    """
-    out = check_place(out)
-    unfinished = out.parent / f".{out.name}-unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(f"{out} cannot be made ({error}): name another folder") from error
-    try:
-        yield unfinished
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def export_module(
-    module: TokenizerQwen2VL,
+    module: QwenVLWithVisualTokenizer,
     visual: VisualTokenizer,
     base: str | Path,
     out: str | Path,

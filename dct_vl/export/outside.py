@@ -16,14 +16,13 @@ import numpy as np
 import orjson
 import torch
 
-from dct_vl.evaluation.answers import questions_of
-from dct_vl.evaluation.greedy import Question
 from dct_vl.export.check import can_be_asked, prompt_logits, worst_of
 from dct_vl.export.tensors import ExportError
+from dct_vl.inference.answers import Question, compared, questions_of
+from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.held_out import read_split
 
-_MAX_NEW_TOKENS = 16
 _READER = Path(__file__).with_name("plain_reader.py")
 
 
@@ -47,7 +46,7 @@ def ask_outside(
     Args:
         model: what was exported; it computes the logits that are expected.
         folder: the exported folder.
-        answers: JSONL to write, in the shape of `dct_vl.evaluation.answers.write_answers`.
+        answers: JSONL to write, in the shape of `dct_vl.inference.answers.write_answers`.
         num_samples: validation samples that are asked about, at most; those with videos, and those
             that training would reject, are not.
         num_compared: prompts, from the first on, whose logits are compared, all of a prompt.
@@ -60,23 +59,22 @@ def ask_outside(
         lines: list[dict[str, Any]] = []
         expected: dict[str, np.ndarray] = {}
         with open(work / "requests.jsonl", "wb") as file:
-            for question, line in _questions(model, num_samples):
+            for question in _questions(model, num_samples):
                 number = len(lines)
-                file.write(orjson.dumps(_request(model, question, work, number)) + b"\n")
+                file.write(orjson.dumps(_request(model, question.request, work, number)) + b"\n")
                 if number < num_compared:
-                    logits = prompt_logits(model, question.turns, question.images)
+                    logits = prompt_logits(model, question.request)
                     expected[str(number)] = logits.float().cpu().numpy()
-                lines.append(line)
+                lines.append(question.line)
         if not lines:
             raise ExportError(f"the val split of {model.run.data.path} has nothing to ask")
         np.savez(work / "expected.npz", **expected)  # type: ignore[arg-type]
         dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
         said = _start(folder.resolve(), work, dtype)
     answered = [
-        line
-        | {
-            "answer": reply["answer"],
-            "correct": reply["answer"] == line["truth"].strip(),
+        {
+            **line,
+            **compared(reply["answer"], line["truth"]),
             "num_visual_tokens": reply["num_visual_tokens"],
         }
         for line, reply in zip(lines, said, strict=True)
@@ -90,33 +88,22 @@ def ask_outside(
     )
 
 
-def _questions(model: LoadedModel, limit: int) -> Iterator[tuple[Question, dict[str, Any]]]:
+def _questions(model: LoadedModel, limit: int) -> Iterator[Question]:
     for sample in read_split(model.run.data.path, "val", limit, on_fault=lambda key, error: None):
-        if not can_be_asked(model, sample):
-            continue
-        for turn, question, truth in questions_of(sample, blank=False):
-            yield (
-                question,
-                {
-                    "key": sample.key,
-                    "turn": turn,
-                    "question": question.turns[-1].text,
-                    "truth": truth,
-                    "source": sample.record.source,
-                    "step": model.step,
-                },
-            )
+        if can_be_asked(model, sample):
+            yield from questions_of(sample, model.step)
 
 
-def _request(model: LoadedModel, question: Question, work: Path, number: int) -> dict[str, Any]:
+def _request(model: LoadedModel, request: Request, work: Path, number: int) -> dict[str, Any]:
+    images, _ = request.read()
     files = []
-    for place, data in enumerate(question.images):
+    for place, data in enumerate(images):
         files.append(work / f"{number}.{place}")
         files[-1].write_bytes(data)
     return {
-        "messages": model.chat.messages(question.turns, len(question.images)),
+        "messages": model.chat.messages(request.turns, len(images)),
         "images": [str(file) for file in files],
-        "max_new_tokens": _MAX_NEW_TOKENS,
+        "max_new_tokens": request.max_new_tokens,
     }
 
 

@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-PROJECT = ("dct_tokenizer", "data_prep", "training", "evaluation", "captioning")
+PROJECT = ("dct_tokenizer", "data_prep", "dct_vl")
 
 
 def close_the_door() -> None:

@@ -13,7 +13,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.tensor_names import (
     FRONT_END_PREFIX,
     LM_HEAD,
@@ -63,7 +63,7 @@ def stock_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def megatron_groups(
-    module: TokenizerQwen2VL, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
+    module: QwenVLWithVisualTokenizer, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
 ) -> Iterator[TensorGroup]:
     """Everything but the front end, in the order of the module.
 

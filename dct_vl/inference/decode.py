@@ -1,13 +1,9 @@
-"""Continue prompts token by token, with a cache of keys and values.
-
-Shape legend: B rows, S length of the longest prompt, M visual tokens, H width.
-"""
+"""Continue prompts token by token, with a cache of keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from megatron.core import parallel_state as ps
@@ -15,9 +11,9 @@ from megatron.core import parallel_state as ps
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inference.pipeline import agree, staged_forward
 from dct_vl.inference.sampling import Sampling, TokenChooser
-from dct_vl.inputs.batch import pad_batch
+from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.samples import EncodedChat
-from dct_vl.model.kv_cache import Places, cached_attention
+from dct_vl.model.kv_cache import KeyValueCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,55 +56,51 @@ def decode(
     """
     options = options or DecodeOptions()
     device = model.device
-    fields = pad_batch(prompts, visual=model.visual, pad_to=None, pad_multiple=1)
-    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
-    visual = visual_embeddings(model, prompts, fields) if ps.is_pipeline_first_stage() else None
+    batch = prompt_batch(model, prompts)
+    lengths = torch.tensor(batch.sample_lengths, device=device)
+    rows = torch.arange(len(prompts), device=device)
     # text goes on after the largest id so far, in all three rows
-    position = fields["position_ids"].amax(dim=(0, 2)).to(device)
-    choose = TokenChooser(options.sampling, [prompt.__key__ for prompt in prompts])
-    rows = _Rows(model, limits, options.stop)
-    places = Places(lengths, int(lengths.max()) + max(limits))
-    with cached_attention(model.module.language_model, places):
-        logits = staged_forward(
-            model.module,
-            fields["input_ids"].to(device),
-            fields["position_ids"].to(device),
-            last=lengths - 1,
-            visual=visual,
+    position = batch.position_ids.amax(dim=(0, 2))
+    choose = TokenChooser(options.sampling, batch.sample_keys)
+    answers = _Answers(model, limits, options.stop)
+    cache = KeyValueCache(lengths, max(batch.sample_lengths) + max(limits))
+    last = rows * batch.input_ids.shape[1] + lengths - 1
+    logits = staged_forward(model.module, replace(batch, answer_indices=last), cache)
+    cache.end_prompts()
+    while True:
+        chosen = _choose(choose, logits, lengths)
+        wants_more = answers.add(chosen.tolist())
+        if watch is not None:
+            watch(answers.tokens[0])
+        if not wants_more:
+            return answers.decoded()
+        position = position + 1
+        step = Batch(
+            input_ids=chosen[:, None],
+            position_ids=position[None, :, None].expand(3, -1, -1),
+            answer_indices=rows,
         )
-        places.end_prompts()
-        while True:
-            chosen = _choose(choose, logits, lengths)
-            wants_more = rows.add(chosen.tolist())
-            if watch is not None:
-                watch(rows.tokens[0])
-            if not wants_more:
-                return rows.decoded()
-            position = position + 1
-            logits = staged_forward(
-                model.module,
-                chosen[:, None],
-                position[None, :, None].expand(3, -1, -1),
-                last=torch.zeros_like(lengths),
-                visual=None,
-            )
-            places.advance()
+        logits = staged_forward(model.module, step, cache)
+        cache.advance()
 
 
-def visual_embeddings(
-    model: LoadedModel, prompts: Sequence[EncodedChat], fields: dict[str, Any]
-) -> torch.Tensor | None:
-    """(M, H) of the prompts of `pad_batch`'s fields, or None where none has a picture."""
-    if all(prompt.pictures.cells is None for prompt in prompts):
-        return None
-    device = model.device
-    return model.module.encode_cells(
-        fields["cells"].to(device),
-        fields["vit_positions"].to(device),
-        fields["vit_cu_seqlens"].to(device),
-        fields["vit_grids"],
-        fields["longest_segment"],
-    )
+@torch.inference_mode()
+def logits_of(model: LoadedModel, prompt: EncodedChat, indices: torch.Tensor) -> torch.Tensor:
+    """(P, vocabulary) after the tokens at `indices` (P,) int64 of a prompt, without a cache; for a
+    model that is not divided into pipeline stages.
+    """
+    batch = replace(prompt_batch(model, [prompt]), answer_indices=indices.to(model.device))
+    logits: torch.Tensor = model.module(batch, runtime_gather_output=True)
+    return logits[:, 0]
+
+
+def prompt_batch(model: LoadedModel, prompts: Sequence[EncodedChat]) -> Batch:
+    """Prompts as padded rows on the model's device, for logits."""
+    batch = pad_batch(prompts, visual=model.visual, pad_to=None, pad_multiple=1)
+    batch = replace(batch, labels=None, loss_mask=None)
+    if not batch.num_visual_tokens or not ps.is_pipeline_first_stage():
+        batch = replace(batch, visual=None)
+    return batch.to(model.device)
 
 
 def _choose(
@@ -116,11 +108,11 @@ def _choose(
     logits: torch.Tensor | None,
     like: torch.Tensor,
 ) -> torch.Tensor:
-    """(B,) int64, the same on all ranks."""
+    """A token a row, (rows,) int64, the same on all ranks."""
     return agree(torch.empty_like(like) if logits is None else choose(logits.float()))
 
 
-class _Rows:
+class _Answers:
     """The answers of a batch as they grow."""
 
     def __init__(self, model: LoadedModel, limits: Sequence[int], stop: Sequence[str]) -> None:

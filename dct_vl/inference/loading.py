@@ -18,18 +18,19 @@ activate()
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
-from dct_tokenizer import VisualTokenizer, build_tokenizer  # noqa: E402
+from dct_tokenizer import VisualTokenizer  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.model.lora import apply_lora, merge_lora  # noqa: E402
-from dct_vl.runs.checkpoint_files import find_fault, read_meta  # noqa: E402
+from dct_vl.runs.checkpoint_files import find_fault, list_checkpoints, newest_checkpoint, read_meta  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
+from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import read_config  # noqa: E402
-from dct_vl.training.restart.checkpoints import list_checkpoints, newest_checkpoint  # noqa: E402
 
 _PREFIX = "module."
 
@@ -43,7 +44,7 @@ class LoadedModel:
     checkpoint: Path
     step: int
     #: this process's part, where the model is divided over several
-    module: TokenizerQwen2VL
+    module: QwenVLWithVisualTokenizer
     visual: VisualTokenizer
     chat: ChatTokenizer
 
@@ -53,9 +54,15 @@ class LoadedModel:
         return next(self.module.parameters()).device
 
     @cached_property
-    def ids_per_second(self) -> float | None:
-        """Temporal M-RoPE ids of a second of video; see `dct_vl.inputs.clips.Clip`."""
-        return vision_sizes(read_hf_config(self.run.model.path)).ids_per_second
+    def inputs(self) -> InputSpec:
+        """How conversations become this model's inputs, the same as in its training."""
+        return InputSpec(
+            chat=self.chat,
+            visual=self.visual,
+            seq_length=self.run.data.seq_length,
+            video=RunSettings(self.run).video_rules,
+            ids_per_second=vision_sizes(read_hf_config(self.run.model.path)).ids_per_second,
+        )
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -160,9 +167,7 @@ def load_checkpoint(
         checkpoint=checkpoint,
         step=read_meta(checkpoint)["step"],
         module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
-        visual=build_tokenizer(
-            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-        ),
+        visual=RunSettings(run).visual,
         chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
     )
 

@@ -1,6 +1,6 @@
 """Run a model whose layers and matrices may be divided over ranks, for answers.
 
-Shape legend: B rows, S sequence, H width of the language model, V vocabulary.
+Shape legend: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as ps
 
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL
+from dct_vl.inputs.batch import Batch
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
+from dct_vl.model.kv_cache import KeyValueCache
 
 
 def staged_forward(
-    module: TokenizerQwen2VL,
-    input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    *,
-    last: torch.Tensor,
-    visual: torch.Tensor | None,
+    module: QwenVLWithVisualTokenizer, batch: Batch, cache: KeyValueCache
 ) -> torch.Tensor | None:
     """Run this rank's stage between the one before and the one after.
 
@@ -28,28 +25,20 @@ def staged_forward(
 
     Args:
         module: this rank's stage.
-        input_ids: (B, S) int64.
-        position_ids: (3, B, S) int64.
-        last: (B,) int64, the place in each row whose logits are wanted.
-        visual: (M, H) embeddings of the visual tokens, on the first stage.
+        batch: on the device, with the one token of each row whose logits are wanted.
+        cache: of earlier tokens.
 
     Returns:
         (B, V) on the last stage, the whole vocabulary; None on the others.
     """
-    rows, length = input_ids.shape
+    rows, length = batch.input_ids.shape
     group = ps.get_pipeline_model_parallel_group()
     if not ps.is_pipeline_first_stage():
         weight = next(module.language_model.parameters())
         hidden = weight.new_empty(length, rows, module.language_model.config.hidden_size)
         dist.recv(hidden, src=ps.get_pipeline_model_parallel_prev_rank(), group=group)
         module.language_model.set_input_tensor(hidden)
-    output: Any = module(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        visual=visual,
-        answer_positions=torch.arange(rows, device=last.device) * length + last,
-        runtime_gather_output=True,
-    )
+    output: Any = module(batch, cache=cache, runtime_gather_output=True)
     if not ps.is_pipeline_last_stage():
         dist.send(output.contiguous(), dst=ps.get_pipeline_model_parallel_next_rank(), group=group)
         return None

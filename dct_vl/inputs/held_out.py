@@ -16,15 +16,13 @@ from megatron.energon import (
 )
 from megatron.energon.flavors.webdataset.empty_dataset_error import EmptyDatasetError
 
-from data_prep.schema import ChatRecord, SchemaError, parse_record
-from dct_vl.inputs.rejected import DamagedSample
-from dct_vl.inputs.rejects import Stage
+from data_prep.schema import ChatRecord, SchemaError
+from dct_vl.inputs.cook import DamagedSample, Stage, cook_chat, read_record
 from dct_vl.inputs.samples import CrudeChat
 from dct_vl.inputs.shard_reader import pass_over_damage
-from dct_vl.training.data.task_encoder import cook_chat
 
 #: called with the key of a sample that cannot be used, and what is wrong with it
-OnFault = Callable[[str, SchemaError | DamagedSample], None]
+OnFault = Callable[[str, ValueError], None]
 
 
 class _CookOnly(DefaultTaskEncoder):
@@ -80,7 +78,7 @@ def read_split(
         assert isinstance(sample, CrudeChat)
         count += 1
         try:
-            record = _record(sample)
+            record = read_record(sample)
         except SchemaError as error:
             if on_fault is None:
                 raise SchemaError(f"{path}, sample {sample.__key__}: {error}") from error
@@ -114,9 +112,3 @@ class _Damage:
         self.count += 1
         self.on_fault(key, DamagedSample(detail, file))
         raise SkipSample(key)
-
-
-def _record(sample: CrudeChat) -> ChatRecord:
-    if sample.fault:
-        raise SchemaError(sample.fault)
-    return parse_record(sample.record)

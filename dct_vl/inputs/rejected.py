@@ -1,4 +1,4 @@
-"""Held-out samples that nobody can be asked about: listed with a reason, as training does."""
+"""Samples and questions that cannot be asked about: listed with a reason, as training does."""
 
 from __future__ import annotations
 
@@ -7,39 +7,17 @@ from pathlib import Path
 
 import orjson
 
-from data_prep.schema import SchemaError
-from dct_vl.inputs.chat import ChatError
-from dct_vl.inputs.images import ImageError
-from dct_vl.inputs.video import VideoError
+from dct_vl.inputs.cook import DamagedSample, reason_of
 
 
-class DamagedSample(ValueError):
-    """A sample that its shard does not give back: a header is damaged, or the file ends early."""
-
-    def __init__(self, detail: str, file: str) -> None:
-        super().__init__(detail)
-        #: the shard
-        self.file = file
-
-
-def reason_of(error: Exception) -> str:
-    """The word under which training counts a sample with this error."""
-    if isinstance(error, DamagedSample):
-        return "damaged_shard"
-    if isinstance(error, SchemaError):
-        return "schema"
-    if isinstance(error, ChatError):
-        return error.reason
-    if isinstance(error, ImageError | VideoError):
-        return "undecodable"
-    if isinstance(error, OSError):
-        return "unreadable"
-    return "unplannable"
+def reject_line(key: str, error: Exception) -> dict[str, str]:
+    """key, reason, detail, and file where a shard is damaged."""
+    line = {"key": key, "reason": reason_of(error), "detail": str(error)}
+    return {**line, "file": error.file} if isinstance(error, DamagedSample) else line
 
 
 class RejectedSamples:
-    """Collects samples by reason and writes one JSON line each: key, reason, detail, and file
-    where a shard is damaged.
+    """Counts samples by reason and writes one JSON line each.
 
     Args:
         path: file to write; an earlier one goes away, and there is none where nothing is rejected.
@@ -52,14 +30,14 @@ class RejectedSamples:
 
     def add(self, key: str, error: ValueError) -> None:
         """Reject the sample `key` for what was raised about it."""
-        reason = reason_of(error)
-        self.by_reason[reason] += 1
-        entry = {"key": key, "reason": reason, "detail": str(error)}
-        if isinstance(error, DamagedSample):
-            entry["file"] = error.file
+        self.add_line(reject_line(key, error))
+
+    def add_line(self, line: dict[str, str]) -> None:
+        """As `add`, for what `reject_line` made."""
+        self.by_reason[line["reason"]] += 1
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
-            file.write(orjson.dumps(entry) + b"\n")
+            file.write(orjson.dumps(line) + b"\n")
 
     def __str__(self) -> str:
         named = ", ".join(f"{reason} {count}" for reason, count in self.by_reason.most_common())

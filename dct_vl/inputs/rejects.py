@@ -17,8 +17,7 @@ from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
 from megatron.energon.source_info import SourceInfo
 
-#: what befalls a sample, in this order; a run of rejections is one of the same stage
-Stage = Literal["reading", "planning", "packing", "decoding"]
+from dct_vl.inputs.cook import Stage
 
 #: by reason, what a user can do about it
 _NEXT = {

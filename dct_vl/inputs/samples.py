@@ -60,3 +60,5 @@ class EncodedChat(Sample):
     #: (3, L) int64
     position_ids: np.ndarray
     pictures: PictureCells
+    #: what is wrong with videos of which only a part is used
+    damage: tuple[str, ...] = ()

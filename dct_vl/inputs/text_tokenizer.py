@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 
 
 def read_text_tokenizer(folder: str | Path) -> Any:

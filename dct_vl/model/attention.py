@@ -3,10 +3,9 @@
 Shapes: S sequence, B micro batch, H query heads, G key/value heads, D head size, N segments of all
 rows together.
 
-Megatron's own route for segments (`packed_seq_params`) makes its attention layer cut the rotary
-frequencies anew at 0 for every segment, which loses explicit multimodal positions. So the
-boundaries take another road here: they arrive in the place of the attention mask, after the
-rotary embedding has been applied from the given ids.
+Every layer gets what its tokens attend to as Megatron's `packed_seq_params`, from the block around
+it, and the angles of explicit positions as `rotary_pos_emb`. Megatron's `SelfAttention` would cut
+these angles anew at 0 for every segment, so `ExplicitSelfAttention` stands in its place.
 """
 
 from __future__ import annotations
@@ -16,17 +15,23 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from packaging.version import Version
 
+from dct_vl.inputs.batch import Segments
 from dct_vl.model.context_parallel import attend_with_part_of_heads, context_group
-from dct_vl.model.kv_cache import LayerCache
+from dct_vl.model.kv_cache import KeyValueCache
+
+#: what the tokens of a forward pass attend to: their segment, earlier tokens too, or their row
+Attended: TypeAlias = Segments | KeyValueCache | None
 
 #: the first one whose attention takes `generate_stats`
 CUDNN_FRONTEND = Version("1.13")
@@ -78,13 +83,83 @@ def prefer_cudnn(on: bool, *, required: bool = False) -> None:
     _state.update(cudnn=on, required=required)
 
 
-class SegmentedAttention(MegatronModule):
+class ExplicitSelfAttention(SelfAttention):
+    """SelfAttention that leaves rotary angles as they are given.
+
+    Megatron's hands `packed_seq_params` to the rotary embedding, and besides them only tensors to
+    the core attention. Its slot for a bias, which no kernel here takes, reaches the core attention
+    untouched, also through recomputation: `Attended` travels the last step in it.
+    `CoreAttention` reads it there.
+    """
+
+    def forward(self, *args: Any, packed_seq_params: Attended = None, **kwargs: Any) -> Any:
+        """See `SelfAttention.forward`."""
+        return super().forward(*args, **{**kwargs, "attention_bias": packed_seq_params})
+
+
+class CoreAttention:
+    """The forward pass of a core attention, whatever its kernel."""
+
+    layer_number: int
+    given_scale: float | None
+    context_group: dist.ProcessGroup | None
+    #: the longest segment so far, for the kernel's grid: a bound that only grows needs few plans
+    max_segment_length = 0
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Attended = None,
+        packed_seq_params: None = None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: (S, B, H, D); with context parallelism this rank's part of S.
+            key: (S, B, G, D).
+            value: likewise.
+            attention_mask: not supported.
+            attn_mask_type: causal or full, as the layer spec says.
+            attention_bias: no bias; see `ExplicitSelfAttention`.
+            packed_seq_params: not supported.
+
+        Returns:
+            (S, B, H*D) in the dtype of `query`.
+        """
+        if attention_mask is not None or packed_seq_params is not None:
+            raise ValueError(f"{type(self).__name__} takes segments or a cache only")
+        segments = None
+        if isinstance(attention_bias, KeyValueCache):
+            attended = attention_bias.attend(self.layer_number, query, key, value, self.given_scale)
+            if attended is not None:
+                return attended
+        elif attention_bias is not None:
+            segments = attention_bias.cu_seqlens
+            self.max_segment_length = max(self.max_segment_length, attention_bias.longest)
+        attend = functools.partial(self._attend, boundaries=segments, attn_mask_type=attn_mask_type)
+        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None,
+    ) -> torch.Tensor:
+        """Attend over whole sequences; `boundaries` are those of `Segments`."""
+        raise NotImplementedError
+
+
+class SegmentedAttention(CoreAttention, MegatronModule):
     """Scaled dot-product attention, causal or full, over whole rows or within segments.
 
-    `attention_mask` is either None (one segment a batch row) or the int32 tensor (N+1,) of
-    cumulative segment boundaries over the rows laid end to end, 0 to B*S; no segment crosses the
-    end of a row. Uses torch's variable-length flash kernel for segments on CUDA in half precision
-    and SDPA for everything else.
+    Uses torch's variable-length flash kernel for segments on CUDA in half precision and SDPA for
+    everything else.
 
     Source: `megatron.core.transformer.dot_product_attention` for the call contract; Qwen2-VL's
     vision attention for the segments (one per temporal slice of an image).
@@ -104,46 +179,8 @@ class SegmentedAttention(MegatronModule):
         super().__init__(config=config)
         self.context_group = context_group(config)
         self.is_causal = attn_mask_type == AttnMaskType.causal
-        self.softmax_scale = softmax_scale
-        #: upper bound of a segment's length for the flash kernel's grid; whoever passes boundaries
-        #: sets it beforehand, so that no step waits for the device
-        self.max_segment_length: int | None = None
-        #: keys and values of earlier tokens, while answers are generated
-        self.cache: LayerCache | None = None
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: torch.Tensor | None = None,
-        packed_seq_params: Any = None,
-    ) -> torch.Tensor:
-        """Attend.
-
-        Args:
-            query: (S, B, H, D); with context parallelism this rank's part of S.
-            key: (S, B, G, D).
-            value: (S, B, G, D).
-            attention_mask: None, or cumulative segment boundaries (N+1,) int32 over B*S places,
-                row after row.
-            attn_mask_type: ignored; the layer spec decides between causal and full.
-            attention_bias: not supported.
-            packed_seq_params: not supported; see the module's docstring.
-
-        Returns:
-            (S, B, H*D) in the dtype of `query`.
-        """
-        if packed_seq_params is not None or attention_bias is not None:
-            raise ValueError("SegmentedAttention takes segment boundaries as attention_mask only")
-        if self.cache is not None:
-            attended = self.cache.attend(query, key, value, self.softmax_scale)
-            if attended is not None:
-                return attended
-        attend = functools.partial(self._attend, boundaries=attention_mask)
-        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+        self.given_scale = softmax_scale
+        self.layer_number = layer_number
 
     def _attend(
         self,
@@ -151,6 +188,7 @@ class SegmentedAttention(MegatronModule):
         key: torch.Tensor,
         value: torch.Tensor,
         boundaries: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None,
     ) -> torch.Tensor:
         if boundaries is None:
             return self._sdpa(query, key, value, mask=None)
@@ -176,7 +214,7 @@ class SegmentedAttention(MegatronModule):
             value,
             attn_mask=mask,
             is_causal=self.is_causal and mask is None and query.shape[2] > 1,
-            scale=self.softmax_scale,
+            scale=self.given_scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return context.permute(2, 0, 1, 3).flatten(2)
@@ -189,7 +227,7 @@ class SegmentedAttention(MegatronModule):
         boundaries: torch.Tensor,
     ) -> torch.Tensor:
         length, rows, heads, size = query.shape
-        longest = min(self.max_segment_length or length, length)
+        longest = min(self.max_segment_length, length)
         # (S, B, heads, D) → (B*S, heads, D); free for B = 1
         q, k, v = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query, key, value))
         if _state["cudnn"]:
@@ -204,7 +242,7 @@ class SegmentedAttention(MegatronModule):
                         boundaries,
                         longest=longest,
                         is_causal=self.is_causal,
-                        scale=self.softmax_scale or size**-0.5,
+                        scale=self.given_scale or size**-0.5,
                     )
                     return attended.view(rows, length, -1).transpose(0, 1)
                 except cudnn_attention.NoPlanError as error:
@@ -216,8 +254,8 @@ class SegmentedAttention(MegatronModule):
 
         known = varlen_parameters()
         options: dict[str, Any] = {}
-        if self.softmax_scale is not None:
-            options["scale"] = self.softmax_scale
+        if self.given_scale is not None:
+            options["scale"] = self.given_scale
         if self.is_causal:
             options |= {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
         if k.shape[1] != heads:

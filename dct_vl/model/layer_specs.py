@@ -10,7 +10,7 @@ from typing import Literal
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from dct_vl.compat import have_transformer_engine
-from dct_vl.model.attention import SegmentedAttention
+from dct_vl.model.attention import ExplicitSelfAttention, SegmentedAttention
 from dct_vl.model.fused.layer import FusedTransformerLayer
 from dct_vl.model.torch_norm import TorchNorm, block_with_torch_norm
 
@@ -100,7 +100,7 @@ def _local_spec(mask_type: AttnMaskType, fused: bool) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=ExplicitSelfAttention,
                 params={"attn_mask_type": mask_type},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
@@ -136,7 +136,7 @@ def _te_spec(mask_type: AttnMaskType) -> ModuleSpec:
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=ExplicitSelfAttention,
                 params={"attn_mask_type": mask_type},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=TELayerNormColumnParallelLinear,

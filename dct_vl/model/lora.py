@@ -16,9 +16,9 @@ import torch
 from megatron.core import parallel_state
 from nemo.collections.llm.peft.lora import LoRA, LoRALinear
 
+from dct_vl.errors import ConfigError
+from dct_vl.model.parts import LoraConfig
 from dct_vl.model.weights import module_shards, place_in_full
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig
 
 #: names below which NeMo keeps the wrapped layer and its adapter
 _WRAPPED, _ADAPTER = "to_wrap.", "adapter."
@@ -39,7 +39,7 @@ class StackLoRA(LoRA):
 
 
 def apply_lora(module: Any, lora: LoraConfig, *, seed: int = 0) -> list[str]:
-    """Wrap the target layers of a bare `TokenizerQwen2VL` in place.
+    """Wrap the target layers of a bare `QwenVLWithVisualTokenizer` in place.
 
     The second matrix of each adapter is 0, so the model's outputs do not change. The first one is
     drawn from the tensor's global name and `seed`: it is the same in every parallel layout.
@@ -121,7 +121,7 @@ def merge_lora(module: torch.nn.Module) -> list[str]:
     Afterwards the module has the structure and the names of a model without LoRA.
 
     Args:
-        module: an unsharded `TokenizerQwen2VL` (tensor-parallel size 1).
+        module: an unsharded `QwenVLWithVisualTokenizer` (tensor-parallel size 1).
 
     Returns:
         Names of the merged layers; empty where there were none.

@@ -5,33 +5,33 @@ Shape legend: B rows, S sequence, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from megatron.core import parallel_state as ps
 
+from dct_vl.inputs.batch import Batch
 
-def scored_forward(
-    model: torch.nn.Module, fields: Mapping[str, Any]
-) -> tuple[Any, torch.Tensor | None]:
+
+def scored_forward(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | None]:
     """Run a model in evaluation.
 
     Args:
-        model: a `TokenizerQwen2VL`, wrapped or not.
-        fields: its arguments, labels among them on the last pipeline stage.
+        model: a `QwenVLWithVisualTokenizer`, wrapped or not.
+        batch: with labels on the last pipeline stage.
 
     Returns:
-        What the model gives for these arguments, and bool (B, S) where its first choice is the
+        What the model gives for the batch, and bool (B, S) where its first choice is the
         label; None for the second on other stages than the last.
     """
-    labels = fields.get("labels")
+    labels = batch.labels
     if labels is None:
-        return model(**fields), None
-    logits = model(**{**fields, "labels": None})  # (B, S, V / tensor-parallel ranks)
+        return model(batch), None
+    logits = model(replace(batch, labels=None))  # (B, S, V / tensor-parallel ranks)
     language_model = _innermost(model).language_model
     losses = language_model.compute_language_model_loss(labels, logits.transpose(0, 1).contiguous())
-    return (losses, fields["loss_mask"]), first_choice(logits) == labels
+    return (losses, batch.loss_mask), first_choice(logits) == labels
 
 
 def first_choice(logits: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from megatron.core.dist_checkpointing.mapping import (
 from safetensors import safe_open
 
 from dct_vl.errors import RunError
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VL
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.tensor_names import (
     FRONT_END_PREFIX,
     LM_HEAD,
@@ -124,8 +124,8 @@ class HFFolder:
         return dict.fromkeys(self._file(single.name).keys(), single.name)
 
 
-def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
-    """Fill `module` (a bare `TokenizerQwen2VL`) from a Hugging Face folder, in place.
+def load_hf_weights(module: QwenVLWithVisualTokenizer, folder: str | Path) -> set[str]:
+    """Fill `module` (a bare `QwenVLWithVisualTokenizer`) from a Hugging Face folder, in place.
 
     Returns:
         Names of the folder's tensors that this rank read.
@@ -150,7 +150,7 @@ def load_hf_weights(module: TokenizerQwen2VL, folder: str | Path) -> set[str]:
         return source.used
 
 
-def _unread(module: TokenizerQwen2VL, source: HFFolder) -> list[str]:
+def _unread(module: QwenVLWithVisualTokenizer, source: HFFolder) -> list[str]:
     """Tensors of the folder that no rank of this model would read."""
     config = module.config
     known = every_source(
@@ -186,7 +186,7 @@ def _report(folder: str | Path, problems: list[str], most: int = 20) -> str:
     return f"{folder} does not fit the model:\n  " + "\n  ".join(lines)
 
 
-def attention_geometry(module: TokenizerQwen2VL) -> tuple[Heads, Heads]:
+def attention_geometry(module: QwenVLWithVisualTokenizer) -> tuple[Heads, Heads]:
     """Heads of the language model and of the vision tower, as `hf_names.recipe` takes them."""
     language, vision = (
         Heads(
@@ -203,7 +203,7 @@ def attention_geometry(module: TokenizerQwen2VL) -> tuple[Heads, Heads]:
     return language, vision
 
 
-def module_shards(module: TokenizerQwen2VL) -> list[ShardedTensor]:
+def module_shards(module: QwenVLWithVisualTokenizer) -> list[ShardedTensor]:
     """This rank's pieces of every tensor; gated projections come in halves. Data is shared."""
     state = module.sharded_state_dict()
     apply_factories(state)
@@ -264,7 +264,9 @@ def place_in_full(shard: ShardedTensor) -> tuple[str, tuple[slice, ...]]:
     )
 
 
-def _fill_front_end(module: TokenizerQwen2VL, source: HFFolder, problems: list[str]) -> None:
+def _fill_front_end(
+    module: QwenVLWithVisualTokenizer, source: HFFolder, problems: list[str]
+) -> None:
     if PATCH_EMBED not in source:
         problems.append(f"{PATCH_EMBED} is missing (needed for the tokenizer's front end)")
         return

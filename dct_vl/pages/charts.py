@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from dct_vl.pages.svg import COLORS, drawing, figure_markup
-from dct_vl.runs.series import frame_top, smooth, thin
 
 #: below this many points each one is marked: a line through one point cannot be seen
 _FEW_POINTS = 12
@@ -182,3 +182,36 @@ def _label(axes: Axes, x_label: str, y_label: str) -> None:
     num_labels = len(axes.get_legend_handles_labels()[0])
     if num_labels:
         axes.figure.legend(loc="outside upper right", ncols=3 if num_labels <= 3 else 2)
+
+
+def smooth(values: np.ndarray, by: Literal["mean", "median"]) -> np.ndarray:
+    """Moving mean or median over about 3 % of the run around each step; NaN stays NaN."""
+    window = max(5, 2 * (len(values) // 60) + 1)
+    series = pd.Series(values).rolling(window, center=True, min_periods=1)
+    average = series.mean() if by == "mean" else series.median()
+    return np.where(np.isnan(values), np.nan, average.to_numpy())
+
+
+def thin(x: np.ndarray, y: np.ndarray, limit: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` points that keep every peak: lowest and highest of each stretch.
+
+    Non-finite values of `y` are left out.
+    """
+    finite = np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if len(x) <= limit:
+        return x, y
+    chosen: set[int] = {0, len(x) - 1}
+    for stretch in np.array_split(np.arange(len(x)), limit // 2 - 1):
+        chosen.update((int(stretch[y[stretch].argmin()]), int(stretch[y[stretch].argmax()])))
+    order = sorted(chosen)
+    return x[order], y[order]
+
+
+def frame_top(values: np.ndarray) -> float | None:
+    """Upper end of a vertical axis that a few outliers would flatten; None: none are there."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    top = 1.5 * float(np.quantile(finite, 0.95))
+    return top if 0 < top < finite.max() else None

@@ -1,4 +1,4 @@
-"""The frame of every page: Jinja templates, the style sheet, number formats, pictures in place."""
+"""The frame of every HTML report: Jinja templates, style sheet, number formats, inlined images."""
 
 from __future__ import annotations
 
@@ -8,37 +8,24 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from data_prep.durable import write_durably
 
-_FRAME = "dct_vl.pages"
-
-
-def write_page(
-    path: str | Path,
-    template: str,
-    context: Mapping[str, Any],
-    *,
-    package: str,
-) -> None:
-    """Render a template of `package`/templates that extends page.html.jinja, and write it whole.
+def render_page(template: str, context: Mapping[str, Any], *, package: str) -> str:
+    """Render a template of `package`/templates that extends page.html.jinja.
 
     Args:
-        path: of the page; a reader sees the page before or the one after, never a part.
         template: file name. It gets `context`, the macros of parts.html.jinja by import, and the
             filters `figure`, `percent`, `amount`, `duration` and `zip`.
         context: values; text in them is escaped.
         package: of the template.
     """
-    loaders = [PackageLoader(name) for name in dict.fromkeys((package, _FRAME))]
     environment = Environment(
-        loader=ChoiceLoader(loaders),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -46,19 +33,24 @@ def write_page(
     )
     environment.filters.update(figure=figure, percent=percent, amount=amount, duration=duration)
     environment.filters["zip"] = partial(zip, strict=True)
-    style = (files(_FRAME) / "templates" / "page.css").read_text()
-    html = environment.get_template(template).render(style=style, **context)
-    write_durably(Path(path), html.encode())
+    style = (files(__package__) / "templates" / "page.css").read_text()
+    return environment.get_template(template).render(style=style, **context)
 
 
-def picture_uri(picture: np.ndarray) -> str:
+def image_uri(image: np.ndarray, longest_side: int = 512) -> str:
     """A data: address of a PNG.
 
     Args:
-        picture: uint8 (height, width, 3), RGB.
+        image: uint8 (height, width, 3), RGB.
+        longest_side: of the PNG in pixels; larger images are reduced, so that pages stay small.
     """
+    png = Image.fromarray(image)
+    scale = longest_side / max(png.size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in png.size)
+        png = png.resize((width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    png.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -58,14 +58,15 @@ _STYLES: Any = {
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[Figure]:
+def drawing(name: str, *, height: float = 2.9) -> Iterator[Figure]:
     """A figure in the house style; draw and call `figure_markup` inside the block.
 
     Args:
         name: makes the ids in the SVG differ from those of other figures on the page.
+        height: in inches, of a figure 5.6 inches wide.
     """
     with matplotlib.rc_context({**_STYLES, "svg.hashsalt": name}):
-        yield Figure(figsize=(5.6, 2.9), layout="constrained")
+        yield Figure(figsize=(5.6, height), layout="constrained")
 
 
 def figure_markup(figure: Figure, name: str, description: str) -> Markup:

@@ -1,18 +1,27 @@
-"""Is a checkpoint as it was written? Its meta file lists every file with its size."""
+"""A run's checkpoints, and whether each is as it was written.
+
+A checkpoint is the folder RUN/checkpoints/step-00000100; its meta file lists every file with its
+size.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
 
 #: file inside a checkpoint that says what made it
 META_NAME = "dct_vl.json"
 #: files up to this many bytes are checked by all of their contents; of larger ones, tensors, that
 #: would take minutes, and some pieces from their start to their end stand for the rest
 _SMALL, _NUM_PIECES, _PIECE = 4 << 20, 32, 32 << 10
+_NAME = re.compile(r"step-(\d{8})")
 
 
 def read_meta(checkpoint: str | Path) -> dict[str, Any]:
@@ -76,3 +85,60 @@ def find_fault(checkpoint: Path) -> str | None:
         if checksum is not None and _checksum(path, size) != checksum:
             return f"{name} has other contents than were written"
     return None
+
+
+def checkpoint_step(path: Path) -> int:
+    """Step of a checkpoint's folder; raises ValueError for any other name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not a checkpoint of this project (step-00000100)")
+    return int(match[1])
+
+
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return [path for path in checkpoint_folders(run_dir) if (path / META_NAME).is_file()]
+
+
+def newest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, if there is one."""
+    found = list_checkpoints(run_dir)
+    return found[-1] if found else None
+
+
+def checkpoint_folders(run_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run under their final names, oldest first."""
+    folder = Path(run_dir) / "checkpoints"
+    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soundest:
+    """The newest checkpoint of a run whose files are as they were written."""
+
+    path: Path | None
+    #: newer ones, newest first, with what is wrong with them
+    damaged: tuple[tuple[Path, str], ...]
+
+
+def newest_sound(run_dir: str | Path) -> Soundest:
+    """Look from the newest checkpoint backwards for one without a fault."""
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(checkpoint_folders(run_dir)):
+        fault = find_fault(path)
+        if fault is None:
+            return Soundest(path=path, damaged=tuple(damaged))
+        damaged.append((path, fault))
+    return Soundest(path=None, damaged=tuple(damaged))
+
+
+def best_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
+    """The complete checkpoints of lowest validation loss, best first.
+
+    A checkpoint's loss is that of the validation at its step; one without does not count.
+    """
+    entries = read_json_lines(Path(run_dir) / VALIDATION_NAME)
+    losses = {e["step"]: e["loss"] for e in entries if e.get("loss") is not None}
+    scored = [p for p in list_checkpoints(run_dir) if checkpoint_step(p) in losses]
+    return sorted(scored, key=lambda path: (losses[checkpoint_step(path)], path))[:count]

@@ -20,16 +20,15 @@ nor the optimizer: MFU is useful work over time, as in PaLM (arXiv 2204.02311, a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
-from dct_tokenizer import build_tokenizer
+from dct_tokenizer import VisualTokenizer
 from dct_tokenizer.cost import ModelShape, llm_layer_flops, merger_flops, vit_layer_flops
-from dct_vl.runs.config.schema import LoraConfig
-from dct_vl.runs.config.tuning import PARTS, adapted_linears
+from dct_vl.model.parts import PARTS, LoraConfig, Part, adapted_linears
+from dct_vl.runs.model_sizes import ModelSizes
 
 #: dense bf16 FLOP/s by the words of a device's name, first match; from NVIDIA's data sheets
 _PEAKS: tuple[tuple[frozenset[str], float], ...] = tuple(
@@ -76,14 +75,30 @@ class StepWork:
     num_cells: float
     #: Σ length² over the ViT's attention segments
     cell_pairs: float
-    #: likewise over the windows of Qwen2.5-VL's ViT
-    window_pairs: float = 0.0
+    #: likewise over the windows of Qwen2.5-VL's ViT; 0 for a ViT without windows
+    window_pairs: float
     #: tokens of the language model, text and visual
     num_tokens: float
     #: Σ length² over the samples
     token_pairs: float
     #: tokens whose logits are needed
     num_output_tokens: float
+
+    @classmethod
+    def of_totals(cls, totals: Mapping[str, int]) -> StepWork:
+        """The work of a step from its line in steps.jsonl, or from `StepMeter.totals`.
+
+        Raises:
+            KeyError: a line of an earlier version, which counted less.
+        """
+        return cls(
+            num_cells=totals["num_cells"],
+            cell_pairs=totals["num_cell_pairs"],
+            window_pairs=totals["num_window_pairs"],
+            num_tokens=totals["num_text_tokens"] + totals["num_visual_tokens"],
+            token_pairs=totals["num_token_pairs"],
+            num_output_tokens=totals["num_answer_tokens"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +128,7 @@ class StepFlops:
             (
                 self.trains_vit,
                 self.vit_adapters,
-                vit_layer_flops(self.shape, work.num_cells, 0),
+                vit_layer_flops(self.shape, work.num_cells, 0, 0),
                 vit_layer_flops(self.shape, 0, work.cell_pairs, work.window_pairs),
             ),
             (self.trains_merger, False, merger_flops(self.shape, work.num_cells), 0.0),
@@ -130,45 +145,48 @@ class StepFlops:
             upstream = through
         return total
 
+    def forward(self, work: StepWork) -> float:
+        """FLOPs of the forward pass alone, which is a step with nothing to train."""
+        forward = replace(
+            self,
+            trains_front_end=False,
+            trains_vit=False,
+            trains_merger=False,
+            trains_llm=False,
+            vit_adapters=False,
+            llm_adapters=False,
+        )
+        return forward.of(work)
+
 
 def step_flops(
-    config: Any, trained: Collection[str] = PARTS, *, lora: LoraConfig | None = None
+    sizes: ModelSizes,
+    visual: VisualTokenizer,
+    *,
+    trained: Collection[Part] = PARTS,
+    lora: LoraConfig | None = None,
 ) -> StepFlops:
     """The counter of a model.
 
     Args:
-        config: a `TokenizerQwen2VLConfig`. Its front end is counted as for stills.
+        sizes: of the model.
+        visual: its tokenizer, whose front end is counted as for stills.
         trained: parts whose own weights are trained.
         lora: where adapters sit, whose own products, of a small rank, are not counted.
     """
-    front_end = build_tokenizer(config.vision_transformer_config.tokenizer).front_end(1)
-    language, vision = config.language_transformer_config, config.vision_transformer_config
-    shape = ModelShape(
-        vit_layers=vision.num_layers,
-        vit_width=vision.hidden_size,
-        vit_mlp=vision.ffn_hidden_size,
-        vit_gated=vision.gated_linear_unit,
-        vit_window=getattr(vision, "window_side", None),
-        vit_full_layers=len(getattr(vision, "fullatt_block_indexes", ())),
-        llm_layers=language.num_layers,
-        llm_width=language.hidden_size,
-        llm_mlp=language.ffn_hidden_size,
-        heads=language.num_attention_heads,
-        kv_heads=language.num_query_groups,
-        head_dim=language.kv_channels or language.hidden_size // language.num_attention_heads,
-    )
+    front_end = visual.front_end(1)
+    shape = sizes.shape
     # linear in the width of the embedding: what is left at width 0 is the fixed transforms
     fixed = front_end.flops_per_cell(0, still=True)
-    whole = front_end.flops_per_cell(vision.hidden_size, still=True)
     return StepFlops(
         shape=shape,
-        vocab_size=language.vocab_size,
+        vocab_size=sizes.vocab_size,
         front_end_fixed=fixed,
-        front_end_weight=whole - fixed,
+        front_end_weight=front_end.flops_per_cell(shape.vit_width, still=True) - fixed,
         trains_front_end="front_end" in trained,
         trains_vit="vision" in trained,
         trains_merger="projector" in trained,
         trains_llm="language" in trained,
-        vit_adapters=bool(lora and adapted_linears(lora, "vision_model", vision.num_layers)),
-        llm_adapters=bool(lora and adapted_linears(lora, "language_model", language.num_layers)),
+        vit_adapters=bool(lora and adapted_linears(lora, "vision_model", shape.vit_layers)),
+        llm_adapters=bool(lora and adapted_linears(lora, "language_model", shape.llm_layers)),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import orjson
 
+from data_prep.durable import write_durably
 from dct_vl.inputs.rejects import read_rejects
 from dct_vl.inputs.shard_index import keys_by_split
 from dct_vl.runs.run_files import VALIDATION_NAME, read_config, read_json_lines
@@ -101,9 +101,7 @@ def forget_steps_after(run_dir: str | Path, step: int) -> None:
         if not kept:
             path.unlink()
             continue
-        whole = path.with_suffix(".part")
-        whole.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
-        os.replace(whole, path)
+        write_durably(path, b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
 
 
 def summarize(run_dir: str | Path) -> LedgerSummary:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dct_tokenizer.cost import MODELS, ModelShape
 from dct_tokenizer.geometry import MERGE
-from dct_vl.runs.config.checks import MODEL_TYPES
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig
-from dct_vl.runs.config.tuning import adapted_linears
+from dct_vl.errors import ConfigError
+from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes
+from dct_vl.model.parts import LoraConfig, adapted_linears
 
 #: name → vocabulary, and whether embedding and output layer share their weights; config.json of
 #: https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct and the others of `dct_tokenizer.cost`
@@ -148,13 +146,6 @@ def model_sizes(where: str) -> ModelSizes:
 
 
 def _of_folder(path: Path) -> ModelSizes:
-    from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes
-
-    kind = json.loads(path.read_text()).get("model_type")
-    if kind not in MODEL_TYPES:
-        raise ConfigError(
-            f"{path} describes {kind!r}; training supports {' and '.join(MODEL_TYPES)} only"
-        )
     hf = read_hf_config(path.parent)
     vision = vision_sizes(hf)
     shape = ModelShape(

@@ -1,12 +1,11 @@
-"""Figures from the lines of steps.jsonl: steady rates, smoothed and thinned curves."""
+"""Figures from the lines of steps.jsonl and validation.jsonl: losses, steady rates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 
 #: lines of steps.jsonl, by step
 Steps: TypeAlias = Sequence[Mapping[str, Any]]
@@ -61,36 +60,3 @@ def first_and_last_loss(steps: Steps, count: int = 5) -> tuple[float, float]:
         raise ValueError("no step was logged, so there is no loss: let the run do one step")
     loss = column(steps, "loss")
     return float(loss[:count].mean()), float(loss[-count:].mean())
-
-
-def smooth(values: np.ndarray, by: Literal["mean", "median"]) -> np.ndarray:
-    """Moving mean or median over about 3 % of the run around each step; NaN stays NaN."""
-    window = max(5, 2 * (len(values) // 60) + 1)
-    series = pd.Series(values).rolling(window, center=True, min_periods=1)
-    average = series.mean() if by == "mean" else series.median()
-    return np.where(np.isnan(values), np.nan, average.to_numpy())
-
-
-def thin(x: np.ndarray, y: np.ndarray, limit: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` points that keep every peak: lowest and highest of each stretch.
-
-    Non-finite values of `y` are left out.
-    """
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    if len(x) <= limit:
-        return x, y
-    chosen: set[int] = {0, len(x) - 1}
-    for stretch in np.array_split(np.arange(len(x)), limit // 2 - 1):
-        chosen.update((int(stretch[y[stretch].argmin()]), int(stretch[y[stretch].argmax()])))
-    order = sorted(chosen)
-    return x[order], y[order]
-
-
-def frame_top(values: np.ndarray) -> float | None:
-    """Upper end of a vertical axis that a few outliers would flatten; None: none are there."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return None
-    top = 1.5 * float(np.quantile(finite, 0.95))
-    return top if 0 < top < finite.max() else None

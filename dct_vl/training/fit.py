@@ -16,15 +16,16 @@ from megatron.energon.errors import FatalSampleError  # noqa: E402
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from dct_vl.errors import RunError, StopRequested  # noqa: E402
+from dct_vl.runs.checkpoint_files import checkpoint_step  # noqa: E402
 from dct_vl.runs.config.checks import check_run  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.ledger import forget_steps_after  # noqa: E402
 from dct_vl.runs.run_files import run_dir, write_provenance  # noqa: E402
-from dct_vl.training.build import build_data, build_model, build_visual  # noqa: E402
+from dct_vl.training.build import build_data, build_model  # noqa: E402
 from dct_vl.training.processes.rank_errors import first_cause  # noqa: E402
 from dct_vl.training.processes.tiny_model import with_model_folder  # noqa: E402
 from dct_vl.training.report import try_run_summary  # noqa: E402
-from dct_vl.training.restart.checkpoints import checkpoint_step, explain_unwritten  # noqa: E402
+from dct_vl.training.restart.checkpoints import explain_unwritten  # noqa: E402
 from dct_vl.training.restart.finished import RunFinished  # noqa: E402
 from dct_vl.training.restart.resume import began_at, find_resume, is_own  # noqa: E402
 from dct_vl.training.restart.run_lock import claim  # noqa: E402
@@ -78,9 +79,8 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
             begin_wandb_run(folder)
         clear_places(folder)
     pl.seed_everything(run.seed, verbose=False)
-    visual = build_visual(run)
-    model = build_model(run, visual, load_weights=resume is None)
-    data = build_data(run, visual)
+    model = build_model(run, load_weights=resume is None)
+    data = build_data(run)
     memory = MemoryWatch(run, world_size)
     origin = began_at(resume, folder)
     trainer = build_trainer(run, folder, layout, stop, memory, began_at=origin)

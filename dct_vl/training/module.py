@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,92 +16,66 @@ from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMas
 from nemo.lightning.pytorch.optim import OptimizerModule
 from nemo.utils import logging
 
-from dct_vl.inputs.batch import (
-    EVERY_STAGE_FIELDS,
-    FIRST_STAGE_FIELDS,
-    HOST_FIELDS,
-    LAST_STAGE_FIELDS,
-)
+from dct_vl.errors import ConfigError
+from dct_vl.inputs.batch import Batch
 from dct_vl.model.context_parallel import part_of_sequence, whole_sequence
-from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX, TokenizerQwen2VLConfig
-from dct_vl.model.families.qwen_vl.tower import WindowedVisionConfig, find_windows
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig
+from dct_vl.model.families.qwen_vl.tower import WindowedVisionConfig
 from dct_vl.model.lora import apply_lora
-from dct_vl.model.parts import freeze_parts
+from dct_vl.model.parts import PARTS, LoraConfig, Part, freeze_parts
 from dct_vl.model.scoring import scored_forward
 from dct_vl.model.weights import load_hf_weights
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig
-from dct_vl.runs.config.tuning import PARTS, Part
 from dct_vl.training.watch.metering import StepMeter, WordMeter
 
-#: fields of a batch that `with_windows` adds; tensors
-WINDOW_FIELDS = ("vit_window_order", "vit_window_cu_seqlens")
 
-
-def to_stage(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with the tensors that this pipeline stage needs on its device, the others None;
-    `HOST_FIELDS` stay where they are.
+def to_stage(batch: Batch) -> Batch:
+    """What this pipeline stage needs of the batch, on its device.
 
     Does what `qwen2vl_data_step` of NeMo does, which drops fields that it does not know.
     """
-    wanted = set(EVERY_STAGE_FIELDS)
-    if ps.is_pipeline_first_stage():
-        wanted.update((*FIRST_STAGE_FIELDS, "visual_places", *WINDOW_FIELDS))
-    if ps.is_pipeline_last_stage():
-        wanted.update((*LAST_STAGE_FIELDS, "answer_positions"))
-    tensors = {
-        # out of pinned memory the copy does not wait for what the device is doing
-        name: value.pin_memory().cuda(non_blocking=True) if name in wanted else None
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor) and name not in HOST_FIELDS
-    }
-    return {**batch, **tensors}
+    if not ps.is_pipeline_first_stage():
+        batch = replace(batch, visual=None)
+    if not ps.is_pipeline_last_stage():
+        batch = replace(batch, labels=None, loss_mask=None, answer_indices=None)
+    # out of pinned memory the copy does not wait for what the device is doing
+    return batch.pin_memory().to("cuda", non_blocking=True)
 
 
-def own_part(batch: dict[str, Any]) -> dict[str, Any]:
+def own_part(batch: Batch) -> Batch:
     """The batch with this context-parallel rank's part of what tokens have; the ids of tokens stay
     whole, as visual embeddings are put in their places before the sequence is divided.
     """
-    parts = {name: part_of_sequence(batch[name], dim=1) for name in LAST_STAGE_FIELDS}
-    return {**batch, **parts, "position_ids": part_of_sequence(batch["position_ids"], dim=2)}
+    assert batch.labels is not None
+    assert batch.loss_mask is not None
+    return replace(
+        batch,
+        labels=part_of_sequence(batch.labels, dim=1),
+        loss_mask=part_of_sequence(batch.loss_mask, dim=1),
+        position_ids=part_of_sequence(batch.position_ids, dim=2),
+    )
 
 
-def with_places(batch: dict[str, Any], *, answers: bool) -> dict[str, Any]:
-    """Add the places of the visual tokens, and of the tokens with loss if `answers`, found on the
-    host: the device would have to be waited for.
-    """
-    places = {"visual_places": (batch["input_ids"] == VISUAL_TOKEN_INDEX).flatten().nonzero()[:, 0]}
-    if answers:
-        places["answer_positions"] = batch["loss_mask"].flatten().nonzero()[:, 0]
-    return {**batch, **places}
-
-
-def with_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
-    """Add the windows of Qwen2.5-VL's vision tower, found on the host likewise."""
-    windows = find_windows(batch["vit_positions"], batch["vit_cu_seqlens"], side)
-    order, boundaries = WINDOW_FIELDS
-    found = {order: windows.order, boundaries: windows.cu_seqlens}
-    return {**batch, **found, "longest_window": windows.longest}
-
-
-def forward_step(model: TokenizerQwen2VLModel, batch: dict[str, Any]) -> Any:
+def forward_step(model: QwenVLModule, batch: Batch) -> Any:
     """Run the model on a micro batch of `to_stage`."""
-    names: tuple[str, ...] = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
-    names = (*names, "longest_segment", "longest_text_segment", *WINDOW_FIELDS, "longest_window")
-    fields: dict[str, Any] = {name: batch.get(name) for name in names}
     if model.training:
-        places = {name: batch.get(name) for name in ("visual_places", "answer_positions")}
-        return model(**fields, **places)
-    output, is_right = scored_forward(model, fields)
+        return model(batch)
+    output, is_right = scored_forward(model, batch)
     if is_right is not None:
         # a word may begin in one rank's part and end in the next one's
-        model.words.add(
-            *(whole_sequence(x, 1) for x in (fields["labels"], fields["loss_mask"], is_right))
-        )
+        fields = (batch.labels, batch.loss_mask, is_right)
+        model.words.add(*(whole_sequence(x, 1) for x in fields if x is not None))
     return output
 
 
-class LossOfStep(MaskedTokenLossReductionWithLossMask):
+class BatchLoss(MaskedTokenLossReductionWithLossMask):
+    """NeMo's reduction, which would write the mask into the batch, for a typed batch."""
+
+    def forward(self, batch: Batch, forward_out: Any) -> Any:
+        """See `MaskedTokenLossReduction.forward`."""
+        return super().forward({}, forward_out)
+
+
+class LossOfStep(BatchLoss):
     """NeMo's mean over the answer tokens of a step, without asking the device for each micro
     batch's number of them.
 
@@ -129,8 +104,8 @@ class LossOfStep(MaskedTokenLossReductionWithLossMask):
         return self.latest
 
 
-class TokenizerQwen2VLModel(Qwen2VLModel):
-    """NeMo's Qwen2VLModel around a `TokenizerQwen2VL`.
+class QwenVLModule(Qwen2VLModel):
+    """NeMo's Qwen2VLModel around a `QwenVLWithVisualTokenizer`.
 
     Args:
         config: the model.
@@ -144,7 +119,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
 
     def __init__(
         self,
-        config: TokenizerQwen2VLConfig,
+        config: QwenVLConfig,
         *,
         hf_folder: str | Path | None,
         optim: OptimizerModule | None = None,
@@ -170,6 +145,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
         #: scores the words of validation batches; the step log resets it
         self.words = WordMeter()
         self._loss_of_step: LossOfStep | None = None
+        self._loss_of_validation: BatchLoss | None = None
         #: told what a step does next; `dct_vl.training.watch.rank_watch` sets it
         self.note_phase: Callable[[str], None] = lambda phase: None
 
@@ -193,7 +169,7 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
                 "trained too (model.lora), or lower PP_SIZE"
             )
 
-    def data_step(self, dataloader_iter: Iterator[Any]) -> dict[str, Any]:
+    def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
         """Next micro batch, counted, on this stage's device."""
         if self.training:
             self.note_phase("reads data")
@@ -205,13 +181,13 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
             self.note_phase("computes")
             self.data_wait += time.perf_counter() - started
         if self.window_side is not None:
-            batch = with_windows(batch, self.window_side)
+            batch = batch.with_windows(self.window_side)
         if self.training:
             self.meter.add(batch)
             self._seed_dropout()
         batch = own_part(batch)
-        if self.training:
-            batch = with_places(batch, answers=self.answer_loss)
+        if self.training and self.answer_loss:
+            batch = batch.with_answer_indices()
         return to_stage(batch)
 
     def _seed_dropout(self) -> None:
@@ -233,6 +209,13 @@ class TokenizerQwen2VLModel(Qwen2VLModel):
             self._loss_of_step = LossOfStep()
         return self._loss_of_step
 
-    def forward(self, **batch: Any) -> Any:  # type: ignore[override]
-        """See `TokenizerQwen2VL.forward`."""
-        return self.module(**batch)
+    @property
+    def validation_loss_reduction(self) -> BatchLoss:
+        """NeMo's hook."""
+        if self._loss_of_validation is None:
+            self._loss_of_validation = BatchLoss(validation_step=True)
+        return self._loss_of_validation
+
+    def forward(self, batch: Batch) -> Any:  # type: ignore[override]
+        """See `QwenVLWithVisualTokenizer.forward`."""
+        return self.module(batch)

@@ -17,10 +17,10 @@ from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E40
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.runs.config.checks import Layout  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
-from dct_vl.training.build import model_dtype, uses_cuda  # noqa: E402
+from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.training.optim.speed import SpeedUp, resolve_speed  # noqa: E402
 from dct_vl.training.restart.checkpoints import CheckpointWriter  # noqa: E402
-from dct_vl.training.restart.resume import last_step, stream_settings, tensor_settings  # noqa: E402
+from dct_vl.training.restart.resume import stream_settings, tensor_settings  # noqa: E402
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
 from dct_vl.training.restart.wandb_run import wandb_id  # noqa: E402
 from dct_vl.training.watch.guard_rails import GuardRails  # noqa: E402
@@ -49,8 +49,8 @@ def build_trainer(
         memory: watches the device's memory.
         began_at: see `dct_vl.training.restart.resume.began_at`.
     """
-    on_cuda = uses_cuda(run)
-    dtype = model_dtype(run)
+    settings = RunSettings(run)
+    dtype = settings.dtype
     trainer = run.trainer
     strategy = nl.MegatronStrategy(
         tensor_model_parallel_size=trainer.tensor_parallel_size,
@@ -83,10 +83,10 @@ def build_trainer(
     speed_up = SpeedUp(resolve_speed(run.speed), resolve_layer_spec(run.model.layer_spec))
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     return nl.Trainer(
-        accelerator="gpu" if on_cuda else "cpu",
+        accelerator="gpu" if settings.on_cuda else "cpu",
         devices=layout.world_size // num_nodes,
         num_nodes=num_nodes,
-        max_steps=last_step(run),
+        max_steps=settings.last_step,
         strategy=strategy,
         plugins=nl.MegatronMixedPrecision(precision=precision),
         callbacks=[
@@ -99,7 +99,12 @@ def build_trainer(
                 after_s=trainer.stall_warning_s,
             ),
             memory,
-            StepLog(folder, last_step=last_step(run), log_every=trainer.log_every),
+            StepLog(
+                folder,
+                last_step=settings.last_step,
+                log_every=trainer.log_every,
+                flops=settings.step_flops(),
+            ),
             # a step that ends the run is logged, and not saved
             GuardRails(
                 folder,
@@ -110,7 +115,7 @@ def build_trainer(
             CheckpointWriter(
                 folder,
                 every=trainer.save_every,
-                last_step=last_step(run),
+                last_step=settings.last_step,
                 keep=trainer.keep_last,
                 keep_best=trainer.keep_best,
                 is_async=trainer.async_save,

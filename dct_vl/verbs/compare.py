@@ -1,4 +1,4 @@
-"""The verb `compare` of `dct-vl`."""
+"""The verbs `compare`, `study` and `quickstart` of `dct-vl`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compare(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="TASK=PATH: a benchmark's data, for its pictures; may be repeated."),
+        typer.Option(help="TASK=PATH: a benchmark's data, for its images; may be repeated."),
     ] = None,
     examples: Annotated[
         int, typer.Option(min=0, help="Samples to show on which the runs disagree.")
@@ -66,6 +66,51 @@ def compare(
     typer.echo(f"Open {page}")
 
 
+def study(
+    runs: Annotated[Path, typer.Argument(help="LOG_DIR whose runs hold a words.jsonl each.")],
+    output: Annotated[Path, typer.Option(help="Folder for study.md, study.png, study.json.")],
+    baseline: Annotated[
+        str, typer.Option(help="Tokenizer that the others are compared with.")
+    ] = "pixel28",
+    picture: Annotated[
+        str, typer.Option(help="HEIGHTxWIDTH in pixels for which FLOPs are counted.")
+    ] = "224x224",
+) -> None:
+    """Compare runs that differ in tokenizer and seed: a table with intervals, and plots."""
+    from dct_vl.evaluation.compare.study import collect_study, write_study
+
+    height, _, width = picture.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"picture is {picture!r}; expected HEIGHTxWIDTH, like 224x224")
+    try:
+        table = write_study(
+            collect_study(runs, (int(height), int(width))), output, baseline=baseline
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(table.read_text(encoding="utf-8"))
+
+
+def quickstart(
+    folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
+    resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],
+    seconds: Annotated[float | None, typer.Option(help="Wall time so far.")] = None,
+) -> None:
+    """Write report.html and summary.json of a quickstart."""
+    from dct_vl.compat.quiet import quieten
+    from dct_vl.evaluation.compare.quickstart import read_quickstart
+    from dct_vl.evaluation.compare.quickstart_page import SUMMARY_NAME, write_quickstart
+
+    quieten()
+    try:
+        data = read_quickstart(folder, resumed_from=resumed_from, seconds_total=seconds)
+        page = write_quickstart(data, folder)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo((folder / SUMMARY_NAME).read_text())
+    typer.echo(f"Open {page}")
+
+
 def warnings_of(output: Path) -> list[str]:
     """Warnings of a comparison that was written."""
     import orjson
@@ -88,10 +133,11 @@ def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
 
 
 def _ask(run: Path, file: Path, split: str, limit: int | None) -> None:
-    from dct_vl.evaluation.answers import AnswerOptions, write_answers
+    from dct_vl.inference.answers import AnswerOptions, write_answers
     from dct_vl.inference.loading import load_checkpoint
 
     done = write_answers(load_checkpoint(run), AnswerOptions(split=split, limit=limit), file)
+    assert done is not None, "this process is alone"
     typer.echo(f"{file}: {done.share:.4f} exact, {split}", err=True)
     if done.rejected.by_reason:
         typer.echo(str(done.rejected), err=True)

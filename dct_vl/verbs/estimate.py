@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.flops import peak_flops
 from dct_vl.runs.model_sizes import ModelSizes, model_sizes

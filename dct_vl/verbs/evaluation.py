@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dct_vl.inference.generate.options import PipelineParallel, TensorParallel, Workers
 from dct_vl.verbs.chat import chat
-from dct_vl.verbs.compare import compare
+from dct_vl.verbs.compare import compare, quickstart, study
 from dct_vl.verbs.generate import generate
 from dct_vl.verbs.score import score, tasks_app
 
@@ -18,6 +19,8 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(study)
+app.command()(quickstart)
 app.command()(chat)
 app.command()(generate)
 app.command()(score)
@@ -38,24 +41,35 @@ def answers(
     ] = None,
     split: Annotated[str, typer.Option(help="Split to ask about.")] = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
-    blank: Annotated[bool, typer.Option(help="Replace every picture by a grey one.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 32,
+    blank: Annotated[bool, typer.Option(help="Replace images and videos by grey ones.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 32,
+    workers: Workers = None,
+    tp: TensorParallel = 1,
+    pp: PipelineParallel = 1,
 ) -> None:
-    """Answer every question of a split greedily and compare with the true answers."""
-    from dct_vl.evaluation.answers import AnswerOptions, write_answers
+    """Answer every question of a split greedily and compare with the true answers.
+
+    A second start goes on where one was stopped. Several workers, --tp and --pp start processes by
+    themselves, unless torchrun did already.
+    """
+    from dct_vl.inference.answers import AnswerOptions, write_answers
+    from dct_vl.inference.generate.teams import layout_of, start_processes, start_team
     from dct_vl.inference.loading import load_checkpoint, with_data_path
 
-    try:
-        model = load_checkpoint(checkpoint)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if data is not None:
-        model = with_data_path(model, str(data))
     options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
     try:
-        done = write_answers(model, options, output)
+        layout = layout_of(tp, pp, workers)
+        if (status := start_processes(layout)) is not None:
+            raise typer.Exit(status)
+        team = start_team(layout)
+        model = load_checkpoint(checkpoint)
+        if data is not None:
+            model = with_data_path(model, str(data))
+        done = write_answers(model, options, output, team)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if done is None:
+        return
     typer.echo(
         f"{output}: {done.share:.4f} exact, step {model.step}, {'blank ' if blank else ''}{split}"
     )
@@ -188,46 +202,3 @@ def speed(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         typer.echo(f"{target}: {found:,.0f} samples/s")
-
-
-@app.command()
-def study(
-    runs: Annotated[Path, typer.Argument(help="LOG_DIR whose runs hold a words.jsonl each.")],
-    output: Annotated[Path, typer.Option(help="Folder for study.md, study.png, study.json.")],
-    baseline: Annotated[
-        str, typer.Option(help="Tokenizer that the others are compared with.")
-    ] = "pixel28",
-    picture: Annotated[
-        str, typer.Option(help="HEIGHTxWIDTH in pixels for which FLOPs are counted.")
-    ] = "224x224",
-) -> None:
-    """Compare runs that differ in tokenizer and seed: a table with intervals, and plots."""
-    from dct_vl.evaluation.study import collect_study, write_study
-
-    height, _, width = picture.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"picture is {picture!r}; expected HEIGHTxWIDTH, like 224x224")
-    try:
-        table = write_study(
-            collect_study(runs, (int(height), int(width))), output, baseline=baseline
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(table.read_text(encoding="utf-8"))
-
-
-@app.command()
-def quickstart(
-    folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
-    resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],
-    seconds: Annotated[float | None, typer.Option(help="Wall time so far.")] = None,
-) -> None:
-    """Write the quickstart's report.html and summary.json."""
-    from dct_vl.evaluation.quickstart.collect import collect_and_report
-
-    try:
-        page = collect_and_report(folder, resumed_from=resumed_from, seconds_total=seconds)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo((folder / "summary.json").read_text())
-    typer.echo(f"Open {page}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +9,15 @@ import typer
 
 from dct_vl.inference.generate.options import (
     Dtype,
+    PipelineParallel,
     PixelBound,
     Stop,
     Temperature,
+    TensorParallel,
     TopK,
     TopP,
     TrustRemoteCode,
+    Workers,
     answer_settings,
     check_dtype,
     torch_dtype,
@@ -53,11 +53,9 @@ def generate(
     stop: Stop = None,
     min_pixels: PixelBound = None,
     max_pixels: PixelBound = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Copies of the model that share the questions.")
-    ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="Divide each matrix over so many ranks.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, help="Divide the layers over so many ranks.")] = 1,
+    workers: Workers = None,
+    tp: TensorParallel = 1,
+    pp: PipelineParallel = 1,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -70,12 +68,12 @@ def generate(
     if (input is None) == (task is None) or (task is None) != (data is None):
         raise typer.BadParameter("expected either --input, or --task with --data")
     check_dtype(dtype)
-    from dct_vl.inference.generate.teams import layout_of
+    from dct_vl.inference.generate.teams import layout_of, start_processes
 
     try:
         layout = layout_of(tp, pp, workers)
-        if layout.num_processes > 1 and "WORLD_SIZE" not in os.environ:
-            raise typer.Exit(_start_processes(layout.num_processes))
+        if (status := start_processes(layout)) is not None:
+            raise typer.Exit(status)
         settings = answer_settings(
             temperature=temperature,
             top_p=top_p,
@@ -101,15 +99,6 @@ def generate(
         raise typer.BadParameter(str(error)) from error
 
 
-def _start_processes(number: int) -> int:
-    """This very command in so many processes; returns the exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}"]
-    # a free port of torchrun's choice, so that several commands share a machine
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "dct_vl"]
-    environ = {"OMP_NUM_THREADS": "1", **os.environ}
-    return subprocess.run([*command, *sys.argv[1:]], env=environ).returncode
-
-
 def _requests(
     file: Path | None,
     task: str | None,
@@ -118,13 +107,14 @@ def _requests(
     limit: int | None,
     max_new_tokens: int | None,
 ) -> Requests:
-    from dct_vl.inference.generate.requests import FileRequests, TaskRequests
+    from dct_vl.inference.generate.requests import FileRequests
 
     if file is not None:
         return FileRequests(file, max_new_tokens=max_new_tokens or 128, limit=limit)
     assert task is not None
     assert data is not None
     from dct_vl.evaluation.tasks.registry import find_task
+    from dct_vl.evaluation.tasks.requests import TaskRequests
 
     found = find_task(task)
     return TaskRequests(found, data, split=split, max_new_tokens=max_new_tokens, limit=limit)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 from dct_vl.training.layout_check.inputs import make_inputs
 from dct_vl.training.layout_check.layouts import REFERENCE, choose_layouts
 from dct_vl.training.layout_check.runs import VARIANTS, Case, Outcome, Settings, run_cases

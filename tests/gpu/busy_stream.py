@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from dct_vl.verbs.fit import main
+from dct_vl.cli import main
 
 #: clock cycles; about two seconds
 BUSY = 4_000_000_000

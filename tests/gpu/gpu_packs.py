@@ -21,14 +21,9 @@ from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import preset_config
-from dct_vl.inputs.batch import (
-    EVERY_STAGE_FIELDS,
-    FIRST_STAGE_FIELDS,
-    HOST_FIELDS,
-    LAST_STAGE_FIELDS,
-    pack_batch,
-)
+from dct_vl.inputs.batch import Batch, pack_batch
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat, EncodedChat
 from dct_vl.inputs.video_rules import VideoRules
@@ -45,18 +40,18 @@ TWO, TEXT, ONE, CLIP = range(4)
 PACKS = ((TEXT, TWO, CLIP, ONE), (ONE, CLIP, TEXT, TWO))
 #: the samples of `PACKS` in order
 ORDER = [number for pack in PACKS for number in pack]
-_FIELDS = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
-_LENGTHS = ("longest_segment", "longest_text_segment")
 
 
 def make_encoder(folder: Path, preset: str) -> ChatTaskEncoder:
     """Plans and cuts samples for a model's folder."""
     return ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
-        visual=build_tokenizer(preset, min_pixels=56 * 56, max_pixels=168 * 168),
-        seq_length=LENGTH,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+            visual=build_tokenizer(preset, min_pixels=56 * 56, max_pixels=168 * 168),
+            seq_length=LENGTH,
+            video=VideoRules(min_pixels=6 * 784, max_pixels=12 * 784, total_pixels=10**6),
+        ),
         rejects=RejectLog(None, "nowhere"),
-        video=VideoRules(min_pixels=6 * 784, max_pixels=12 * 784, total_pixels=10**6),
     )
 
 
@@ -100,28 +95,20 @@ def build(
     return module.to(device=device, dtype=dtype).eval()
 
 
-def padded(encoder: ChatTaskEncoder, samples: list[EncodedChat]) -> dict[str, Any]:
+def padded(encoder: ChatTaskEncoder, samples: list[EncodedChat]) -> Batch:
     """The samples of `PACKS`, each in a row of its own."""
     return encoder.batch([samples[number] for number in ORDER])
 
 
-def packed(encoder: ChatTaskEncoder, samples: list[EncodedChat]) -> dict[str, Any]:
+def packed(encoder: ChatTaskEncoder, samples: list[EncodedChat]) -> Batch:
     """The samples of `PACKS` in two rows."""
     packs = [[samples[number] for number in pack] for pack in PACKS]
-    return pack_batch(packs, visual=encoder.visual, length=LENGTH)
+    return pack_batch(packs, visual=encoder.inputs.visual, length=LENGTH)
 
 
-def losses(module: Any, batch: dict[str, Any]) -> torch.Tensor:
+def losses(module: Any, batch: Batch) -> torch.Tensor:
     """Per token, (B, S) float, 0 where nothing is to be learnt."""
-    device = next(module.parameters()).device
-    fields = {
-        name: batch[name].to(device)
-        if isinstance(batch[name], torch.Tensor) and name not in HOST_FIELDS
-        else batch[name]
-        for name in _FIELDS
-    }
-    lengths = {name: batch[name] for name in _LENGTHS if name in batch}
-    per_token, mask = module(**fields, **lengths)
+    per_token, mask = module(batch.to(next(module.parameters()).device))
     return per_token * mask
 
 

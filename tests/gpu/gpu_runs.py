@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dct_vl.runs.checkpoint_files import list_checkpoints
 from dct_vl.runs.run_files import read_steps
-from dct_vl.training.restart.checkpoints import list_checkpoints
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

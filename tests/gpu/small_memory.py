@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from dct_vl.verbs.fit import main
+from dct_vl.cli import main
 
 if __name__ == "__main__":
     # not above: processes of the run import this file too

@@ -80,10 +80,11 @@ def measure(folder: Path, preset: str, way: str) -> Measured:
     batch = packs.packed(encoder, samples)
     together = packs.means_of_packed(packs.losses(module, batch), samples)
     norm_together = norm(together)
-    changed = {**batch, "input_ids": batch["input_ids"].clone(), "cells": batch["cells"].clone()}
+    changed = batch.map_tensors(torch.clone)
     # the first sample is text alone; the last cells are of the last sample's second picture
-    changed["input_ids"][0, : len(samples[packs.TEXT].input_ids)] = 5
-    changed["cells"][-4:] = 255 - changed["cells"][-4:]
+    changed.input_ids[0, : len(samples[packs.TEXT].input_ids)] = 5
+    cells = changed.visual.cells
+    cells[-4:] = 255 - cells[-4:]
     beside_others = packs.means_of_packed(packs.losses(module, changed), samples)
     return Measured(
         alone=alone.tolist(),
@@ -108,7 +109,7 @@ def test_a_pack_has_text_first_and_between_pictures_and_videos(tiny_model):
         batch = packs.packed(encoder, samples)
         used = [sum(len(samples[number].input_ids) for number in pack) for pack in packs.PACKS]
         assert all(0 < size < packs.LENGTH for size in used), "padding is a segment too"
-        assert len(batch["text_cu_seqlens"]) == 2 * (4 + 1) + 1
+        assert len(batch.segments.cu_seqlens) == 2 * (4 + 1) + 1
 
 
 def test_losses_and_gradient_norms_equal_those_of_padded_rows(measured):

@@ -6,44 +6,60 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 from transformers import AutoTokenizer
 
 from data_prep.schema import Turn
 from dct_tokenizer import VisualTokenizer
-from dct_vl.evaluation.greedy import Question, answer, encode_question
+from dct_vl.inference.decode import prompt_batch
+from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine, encode_request
+from dct_vl.inference.generate.engine import AnswerSettings, Reply
+from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inputs.batch import pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
-from dct_vl.inputs.images import decode_rgb
+from dct_vl.runs.checkpoint_files import META_NAME
+from dct_vl.runs.config.compose import compose_config
 
 
-def loaded(module: Any, visual: VisualTokenizer, folder: Path) -> LoadedModel:
-    """A module as if it had been loaded from a checkpoint."""
-    chat = ChatTokenizer(AutoTokenizer.from_pretrained(folder))
-    return LoadedModel(run=None, checkpoint=None, step=0, module=module, visual=visual, chat=chat)
-
-
-def question(text: str, files: Sequence[Path] = ()) -> Question:
-    """A question about pictures that precede it."""
-    images = tuple(file.read_bytes() for file in files)
-    return Question(
-        key=text,
-        turns=(Turn(role="user", text=text),),
-        images=images,
-        frames=tuple(decode_rgb(data) for data in images),
+def loaded(
+    module: Any,
+    visual: VisualTokenizer,
+    folder: Path,
+    *,
+    data: Path | str = "",
+    checkpoint: Path | None = None,
+) -> LoadedModel:
+    """A module as if it had been loaded from a checkpoint; `checkpoint` becomes a folder that says
+    which.
+    """
+    if checkpoint is not None:
+        checkpoint.mkdir(parents=True)
+        (checkpoint / META_NAME).write_bytes(orjson.dumps({"step": 0, "id": "made up"}))
+    return LoadedModel(
+        run=compose_config([f"data.path={data}", f"model.path={folder}", "tokenizer=pixel"]),
+        checkpoint=checkpoint,
+        step=0,
+        module=module,
+        visual=visual,
+        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
     )
 
 
+def question(text: str, files: Sequence[Path] = ()) -> Request:
+    """A question about pictures that precede it."""
+    turns = (Turn(role="user", text=text),)
+    return Request(key=text, turns=turns, images=tuple(files), videos=(), max_new_tokens=16)
+
+
 @torch.no_grad()
-def prompt_logits(model: LoadedModel, asked: Question) -> torch.Tensor:
+def prompt_logits(model: LoadedModel, asked: Request) -> torch.Tensor:
     """(S, vocabulary) over the whole prompt."""
-    sample = encode_question(model, asked)
-    batch = pad_batch([sample], visual=model.visual, pad_to=None, pad_multiple=1)
-    names = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
-    return model.module(**{name: batch[name] for name in names})[0]
+    sample = encode_request(model, asked)
+    return model.module(prompt_batch(model, [sample]))[0]
 
 
-def texts(model: LoadedModel, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
-    """Greedy answers."""
-    return [a.text for a in answer(model, questions, max_new_tokens)]
+def replies(model: LoadedModel, questions: Sequence[Request], **options: Any) -> list[Reply]:
+    """Greedy answers of one batch; options of `CheckpointEngine`."""
+    engine = CheckpointEngine(model, AnswerSettings(), **options)
+    return engine.answer([engine.encode(one) for one in questions])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dct_vl.runs.checkpoint_files import list_checkpoints
 from dct_vl.runs.ledger import read_ledger
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines, read_steps
-from dct_vl.training.restart.checkpoints import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 #: six steps of four samples with a checkpoint and a validation in the middle and at the end

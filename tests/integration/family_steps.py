@@ -39,12 +39,14 @@ from transformers import AutoTokenizer  # noqa: E402
 from dct_tokenizer import build_tokenizer  # noqa: E402
 from dct_tokenizer.registry import preset_config  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.rejects import RejectLog  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.runs.config.schema import LoraConfig, ModelConfig  # noqa: E402
+from dct_vl.model.parts import LoraConfig  # noqa: E402
+from dct_vl.runs.config.schema import ModelConfig  # noqa: E402
 from dct_vl.runs.config.tuning import trained_parts  # noqa: E402
 from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
-from dct_vl.training.module import TokenizerQwen2VLModel, forward_step, to_stage  # noqa: E402
+from dct_vl.training.module import QwenVLModule, forward_step, to_stage  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from sample_chats import ROWS, crude  # noqa: E402
@@ -102,9 +104,11 @@ def micro_batches(folder: Path, case: Case) -> list[dict[str, Any]]:
     """Two micro batches of two rows: pictures of three sizes, several in a row, none in a row."""
     visual = build_tokenizer(case.tokenizer, min_pixels=56 * 56, max_pixels=168 * 168)
     encoder = ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
-        visual=visual,
-        seq_length=SEQ_LENGTH,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+            visual=visual,
+            seq_length=SEQ_LENGTH,
+        ),
         pad_to=SEQ_LENGTH,
         rejects=RejectLog(None, "nowhere"),
     )
@@ -143,7 +147,7 @@ def train(folder: Path, case: Case, tp: int, pp: int, sp: bool) -> dict[str, lis
     )
     config = model_config(folder, options)
     config.finalize_model_grads_func = finalize_model_grads
-    lightning = TokenizerQwen2VLModel(
+    lightning = QwenVLModule(
         config,
         hf_folder=folder,
         trained=trained_parts(settings),

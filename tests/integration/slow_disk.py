@@ -17,7 +17,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import (  # no
     FileSystemWriterAsync,
 )
 
-from dct_vl.verbs.fit import main  # noqa: E402
+from dct_vl.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     seconds = float(sys.argv.pop(1))

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dct_vl.runs.checkpoint_files import find_fault
+from dct_vl.runs.checkpoint_files import find_fault, list_checkpoints
 from dct_vl.runs.run_files import STEPS_NAME, read_json_lines
-from dct_vl.training.restart.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from dct_vl.evaluation.quickstart.collect import collect_and_report
 from dct_vl.inputs.held_out import read_split
 from dct_vl.runs.result_names import outside_answers
 from dct_vl.runs.run_files import read_steps
@@ -127,16 +126,23 @@ def test_the_quickstart_is_gathered_from_what_it_left(
         (tmp_path / "runs" / name).symlink_to(run.folder)
     for name, run in (("main", reference), ("control", control), ("blank", reference)):
         shutil.copy(run.folder / "answers.jsonl", tmp_path / "answers" / f"{name}.jsonl")
-    with pytest.raises(ValueError, match=r"does not say how the folder answered .*--outside 40"):
-        collect_and_report(tmp_path, resumed_from=3)
+    command = ("quickstart", tmp_path, "--resumed-from", 3)
+    code, said = invoke(*command)
+    assert code == 2
+    assert re.search(r"does not say how the folder answered .*--outside 40", " ".join(said.split()))
     (tmp_path / "hf").symlink_to(exported[0])
     shutil.copy(outside_answers(exported[0]), outside_answers(tmp_path / "hf"))
-    page = collect_and_report(tmp_path, resumed_from=3)
+    code, said = invoke(*command)
+    assert code == 0, said
     summary = json.loads((tmp_path / "summary.json").read_text())
     recorded = json.loads((exported[0] / "dct_vl_export.json").read_text())["outside"]
     assert summary["export_max_abs_logit_diff"] == recorded["max_abs_logit_diff"]
     assert summary["num_exported_answers_differing"] == 0
     assert 0 <= summary["eval_exact_match"] <= 1
-    assert "word for word" in page.read_text()
-    compared_runs = json.loads((tmp_path / "compare" / "compare.json").read_text())["runs"]
-    assert [run["num_steps"] for run in compared_runs] == [6, 6]
+    page = (tmp_path / "report.html").read_text()
+    assert "word for word" in page
+    assert "were trained on them for 6 steps" in " ".join(page.split())
+    assert "consumed the same samples in every step" in page
+    assert "of the split val" in page
+    assert page.count("<img") > 3
+    assert not (tmp_path / "compare").exists()

@@ -8,6 +8,10 @@ import sys
 import pytest
 from conftest import ROOT
 
+from dct_vl.evaluation.compare.costs import training_cost
+from dct_vl.runs.derived import RunSettings
+from dct_vl.runs.run_files import read_config, read_steps
+
 pytestmark = pytest.mark.slow
 
 
@@ -23,6 +27,19 @@ def test_losses_fall_and_windows_are_counted(whole):
     # cells of 28 pixels: few pictures here are larger than a window of 8 x 8 of them
     pairs = zip(whole.values("num_window_pairs"), whole.values("num_cell_pairs"), strict=True)
     assert all(0 < windows <= cells for windows, cells in pairs)
+
+
+def test_compare_counts_what_training_counted(whole):
+    """A step is three forward passes, less the gradients that the front end has none of."""
+    config, steps = read_config(whole.folder), read_steps(whole.folder)
+    trained = sum(step["tflops"] * 1e12 * step["seconds"] for step in steps)
+    cost = training_cost(config, steps)
+    assert cost.flops is not None
+    forward = cost.flops * sum(step["num_samples"] for step in steps)
+    counter = RunSettings(config).step_flops()
+    once = 2 * counter.front_end_fixed + counter.front_end_weight
+    cells = sum(step["num_cells"] for step in steps)
+    assert trained == pytest.approx(3 * forward - once * cells, rel=1e-9)
 
 
 def test_two_tensor_parallel_ranks_go_on_where_one_process_was(train, tiny_model_25, whole):
@@ -45,7 +62,7 @@ def test_the_checkpoint_says_the_same_in_transformers(whole, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "evaluation",
+        "dct_vl",
         "export",
         str(whole.folder),
         str(tmp_path / "hf"),

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from dct_vl.runs.checkpoint_files import list_checkpoints
 from dct_vl.runs.ledger import summarize
 from dct_vl.runs.run_files import STEPS_NAME, read_json_lines
-from dct_vl.training.restart.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
+from dct_vl.runs.checkpoint_files import list_checkpoints
 from dct_vl.runs.ledger import read_ledger, summarize
 from dct_vl.runs.run_files import STEPS_NAME, read_json_lines
-from dct_vl.training.restart.checkpoints import list_checkpoints
 from dct_vl.training.watch.guard_rails import BAD_STEPS_NAME
 
 pytestmark = pytest.mark.slow

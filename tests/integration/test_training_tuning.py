@@ -80,16 +80,14 @@ def test_parameters_are_counted_in_every_layout(lora, divided):
 def test_merged_weights_answer_like_adapters(divided):
     """From a checkpoint of two ranks: the adapters of gated and of plain MLPs find their rows."""
     from dct_vl.inference.loading import load_checkpoint
+    from dct_vl.inputs.batch import Batch
 
     models = [load_checkpoint(divided.folder, merge=merge).module for merge in (True, False)]
     names = [set(dict(model.named_parameters())) for model in models]
     assert not any("adapter" in name for name in names[0])
     assert any("adapter" in name for name in names[1])
     ids = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(0))
-    inputs = {
-        "input_ids": ids,
-        "position_ids": torch.arange(9).expand(3, 2, 9),
-    }
+    inputs = Batch(input_ids=ids, position_ids=torch.arange(9).expand(3, 2, 9))
     with torch.no_grad():
-        merged, unmerged = (model(**inputs) for model in models)
+        merged, unmerged = (model(inputs) for model in models)
     assert (merged - unmerged).abs().max() < 1e-5

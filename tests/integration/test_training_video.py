@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -11,22 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Trainer
+from conftest import ROOT, Run, Trainer
 from PIL import Image
+from typer.testing import CliRunner
 
 from dct_vl.inputs.rejects import count_notes, count_rejects
+from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
+from dct_vl.verbs.evaluation import app
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from sample_videos import FASTSTART, noise_frames, sound, video
 
 pytestmark = pytest.mark.slow
 
+TOKENIZERS = ("dct28_420_t8", "pixel")
 #: ten shards, eight of them for training
-NUM_SHARDS, PER_SHARD = 10, 4
+NUM_SHARDS, PER_SHARD, VAL_SHARD = 10, 4, 8
 SETTINGS = (
     "trainer.max_steps=3",
     "trainer.val_every=3",
-    "trainer.save_every=-1",
     "data.video_fps=8",
     "data.video_min_pixels=3136",
     "data.video_max_pixels=6272",
@@ -42,7 +46,9 @@ def picture() -> bytes:
 
 @pytest.fixture(scope="module")
 def video_shards(tmp_path_factory) -> Path:
-    """Of every four samples: two videos and a picture; a cut MP4; a WebM; sound alone."""
+    """Of every four samples: two videos and a picture; a cut MP4; a WebM; sound alone. The split
+    val has one of each, and a sample of text and one of a picture.
+    """
     root = tmp_path_factory.mktemp("video_shards")
     frames = noise_frames(33)
     mp4, webm = video(frames, options=FASTSTART), video(frames, container="webm", codec="libvpx")
@@ -54,12 +60,14 @@ def video_shards(tmp_path_factory) -> Path:
         ("<video>\nWhat?", {"mp4": mp4[: len(mp4) // 2]}),
         ("What?", {"webm": webm}),
         ("<video>\nWhat?", {"mp4": sound()}),
+        ("Which word?", {}),
+        ("<image>\nWhat?", {"jpg": picture()}),
     ]
     for shard in range(NUM_SHARDS):
         with tarfile.open(root / f"shard-{shard:06d}.tar", "w") as tar:
             # every shard starts with another kind: loaders take a sample of each in turn
-            for place in range(PER_SHARD):
-                kind = (shard + place) % PER_SHARD
+            held_out = [4, 5] if shard == VAL_SHARD else []
+            for kind in [*((shard + place) % PER_SHARD for place in range(PER_SHARD)), *held_out]:
                 question, media = kinds[kind]
                 turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "Noise."}]
                 record = json.dumps({"conversations": turns}).encode()
@@ -72,10 +80,16 @@ def video_shards(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("tokenizer", ["dct28_420_t8", "pixel"])
-def test_videos_train_and_what_is_damaged_is_counted(video_shards, tiny_model, tmp_path, tokenizer):
-    train = Trainer(video_shards, tiny_model, tmp_path)
-    run = train("videos", *SETTINGS, f"tokenizer={tokenizer}")
+@pytest.fixture(scope="module")
+def runs(video_shards, tiny_model, tmp_path_factory) -> dict[str, Run]:
+    """By tokenizer."""
+    train = Trainer(video_shards, tiny_model, tmp_path_factory.mktemp("runs"))
+    return {name: train(name, *SETTINGS, f"tokenizer={name}") for name in TOKENIZERS}
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_videos_train_and_what_is_damaged_is_counted(runs, tokenizer):
+    run = runs[tokenizer]
     losses = run.values("loss")
     assert len(losses) == 3
     assert all(3 < loss < 12 for loss in losses)
@@ -89,3 +103,86 @@ def test_videos_train_and_what_is_damaged_is_counted(video_shards, tiny_model, t
     assert set(rejects) == {"undecodable"}
     page = (run.folder / "summary.html").read_text()
     assert "video damaged" in page
+
+
+def invoke(*command: object) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in command], env={"COLUMNS": "400"})
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def lines_of(file: Path) -> dict[int, dict]:
+    """Lines by the kind of their sample."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {int(line["key"][-1]): line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def compared(runs, tmp_path_factory) -> Path:
+    """Output of `compare --ask`, which leaves answers.jsonl in both runs' folders."""
+    output = tmp_path_factory.mktemp("compared")
+    invoke("compare", *(run.folder for run in runs.values()), "--ask", "--output", output)
+    return output
+
+
+@pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_videos_pictures_and_text_are_asked_about(runs, tokenizer):
+    folder = runs[tokenizer].folder
+    lines = lines_of(folder / "answers.jsonl")
+    assert sorted(lines) == [0, 1, 2, 4, 5]
+    tokens = {kind: line["num_visual_tokens"] for kind, line in lines.items()}
+    assert [kind for kind, count in tokens.items() if not count] == [4]
+    assert tokens[0] == 2 * tokens[2] + tokens[5]
+    assert [kind for kind, line in lines.items() if "damage" in line] == [1]
+    assert {line["truth"] for line in lines.values()} == {"Noise."}
+    (rejected,) = lines_of(folder / "answers.rejected.jsonl").items()
+    assert (rejected[0], rejected[1]["reason"]) == (3, "undecodable")
+
+
+def test_videos_are_compared(compared):
+    (found,) = json.loads((compared / "compare.json").read_text())["sets"]
+    assert found["num_questions"] == 4, "those with a picture or a video"
+
+
+@pytest.mark.usefixtures("compared")
+def test_words_of_videos_are_read_as_in_validation(runs, tmp_path):
+    """The loader of a validation and the reader of a split see the same samples."""
+    run = runs["pixel"]
+    output = tmp_path / "words.jsonl"
+    invoke("words", run.folder, "--split", "val", "--limit", 5, "--output", output)
+    lines = lines_of(output)
+    assert sorted(lines) == [0, 1, 2, 4], "two validation batches, each a micro batch of two"
+    asked = lines_of(run.folder / "answers.jsonl")
+    for kind, line in lines.items():
+        assert line["num_visual_tokens"] == asked[kind]["num_visual_tokens"]
+    (seen,) = [e for e in read_json_lines(run.folder / VALIDATION_NAME) if e["step"] == 3]
+    assert sum(line["num_words"] for line in lines.values()) == seen["num_words"]
+    share = sum(line["num_right"] for line in lines.values()) / seen["num_words"]
+    assert share == pytest.approx(seen["word_accuracy"])
+
+
+@pytest.mark.usefixtures("compared")
+def test_two_workers_give_the_same_file_and_blank_media_the_same_tokens(runs, tmp_path):
+    folder = runs["pixel"].folder
+    output, blank = tmp_path / "a.jsonl", tmp_path / "blank.jsonl"
+    command = ["answers", str(folder), "--output", str(output), "--batch-size", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dct_vl", *command, "--workers", "2"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "exact, step 3, val" in done.stdout
+    for end in (".jsonl", ".rejected.jsonl"):
+        made, alone = output.with_suffix(end), folder / f"answers{end}"
+        assert made.read_bytes() == alone.read_bytes()
+    invoke("answers", folder, "--output", blank, "--blank")
+    seen, guessed = lines_of(output), lines_of(blank)
+    assert [line["num_visual_tokens"] for line in seen.values()] == [
+        line["num_visual_tokens"] for line in guessed.values()
+    ]
+    assert seen[4] == guessed[4]
+    assert any(seen[kind]["answer"] != guessed[kind]["answer"] for kind in (0, 1, 2, 5))

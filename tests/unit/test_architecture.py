@@ -43,8 +43,17 @@ TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".toml", ".txt", ".css", ".jinja"
 ONE_MODULE = {
     # the reader outside runs without this project
     r"\.apply_chat_template\(": {"dct_vl/inputs/chat.py", "dct_vl/export/plain_reader.py"},
-    r"\bdef read_answers\b|\bread_jsonl_answers\b": {"dct_vl/evaluation/compare/results.py"},
-    r"\bbootstrap\(|\bNUM_RESAMPLES =": {"dct_vl/evaluation/intervals.py"},
+    # what has just written scores may read them
+    r"""\[["'](correct|num_right|filtered_resps)["']\]""": {
+        "dct_vl/evaluation/compare/results.py",
+        "dct_vl/evaluation/words.py",
+        "dct_vl/export/outside.py",
+    },
+    r"binomtest|bootstrap\(|proportion_ci|NUM_RESAMPLES =": {
+        "dct_vl/evaluation/compare/intervals.py"
+    },
+    r"FigureCanvasSVG|format=\"svg\"": {"dct_vl/pages/svg.py"},
+    r"page\.css": {"dct_vl/pages/page.py"},
 }
 
 
@@ -216,6 +225,14 @@ def test_one_way_to_do_each_thing(pattern):
         if re.search(pattern, path.read_text())
     }
     assert found == ONE_MODULE[pattern]
+
+
+def test_pages_have_one_frame():
+    """The tokenizer's own page stands apart: its package imports nothing of ours."""
+    frame = {"dct_vl/pages/templates/page.html.jinja", "dct_tokenizer/show/page.html.jinja"}
+    templates = [path for path in our_files() if path.suffix == ".jinja"]
+    found = {str(p.relative_to(ROOT)) for p in templates if "<html" in p.read_text()}
+    assert found == frame
 
 
 def test_files_are_one_idea_each():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dct_vl.evaluation.compare.pairing import PairedSet
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.evaluation.compare.streams import compare_streams
 from dct_vl.inputs.shard_index import keys_by_split
+
+Ledger = Mapping[int, Sequence[str]]
 
 #: settings that change neither what is learnt nor what is asked, or have a check of their own
 _NEUTRAL = (
@@ -105,11 +107,11 @@ def _pixel_bounds(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Ite
     bounds = [(run.config.data.min_pixels, run.config.data.max_pixels) for run in runs]
     shown = [f"{low:,}–{high:,}" for low, high in bounds]
     if len(set(bounds)) == 1:
-        yield _ok(subject, f"All runs resize pictures to {shown[0]} pixels.")
+        yield _ok(subject, f"All runs resize images to {shown[0]} pixels.")
     else:
         yield _warning(
             subject,
-            f"The runs resize pictures to different sizes: {_each(runs, shown)} pixels. What looks "
+            f"The runs resize images to different sizes: {_each(runs, shown)} pixels. What looks "
             "like the tokenizer may be the resolution.",
         )
     for one in sets:
@@ -150,12 +152,43 @@ def _streams(runs: Sequence[ComparedRun]) -> Iterator[Finding]:
         )
 
 
+def compare_streams(first: Ledger, second: Ledger) -> str | None:
+    """What is different, as a sentence; None where each step of both had the same samples.
+
+    The order within a step plays no part: its gradient is a sum. Steps that only the longer of two
+    runs did are no difference either.
+
+    Args:
+        first, second: sample keys by step, from `dct_vl.runs.ledger.read_ledger`.
+    """
+    if not first or not second:
+        return "one of them has no ledger, so nobody can tell whether they saw the same samples."
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        return "their ledgers have no step in common."
+    differing = [step for step in common if Counter(first[step]) != Counter(second[step])]
+    if not differing:
+        return None
+    ours, theirs = ({key for step in common for key in led[step]} for led in (first, second))
+    if ours == theirs:
+        kind = f"the same {len(ours):,} samples came in another order or number"
+    else:
+        kind = (
+            f"{len(ours & theirs):,} samples came in both, {len(ours - theirs):,} and "
+            f"{len(theirs - ours):,} only in one"
+        )
+    return (
+        f"they consumed different samples in {len(differing):,} of {len(common):,} steps, the "
+        f"first of which is {differing[0]:,}; {kind}."
+    )
+
+
 def _questions(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterator[Finding]:
     for one in sets:
         if any(one.num_unpaired):
             yield _warning(
                 "questions",
-                f"Of {one.name} only the {len(one.items) + one.num_without_picture:,} questions "
+                f"Of {one.name} only the {len(one.items) + one.num_without_image:,} questions "
                 f"that all runs answered count; left out are {_each(runs, one.num_unpaired)}.",
             )
         else:

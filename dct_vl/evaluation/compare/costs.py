@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from dct_vl.inference.seen import tokenizer_of
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.runs.flops import StepFlops, StepWork
-from dct_vl.runs.model_sizes import model_sizes
+from dct_vl.runs.derived import RunSettings
+from dct_vl.runs.flops import StepWork
 from dct_vl.runs.series import Steps, column, steady_throughput
 
 
@@ -40,34 +37,11 @@ def training_cost(config: RunConfig, steps: Steps) -> TrainingCost:
 
 def _forward_flops(config: RunConfig, steps: Steps) -> float | None:
     try:
-        sizes = model_sizes(config.model.path)
+        counter = RunSettings(config).step_flops()
     except ConfigError:
         return None
-    front_end: Any = tokenizer_of(config).front_end(1)
-    fixed = front_end.flops_per_cell(0, still=True)
-    # with nothing to train a step is its forward pass
-    counter = StepFlops(
-        shape=sizes.shape,
-        vocab_size=sizes.vocab_size,
-        front_end_fixed=fixed,
-        front_end_weight=front_end.flops_per_cell(sizes.shape.vit_width, still=True) - fixed,
-        trains_front_end=False,
-        trains_vit=False,
-        trains_merger=False,
-        trains_llm=False,
-    )
     try:
-        total = sum(counter.of(_work(step)) for step in steps)
+        total = sum(counter.forward(StepWork.of_totals(step)) for step in steps)
     except KeyError:  # a log of an earlier version, which counted less
         return None
     return total / sum(step["num_samples"] for step in steps)
-
-
-def _work(step: Mapping[str, Any]) -> StepWork:
-    return StepWork(
-        num_cells=step["num_cells"],
-        cell_pairs=step["num_cell_pairs"],
-        num_tokens=step["num_text_tokens"] + step["num_visual_tokens"],
-        token_pairs=step["num_token_pairs"],
-        num_output_tokens=step["num_answer_tokens"],
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dct_vl.evaluation.compare.conditions import Finding, check_conditions, differing_settings
-from dct_vl.evaluation.compare.disagree import num_disagreements
+from dct_vl.evaluation.compare.gallery import num_disagreements
 from dct_vl.evaluation.compare.pairing import (
     PairedSet,
     RunScore,
@@ -127,7 +127,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "higher_is_better": one.paired.higher_is_better,
                 "num_questions": len(one.paired.items),
                 "num_samples": len(one.paired.keys),
-                "num_without_picture": one.paired.num_without_picture,
+                "num_without_picture": one.paired.num_without_image,
                 "num_disagreements": one.num_disagreements,
                 "files": [str(facts.run.results[one.paired.name].path) for facts in found.runs],
                 "scores": {

@@ -28,8 +28,8 @@ class PairedSet:
     is_share: bool
     #: [question][run]
     items: tuple[tuple[ItemScore, ...], ...]
-    #: questions without a picture, which say nothing about a visual tokenizer
-    num_without_picture: int
+    #: questions without an image, which say nothing about a visual tokenizer
+    num_without_image: int
     #: questions of each run that not every run answered
     num_unpaired: tuple[int, ...]
 
@@ -106,10 +106,10 @@ def _pair(name: str, runs: Sequence[ComparedRun]) -> PairedSet:
             f"and {theirs[0]!r}. Answer the same split of the same data with both runs"
         )
     rows = [tuple(file.items[i] for file in files) for i in shared]
-    pictured = [row for row in rows if any(item.num_visual_tokens != 0 for item in row)]
-    if not pictured:
-        raise ValueError(f"{first.path}: none of the questions is about a picture: ask others")
-    for row in pictured:
+    about_images = [row for row in rows if any(item.num_visual_tokens != 0 for item in row)]
+    if not about_images:
+        raise ValueError(f"{first.path}: none of the questions is about an image: ask others")
+    for row in about_images:
         if len({item.of for item in row}) > 1:
             raise ValueError(
                 f"{row[0].key} has {row[0].of:g} words in {first.path} and another number in "
@@ -120,9 +120,9 @@ def _pair(name: str, runs: Sequence[ComparedRun]) -> PairedSet:
         metric=first.metric,
         higher_is_better=first.higher_is_better,
         is_from_shards=first.is_from_shards,
-        is_share=all(0 <= item.got <= item.of for row in pictured for item in row),
-        items=tuple(pictured),
-        num_without_picture=len(rows) - len(pictured),
+        is_share=all(0 <= item.got <= item.of for row in about_images for item in row),
+        items=tuple(about_images),
+        num_without_image=len(rows) - len(about_images),
         num_unpaired=tuple(len(file.items) - len(shared) for file in files),
     )
 
@@ -198,7 +198,7 @@ def _wins(paired: PairedSet, ours: int, theirs: int) -> tuple[int, int]:
 
 
 def _visual_tokens(items: Sequence[ItemScore]) -> float | None:
-    """Mean over the samples; later questions of a sample may show more of its pictures."""
+    """Mean over the samples; later questions of a sample may show more of its images."""
     tokens: dict[str, int] = {}
     for item in items:
         if item.num_visual_tokens is None:

@@ -13,12 +13,12 @@ import orjson
 from markupsafe import Markup
 
 from data_prep.durable import write_durably
-from dct_vl.evaluation.compare.disagree import Disagreement, disagreements
 from dct_vl.evaluation.compare.figures import Comparison, SetFigures, as_json, collect, losses
+from dct_vl.evaluation.compare.gallery import GalleryEntry, disagreements
+from dct_vl.evaluation.compare.intervals import NUM_RESAMPLES
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.evaluation.study.intervals import NUM_RESAMPLES
-from dct_vl.pages.page import figure, percent
-from dct_vl.training.report import Line, Point, line_chart, point_chart, write_page
+from dct_vl.pages.charts import Line, Point, line_chart, point_chart
+from dct_vl.pages.page import figure, percent, render_page
 
 PAGE_NAME = "compare.html"
 JSON_NAME = "compare.json"
@@ -32,7 +32,7 @@ class SetSection:
     figures: SetFigures
     #: (what it shows, SVG)
     charts: tuple[tuple[str, Markup], ...]
-    disagreements: tuple[Disagreement, ...]
+    disagreements: tuple[GalleryEntry, ...]
 
 
 def write_comparison(
@@ -49,8 +49,8 @@ def write_comparison(
         runs: from `read_runs`.
         output: folder, made where it is missing.
         baseline: name of the run that the others are compared with; the first by default.
-        num_disagreements: samples of each set that are shown with their pictures, at most.
-        data: folders or files of benchmarks by their name, for the pictures of their questions.
+        num_disagreements: samples of each set that are shown with their images, at most.
+        data: folders or files of benchmarks by their name, for the images of their questions.
 
     Returns:
         Path of the page.
@@ -77,7 +77,6 @@ def write_comparison(
         )
         for number, one in enumerate(found.sets)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     context = {
         "found": found,
         "sections": sections,
@@ -87,9 +86,9 @@ def write_comparison(
         "difference_text": difference_text,
         "num_resamples": NUM_RESAMPLES,
     }
-    write_page(
-        folder / PAGE_NAME, "compare.html.jinja", context, package="dct_vl.evaluation.compare"
-    )
+    page = render_page("compare.html.jinja", context, package="dct_vl.evaluation.compare")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / PAGE_NAME, page.encode())
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     write_durably(folder / JSON_NAME, orjson.dumps(as_json(found), option=options))
     return folder / PAGE_NAME

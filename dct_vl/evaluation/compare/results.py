@@ -12,11 +12,13 @@ from typing import Any
 
 import orjson
 
+from dct_vl.inputs.chat import IMAGE_MARK
 from dct_vl.runs.result_names import ANSWERS_NAME, WORDS_NAME
 
 _SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>.+)\.jsonl$")
 #: whole numbers in a line of a samples file that are no score
 _NO_SCORE = {"doc_id", "num_visual_tokens"}
+_AGAIN = "write it again with `dct-vl answers`, `words` or `score --json`"
 ANSWERS_METRIC = "exact answers"
 WORDS_METRIC = "words right"
 
@@ -38,6 +40,8 @@ class ItemScore:
     question: str | None = None
     truth: str | None = None
     answer: str | None = None
+    #: marks of images in the question
+    num_images: int = 0
 
     @property
     def id(self) -> tuple[str, int]:
@@ -147,7 +151,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         texts = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror}; {_AGAIN}") from error
     lines = []
     for number, text in enumerate(texts, start=1):
         if not text.strip():
@@ -156,13 +160,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             line = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise ValueError(
-                f"{path}, line {number} is no JSON ({error}): a cut-off file? Write it again"
+                f"{path}, line {number} is no JSON ({error}), as of a cut-off file: {_AGAIN}"
             ) from error
         if not isinstance(line, dict):
             raise ValueError(f"{path}, line {number} is a {type(line).__name__}, not an object")
         lines.append(line)
     if not lines:
-        raise ValueError(f"{path} is empty: write it again")
+        raise ValueError(f"{path} is empty: {_AGAIN}")
     return lines
 
 
@@ -188,6 +192,7 @@ def _of_answer(line: dict[str, Any]) -> ItemScore:
         question=_plain(line["question"]),
         truth=line["truth"],
         answer=line["answer"],
+        num_images=line["question"].count(IMAGE_MARK),
     )
 
 
@@ -258,7 +263,7 @@ def _bounds_beside(path: Path, date: str, task: str) -> tuple[int, int] | None:
 
 
 def _plain(question: str) -> str:
-    return question.replace("<image>", "").strip()
+    return question.replace(IMAGE_MARK, "").strip()
 
 
 def _references(target: object) -> str | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dct_tokenizer.registry import list_presets, preset_config
 from dct_vl.evaluation.compare.costs import TrainingCost, training_cost
 from dct_vl.evaluation.compare.results import ResultFile, find_results, read_results, set_of
-from dct_vl.evaluation.study.collect import label
 from dct_vl.inputs.shard_index import data_identity
 from dct_vl.pages.svg import NUM_SERIES
 from dct_vl.runs.config.schema import RunConfig
@@ -154,3 +154,14 @@ def _environment(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{error}: remove it, and the run is compared without what it says"
         ) from error
+
+
+def label(preset: Mapping[str, object]) -> str:
+    """Name of a preset, with the keys that a run changed: `dct28_420 whiten=False`."""
+    name = str(preset["name"])
+    if name not in list_presets():
+        return name
+    stock = preset_config(name)
+    changed = {k: v for k, v in preset.items() if stock.get(k, v) != v}
+    shown = (f"{k}={Path(v).name if isinstance(v, str) else v}" for k, v in changed.items())
+    return " ".join((name, *shown))

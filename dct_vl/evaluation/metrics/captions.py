@@ -21,7 +21,6 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from dct_vl.evaluation.metrics.ptb import tokenize_captions
 
-CAPTION_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D", "CIDEr")
 _MAX_N = 4
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from data_prep.schema import Turn
 from dct_vl.evaluation.tasks.files import TaskDataError, find_file, read_jsonl, value
-from dct_vl.evaluation.tasks.item import IMAGE_MARK, TaskItem, user_turn
+from dct_vl.evaluation.tasks.item import TaskItem, user_turn
 from dct_vl.evaluation.tasks.task import ReadOptions
+from dct_vl.inputs.chat import IMAGE_MARK
 
 
 def read_prices(path: Path, options: ReadOptions) -> Iterator[TaskItem]:

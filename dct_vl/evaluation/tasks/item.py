@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.schema import Turn
-
-if TYPE_CHECKING:
-    from dct_vl.evaluation.greedy import Question
-
-IMAGE_MARK = "<image>"
+from dct_vl.inputs.chat import IMAGE_MARK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +44,3 @@ class TaskItem:
 def user_turn(text: str, num_images: int = 1) -> tuple[Turn, ...]:
     """A conversation of one user's turn, its images first, as Qwen2-VL's template places them."""
     return (Turn(role="user", text=f"{IMAGE_MARK}\n" * num_images + text),)
-
-
-def as_question(item: TaskItem) -> Question:
-    """The item as the answering code takes it: images read and decoded.
-
-    Raises:
-        OSError, ValueError: an image cannot be read or decoded.
-    """
-    from dct_vl.evaluation.greedy import Question
-    from dct_vl.inputs.images import decode_rgb
-
-    images = item.image_bytes()
-    return Question(
-        key=item.key,
-        turns=item.turns,
-        images=images,
-        frames=tuple(decode_rgb(data) for data in images),
-    )

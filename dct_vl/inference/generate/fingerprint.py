@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dct_vl.training.restart.checkpoints import read_meta
+from dct_vl.runs.checkpoint_files import read_meta
 
 _PLACES, _BYTES = 256, 4096
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from dct_vl.inputs.rejected import reason_of
+from data_prep.durable import write_durably
+from dct_vl.inputs.rejected import reject_line
 from dct_vl.runs.result_names import beside
 
 
@@ -21,10 +21,12 @@ class Journal:
 
     Args:
         output: file of answers.
+        starts_over: answers of other settings are dropped; otherwise they are an error.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, starts_over: bool = False) -> None:
         self.output = output
+        self.starts_over = starts_over
         self.rejected = beside(output, "rejected.jsonl")
         self.settings = beside(output, "settings.json")
 
@@ -37,7 +39,13 @@ class Journal:
             ValueError: the answers there were made with other settings, or are not ours.
         """
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._check(settings)
+        try:
+            self._check(settings)
+        except ValueError:
+            if not self.starts_over:
+                raise
+            self.remove()
+            self._check(settings)
         known = set(keys)
         answered = _whole_lines(self.output)
         for line in answered:
@@ -70,9 +78,7 @@ class Journal:
                 f"{self.output} is there without {self.settings.name}, so that nobody knows how "
                 "its answers were made: choose another output"
             )
-        temporary = self.settings.with_name(f".{self.settings.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        os.replace(temporary, self.settings)
+        write_durably(self.settings, content)
 
     def _settings_there(self) -> dict[str, Any]:
         """Settings of the start before; a damaged file says nothing of the answers there."""
@@ -93,8 +99,17 @@ class Journal:
 
     def reject(self, key: str, error: Exception) -> None:
         """Append a request that cannot be asked, with the reason."""
-        entry = {"key": key, "reason": reason_of(error), "detail": str(error)}
-        _append(self.rejected, [entry])
+        _append(self.rejected, [reject_line(key, error)])
+
+    def remove(self) -> None:
+        """Delete the three files."""
+        for file in (self.output, self.rejected, self.settings):
+            file.unlink(missing_ok=True)
+
+    def read(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Lines of answers, and of what could not be asked, by key."""
+        answered, rejected = map(_whole_lines, (self.output, self.rejected))
+        return {line["key"]: line for line in answered}, {line["key"]: line for line in rejected}
 
     def finish(self, keys: Sequence[str]) -> tuple[int, int]:
         """Put lines into the order of the requests; returns how many are answered and rejected."""
@@ -129,6 +144,4 @@ def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _replace(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    os.replace(temporary, path)
+    write_durably(path, b"".join(orjson.dumps(line) + b"\n" for line in lines))

@@ -30,8 +30,9 @@ def open_engine(
     chosen = dtype or (torch.bfloat16 if cuda else torch.float32)
     if not (model / "config.json").is_file():
         from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine
+        from dct_vl.inference.loading import load_checkpoint
 
-        return CheckpointEngine(model, settings, chosen)
+        return CheckpointEngine(load_checkpoint(model, dtype=chosen), settings)
     if layout.tensor * layout.pipeline > 1:
         raise ValueError(
             f"{model} is a Hugging Face folder, which one process holds whole: leave --tp and --pp "

@@ -20,6 +20,11 @@ Stop = Annotated[
     list[str] | None, typer.Option(help="Text before which an answer ends; may be repeated.")
 ]
 PixelBound = Annotated[int | None, typer.Option(help="Instead of the model's own.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Copies of the model that share the questions.")
+]
+TensorParallel = Annotated[int, typer.Option(min=1, help="Tensor-parallel size.")]
+PipelineParallel = Annotated[int, typer.Option(min=1, help="Pipeline-parallel size.")]
 Dtype = Annotated[
     str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU, fp32 on the CPU.")
 ]

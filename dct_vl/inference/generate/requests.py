@@ -1,4 +1,4 @@
-"""What is asked: lines of a file of one's own, or the items of a benchmark."""
+"""What is asked: the requests of any source, and those of a JSONL file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 import orjson
 
 from data_prep.schema import ROLES, SchemaError, Turn, parse_turns
-from dct_vl.evaluation.tasks.item import IMAGE_MARK, TaskItem
-from dct_vl.evaluation.tasks.task import ReadOptions, Task, items_of
+from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK
 
 #: what a content's part is called, and the mark of its place in the text
-_MARKS = {"image": IMAGE_MARK, "video": "<video>"}
+_MARKS = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 Media = tuple[bytes | Path, ...]
 
 
@@ -108,56 +107,16 @@ class FileRequests(Requests):
             first = f": {self.rejected[0][0]}: {self.rejected[0][1]}" if self.rejected else ""
             raise ValueError(f"{path} asks nothing{first}")
         self.keys = list(self._requests)
-        self.digest = _digest(self._requests.values(), path.parent)
+        self.digest = digest_of(self._requests.values(), path.parent)
 
     def __iter__(self) -> Iterator[Request]:
         yield from self._requests.values()
 
 
-class TaskRequests(Requests):
-    """Items of a benchmark; pictures are read as the items come by, never all at once.
-
-    Args:
-        task: the benchmark.
-        path: its data.
-        split: part of it; None for the usual one.
-        max_new_tokens: instead of the items' own.
-        limit: only the first so many.
+def digest_of(requests: Iterable[Request], folder: Path | None = None) -> str:
+    """Of keys, texts, limits and the sizes of media in memory, and of the media's paths as seen
+    from a folder.
     """
-
-    def __init__(
-        self,
-        task: Task,
-        path: Path,
-        *,
-        split: str | None = None,
-        max_new_tokens: int | None = None,
-        limit: int | None = None,
-    ) -> None:
-        self._task, self._path, self._split = task, path, split
-        self._max_new_tokens = max_new_tokens
-        items = items_of(task, path, ReadOptions(split=split, images=False))[:limit]
-        self.keys = [item.key for item in items]
-        self.rejected = []
-        self.digest = _digest(map(self._of, items))
-
-    def __iter__(self) -> Iterator[Request]:
-        items = self._task.read(self._path, ReadOptions(split=self._split))
-        for _, item in zip(self.keys, items, strict=False):
-            yield self._of(item)
-
-    def _of(self, item: TaskItem) -> Request:
-        return Request(
-            key=item.key,
-            turns=item.turns,
-            images=item.images,
-            videos=(),
-            max_new_tokens=self._max_new_tokens or item.max_new_tokens,
-        )
-
-
-def _digest(requests: Iterable[Request], folder: Path | None = None) -> str:
-    """Of keys, texts and limits, and of the media's paths as seen from a folder."""
     total = hashlib.sha256()
     for one in requests:
         turns = [[turn.role, turn.text] for turn in one.turns]
@@ -165,6 +124,8 @@ def _digest(requests: Iterable[Request], folder: Path | None = None) -> str:
         if folder is not None:
             files = [path for path in (*one.images, *one.videos) if isinstance(path, Path)]
             content.append([os.path.relpath(path, folder) for path in files])
+        if sizes := [len(data) for data in (*one.images, *one.videos) if isinstance(data, bytes)]:
+            content.append(sizes)
         total.update(orjson.dumps(content))
     return total.hexdigest()[:16]
 

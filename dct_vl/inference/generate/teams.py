@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +54,19 @@ def layout_of(
             + (f"{size * teams} for {teams} workers" if teams else f"a multiple of {size}")
         )
     return Layout(tensor=tensor, pipeline=pipeline, teams=started // size)
+
+
+def start_processes(layout: Layout) -> int | None:
+    """This very command in as many processes as a layout needs; returns the exit status, or None
+    where this process goes on itself.
+    """
+    if layout.num_processes == 1 or "WORLD_SIZE" in os.environ:
+        return None
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    # a free port of torchrun's choice, so that several commands share a machine
+    command += [f"--nproc-per-node={layout.num_processes}", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=127.0.0.1:0", "-m", "dct_vl", *sys.argv[1:]]
+    return subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,44 +1,78 @@
 """A language model that computes logits only for the tokens that they are wanted of.
 
-Shape legend: B rows, S sequence, H width, N tokens with loss.
+Shape legend: B rows, S sequence, H width, V vocabulary, N tokens with loss.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
+from dct_vl.model.attention import Attended
 from dct_vl.model.fused.linear_cross_entropy import linear_cross_entropy
 
 
 class AnswerLossGPTModel(GPTModel):
-    """GPTModel whose losses are computed at `answer_positions`, and 0 elsewhere.
+    """GPTModel that takes embeddings with explicit positions."""
 
-    The other losses would be multiplied by a loss mask of 0. Without labels the logits of these
-    positions are given, (N, 1, V). Without positions everything is GPTModel's, and losses are where
-    an adapter wraps the output layer.
-    """
+    def forward(  # type: ignore[override]
+        self,
+        embeddings: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        attended: Attended,
+        *,
+        labels: torch.Tensor | None,
+        answer_indices: torch.Tensor | None,
+        runtime_gather_output: bool | None,
+    ) -> torch.Tensor:
+        """Run this rank's layers.
 
-    #: (N,) int64, places in (B, S) row after row, on the device; set for one forward pass
-    answer_positions: torch.Tensor | None = None
+        Args:
+            embeddings: (S, B, H); None behind the first stage.
+            position_ids: (3, B, S) int64 M-RoPE ids.
+            attended: of every layer.
+            labels: (B, S) int64; None for logits.
+            answer_indices: (N,) int64, places in (B, S) row after row: losses of these only, all
+                others are 0, as a loss mask would make them; or logits of these only. None for
+                every token. Where an adapter wraps the output layer, every loss is made.
+            runtime_gather_output: gather logits over tensor-parallel ranks.
 
-    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        labels, positions = kwargs.get("labels"), self.answer_positions
-        if positions is None or not self.post_process or self.mtp_process:
-            return super()._postprocess(hidden_states, *args, **kwargs)
-        layer = self.output_layer
-        if labels is None:
+        Returns:
+            Hidden states (S, B, H); of the last stage losses (B, S), or logits (B, S, V), of chosen
+            tokens (N, 1, V).
+        """
+        hidden = self.decoder(
+            hidden_states=embeddings,
+            attention_mask=None,
+            rotary_pos_emb=self.rotary_pos_emb(position_ids, self.mrope_section),
+            packed_seq_params=attended,
+        )
+        if not self.post_process:
+            return hidden
+        if labels is not None and answer_indices is not None:
+            if isinstance(self.output_layer, ColumnParallelLinear):
+                return self._answer_losses(hidden, labels, answer_indices)
+        elif answer_indices is not None:
             if self.config.sequence_parallel:
                 raise ValueError("logits of chosen tokens cannot be had in sequence parallelism")
-            length, rows, _ = hidden_states.shape
-            chosen = hidden_states[positions % length, positions // length]
-            return super()._postprocess(chosen[None], *args, **kwargs)
-        if not isinstance(layer, ColumnParallelLinear):
-            return super()._postprocess(hidden_states, *args, **kwargs)
+            length = len(hidden)
+            hidden = hidden[answer_indices % length, answer_indices // length][None]
+        weight = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        logits, _ = self.output_layer(
+            hidden, weight=weight, runtime_gather_output=runtime_gather_output
+        )
+        if labels is None:
+            return logits.transpose(0, 1).contiguous()
+        return self.compute_language_model_loss(labels, logits)
+
+    def _answer_losses(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        layer = self.output_layer
         weight = layer.weight
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()

@@ -46,7 +46,11 @@ class FusedTransformerLayer(TransformerLayer):
             attention.hidden_size_per_attention_head,
         )
         context = attention.core_attention(
-            query, key, value, kwargs.get("attention_mask"), attn_mask_type=attention.attn_mask_type
+            query,
+            key,
+            value,
+            attn_mask_type=attention.attn_mask_type,
+            attention_bias=kwargs.get("packed_seq_params"),
         )
         x, bias = product(attention.linear_proj, context)
         hidden, x = pieces.add_and_norm(x, bias, hidden, *norm_arguments(self.pre_mlp_layernorm))
@@ -73,7 +77,6 @@ class FusedTransformerLayer(TransformerLayer):
             and config.recompute_granularity != "selective"
             and isinstance(kwargs.get("rotary_pos_emb"), torch.Tensor)
             and kwargs.get("inference_context") is None
-            and kwargs.get("packed_seq_params") is None
         )
 
 

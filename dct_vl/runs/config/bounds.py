@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from operator import attrgetter
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 
 #: key → smallest value; null, where a key may be null, is left alone

@@ -6,17 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dct_tokenizer import PlanError, TokenizerConfigError, build_tokenizer
+from dct_tokenizer import PlanError, TokenizerConfigError
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import used_shards
-from dct_vl.model.families.qwen_vl.model_file import check_model_file, read_model_file
+from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
 from dct_vl.runs.config.bounds import check_bounds
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
-from dct_vl.runs.config.video import video_rules
-
-#: `model_type` of a model's config.json → what people call it; the models that training knows
-MODEL_TYPES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+from dct_vl.runs.derived import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +33,21 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
     """
     layout = check_layout(run, world_size)
     check_bounds(run)
+    settings = RunSettings(run)
     if run.data.min_pixels > run.data.max_pixels:
         raise ConfigError(
             f"MINPIXELS={run.data.min_pixels} is more than MAXPIXELS={run.data.max_pixels} "
             "(data.min_pixels, data.max_pixels): swap them"
         )
     try:
-        video_rules(run.data)
+        _ = settings.video_rules
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
     for name in ("min_pixels", "max_pixels"):
         if name in run.tokenizer:
             raise ConfigError(f"tokenizer.{name}: the bounds of a run are data.{name}")
     try:
-        visual = build_tokenizer(
-            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-        )
-        visual.plan(224, 224)
+        settings.visual.plan(224, 224)
     except (TokenizerConfigError, PlanError) as error:
         raise ConfigError(f"tokenizer: {error}") from error
     check_tuning(run)

@@ -9,8 +9,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config import groups
-from dct_vl.runs.config.overrides import ConfigError, check_overrides
+from dct_vl.runs.config.overrides import check_overrides
 from dct_vl.runs.config.schema import RunConfig
 
 
@@ -29,7 +30,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     """
     for word in overrides:
         if word.startswith("-"):
-            raise ConfigError(f"{word!r} is not of the form key=value (sweeps: dct-vl -m …)")
+            raise ConfigError(f"{word!r} is not of the form key=value (sweeps: dct-vl fit -m …)")
     register_schema()
     passed = check_overrides(overrides)
     with initialize_config_dir(config_dir=str(groups.CONFIG_DIR), version_base="1.3"):

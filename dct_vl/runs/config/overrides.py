@@ -12,12 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.groups import CONFIG_DIR, GROUP_FOLDERS
 from dct_vl.runs.config.schema import RunConfig
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message says what to write instead."""
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> dict[str, type]:

@@ -7,29 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters (NeMo's LoRA); read with `model.tuning=lora`."""
-
-    #: names of linear layers that get an adapter, with * as wildcard: linear_qkv, linear_proj,
-    #: linear_fc1 and linear_fc2 of `language_model.*` and `vision_model.*`
-    target_modules: list[str] = field(
-        default_factory=lambda: [
-            "language_model.*.linear_qkv",
-            "language_model.*.linear_proj",
-            "language_model.*.linear_fc1",
-            "language_model.*.linear_fc2",
-        ]
-    )
-    #: inner dimension of an adapter; a multiple of the tensor-parallel size
-    rank: int = 16
-    #: an adapter's output is scaled by alpha / rank
-    alpha: int = 32
-    #: share of an adapter's inputs that are dropped
-    dropout: float = 0.0
-    #: parts that are trained in full beside the adapters: front_end, vision, projector, language
-    also_train: list[str] = field(default_factory=lambda: ["front_end", "projector"])
+from dct_vl.model.parts import LoraConfig
 
 
 @dataclass

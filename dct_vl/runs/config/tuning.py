@@ -1,30 +1,16 @@
-"""What of the model is trained, and how fast: the parts, the modes, and their checks.
-
-The model has four parts. `front_end` is the visual tokenizer's own weights, `vision` the ViT's
-blocks, `projector` the MLP between ViT and language model, `language` the language model with its
-embeddings.
-"""
+"""What of the model is trained, and how fast: the modes and their checks."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from dataclasses import asdict
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig, ModelConfig, OptimConfig, RunConfig
+from dct_vl.errors import ConfigError
+from dct_vl.model.parts import PARTS, Part
+from dct_vl.runs.config.schema import ModelConfig, OptimConfig, RunConfig
 
-Part = Literal["front_end", "vision", "projector", "language"]
-PARTS: tuple[Part, ...] = get_args(Part)
 TUNINGS = ("full", "tokenizer_only", "lora")
 
-_LINEARS = (
-    "self_attention.linear_qkv",
-    "self_attention.linear_proj",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
 _FREEZES: dict[str, frozenset[Part]] = {
     "freeze_language_model": frozenset({"language"}),
     "freeze_vision_model": frozenset({"vision", "front_end"}),
@@ -79,29 +65,6 @@ def rate_multipliers(optim: OptimConfig) -> dict[Part, float]:
             raise ConfigError(f"optim.lr_{part}={rate}; expected at least 0, or null for optim.lr")
         multipliers[part] = 1.0 if rate is None else rate / optim.lr
     return multipliers
-
-
-def adapted_linears(lora: LoraConfig, tower: str, num_layers: int) -> Counter[str]:
-    """Linear layers of a tower that get an adapter, by NeMo's rules.
-
-    Args:
-        lora: its `target_modules` are names of layers, or whole names with * as wildcard.
-        tower: vision_model or language_model.
-        num_layers: of the tower.
-
-    Returns:
-        linear_qkv, linear_proj, linear_fc1 and linear_fc2 → in how many layers.
-    """
-    found: Counter[str] = Counter()
-    for number in range(num_layers):
-        for name in _LINEARS:
-            whole = f"{tower}.decoder.layers.{number}.{name}"
-            last = name.rpartition(".")[2]
-            found[last] += any(
-                last == p or re.fullmatch(p.replace("*", "(.*)"), whole) is not None
-                for p in lora.target_modules
-            )
-    return +found
 
 
 def check_tuning(run: RunConfig) -> None:

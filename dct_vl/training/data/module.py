@@ -25,8 +25,10 @@ from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataM
 from nemo.utils import logging
 from tqdm import tqdm
 
-from dct_vl.inputs.shard_reader import check_shares, mixed_epochs, pass_over_damage
+from dct_vl.inputs.batch import DeviceFields
+from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.training.data.shares import check_shares, mixed_epochs
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 from dct_vl.training.data.worker_watch import WorkerBoard, limit_answers, watch
 from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
@@ -62,14 +64,14 @@ class RepeatedLoader:
     """
 
     def __init__(
-        self, make_loader: Callable[[], Iterable[Any]], kept_bytes: int = KEPT_BYTES
+        self, make_loader: Callable[[], Iterable[DeviceFields]], kept_bytes: int = KEPT_BYTES
     ) -> None:
         self.make_loader = make_loader
         self._room = kept_bytes
-        self._kept: list[Any] = []
+        self._kept: list[DeviceFields] = []
         self._kept_all = False
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[DeviceFields]:
         while True:
             empty = True
             for batch in self._once():
@@ -81,7 +83,7 @@ class RepeatedLoader:
                     "(python -m data_prep prepare … --split 8,1,1) or set trainer.val_every=0"
                 )
 
-    def _once(self) -> Iterator[Any]:
+    def _once(self) -> Iterator[DeviceFields]:
         known = len(self._kept)
         yield from self._kept[:known]
         if self._kept_all:
@@ -93,8 +95,8 @@ class RepeatedLoader:
                 yield batch
         self._kept_all = len(self._kept) == number
 
-    def _keep(self, batch: Any) -> None:
-        size = sum(x.nbytes for x in batch.values() if isinstance(x, torch.Tensor))
+    def _keep(self, batch: DeviceFields) -> None:
+        size = sum(x.nbytes for x in batch.tensors())
         fits = size <= self._room
         # what comes after a batch that found no room is not kept either
         self._room = self._room - size if fits else -1

@@ -7,7 +7,7 @@ from typing import Any
 from megatron.energon import SkipSample, stateless
 from megatron.energon.edataclass import edataclass
 
-from dct_vl.inputs.batch import pack_batch
+from dct_vl.inputs.batch import Batch, pack_batch
 from dct_vl.inputs.samples import CrudeChat, EncodedChat, PlannedChat
 from dct_vl.training.data.packing import ChatPack, PackBounds, select_packs
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -22,7 +22,7 @@ class CountedChat(PlannedChat):
 
 
 class ChatPackEncoder(ChatTaskEncoder):
-    """Conversations in packs of `seq_length` tokens; a batch is made of packs.
+    """Conversations in packs of `inputs.seq_length` tokens; a batch is made of packs.
 
     Energon fills a buffer of planned samples, asks for packs, decodes the samples of one pack at a
     time and saves its place with whatever the buffer holds.
@@ -41,7 +41,7 @@ class ChatPackEncoder(ChatTaskEncoder):
 
     def __init__(self, *, max_patches: int, **options: Any) -> None:
         super().__init__(**options)
-        self.bounds = PackBounds(max_tokens=self.seq_length, max_patches=max_patches)
+        self.bounds = PackBounds(max_tokens=self.inputs.seq_length, max_patches=max_patches)
 
     @stateless
     def preencode_sample(self, sample: CrudeChat) -> CountedChat:
@@ -49,7 +49,7 @@ class ChatPackEncoder(ChatTaskEncoder):
         planned = super().preencode_sample(sample)
         num_tokens = len(planned.input_ids)
         num_patches = sum(plan.num_cells for plan in planned.plans)
-        if not self.visual.counts_from_header:
+        if not self.inputs.visual.counts_from_header:
             encoded = self.postencode_sample(planned)
             num_tokens = len(encoded.input_ids)
             num_patches = sum(plan.num_cells for plan in encoded.pictures.plans)
@@ -83,7 +83,7 @@ class ChatPackEncoder(ChatTaskEncoder):
         return ChatPack.derive_from(samples[0], samples=tuple(samples))
 
     @stateless
-    def batch(self, samples: list[ChatPack]) -> dict[str, Any]:  # type: ignore[override]
-        """Lay packs into rows; see `dct_vl.inputs.batch.pack_batch` for the fields."""
+    def batch(self, samples: list[ChatPack]) -> Batch:  # type: ignore[override]
+        """Lay packs into rows."""
         packs = [pack.samples for pack in samples]
-        return pack_batch(packs, visual=self.visual, length=self.seq_length)
+        return pack_batch(packs, visual=self.inputs.visual, length=self.inputs.seq_length)

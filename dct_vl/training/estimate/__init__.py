@@ -3,7 +3,6 @@
 Formulas stand where they are computed: `memory` (bytes), `dct_vl.runs.flops` (FLOPs).
 """
 
-from dct_vl.runs.model_sizes import ModelSizes, model_sizes
 from dct_vl.training.estimate.estimate import Estimate, Workload, estimate
 
-__all__ = ["Estimate", "ModelSizes", "Workload", "estimate", "model_sizes"]
+__all__ = ["Estimate", "Workload", "estimate"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
 
-from dct_tokenizer import PlanError, TokenizerConfigError, VisualTokenizer, build_tokenizer
+from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_tokenizer.cost import window_pairs
-from dct_vl.runs.config.checks import check_divisions, check_layout
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
+from dct_vl.runs.config.checks import Layout, check_divisions, check_layout
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning, trained_parts
-from dct_vl.runs.flops import StepFlops, StepWork
+from dct_vl.runs.derived import RunSettings
+from dct_vl.runs.flops import StepWork
 from dct_vl.runs.model_sizes import ModelSizes
 from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, StageMemory, stage_memory
 
@@ -86,11 +86,9 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
         vision_mlp=sizes.shape.vit_mlp,
     )
     check_tuning(run)
+    settings = RunSettings(run)
     try:
-        visual = build_tokenizer(
-            run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-        )
-        picture = visual.plan(*work.picture)
+        picture = settings.visual.plan(*work.picture)
     except (TokenizerConfigError, PlanError) as error:
         raise ConfigError(f"tokenizer: {error}") from error
     cells = picture.num_cells * work.pictures_per_sample
@@ -102,15 +100,14 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
         )
     per_row = PACKED_SHARE * run.data.seq_length / tokens if run.data.packing else 1.0
     if run.data.packing and cells:
-        limit = run.data.max_patches_per_pack or 4 * run.data.seq_length
-        per_row = min(per_row, limit / cells)
-    typical = _typical(run, work, cells, tokens, per_row)
-    fullest = _fullest(run, work, picture.num_cells, picture.num_llm_tokens)
-    plan = make_plan(run, sizes, visual, layout.data_parallel_size, layout.num_micro_batches)
+        per_row = min(per_row, settings.max_patches_per_pack / cells)
+    typical = _typical(settings, work, cells, tokens, per_row)
+    fullest = _fullest(settings, work, picture.num_cells, picture.num_llm_tokens)
+    plan = make_plan(settings, sizes, layout)
     samples = run.trainer.global_batch_size * per_row
     per_step = samples * work.pictures_per_sample
     segments = (picture.vit_cu_seqlens[1:] - picture.vit_cu_seqlens[:-1]).astype(float)
-    counter = _flops(sizes, plan, visual)
+    counter = settings.step_flops(sizes)
     step = StepWork(
         num_cells=samples * cells,
         cell_pairs=per_step * float((segments**2).sum()),
@@ -149,78 +146,61 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     )
 
 
-def make_plan(
-    run: RunConfig, sizes: ModelSizes, visual: VisualTokenizer, dp: int, num_micro_batches: int
-) -> Plan:
+def make_plan(settings: RunSettings, sizes: ModelSizes, layout: Layout) -> Plan:
     """How a run's model lies on GPUs; switches left open are on, as they are with CUDA."""
+    run, lora = settings.run, settings.lora
     trainer, speed = run.trainer, run.speed
-    is_lora = run.model.tuning == "lora"
     return Plan(
         sizes=sizes,
         front_end_parameters=sum(
-            p.numel() for p in visual.front_end(sizes.shape.vit_width).parameters()
+            p.numel() for p in settings.visual.front_end(sizes.shape.vit_width).parameters()
         ),
         tp=trainer.tensor_parallel_size,
         pp=trainer.pipeline_parallel_size,
-        dp=dp,
+        dp=layout.data_parallel_size,
         cp=trainer.context_parallel_size,
         sequence_parallel=trainer.sequence_parallel,
         distributed_optimizer=trainer.distributed_optimizer,
-        num_micro_batches=num_micro_batches,
+        num_micro_batches=layout.num_micro_batches,
         half_precision=run.model.dtype != "fp32",
         fused_layers=speed.fused_layers is not False and run.model.layer_spec != "te",
         answer_loss=speed.answer_loss is not False,
         fused_optimizer=speed.fused_optimizer is not False,
         recompute=speed.recompute,
         trained=frozenset(trained_parts(run.model)),
-        adapters=sizes.adapters(run.model.lora) if is_lora else (0, 0),
-        adapted_fc2=sizes.adapted_fc2(run.model.lora) if is_lora else (0, 0),
+        adapters=sizes.adapters(lora) if lora else (0, 0),
+        adapted_fc2=sizes.adapted_fc2(lora) if lora else (0, 0),
     )
 
 
-def _typical(run: RunConfig, work: Workload, cells: int, tokens: int, per_row: float) -> MicroBatch:
-    rows, data = run.trainer.micro_batch_size, run.data
-    fixed = data.packing or run.trainer.pipeline_parallel_size > 1
-    multiple = 8 * run.trainer.tensor_parallel_size * run.trainer.context_parallel_size
+def _typical(
+    settings: RunSettings, work: Workload, cells: int, tokens: int, per_row: float
+) -> MicroBatch:
+    rows, multiple = settings.run.trainer.micro_batch_size, settings.row_multiple
     return MicroBatch(
         rows=rows,
-        row_tokens=data.seq_length if fixed else -(-tokens // multiple) * multiple,
+        row_tokens=settings.run.data.seq_length
+        if settings.has_fixed_rows
+        else -(-tokens // multiple) * multiple,
         num_cells=round(rows * per_row * cells),
         num_answers=round(rows * per_row * work.answer_tokens),
     )
 
 
-def _fullest(run: RunConfig, work: Workload, cells: int, tokens: int) -> MicroBatch:
+def _fullest(settings: RunSettings, work: Workload, cells: int, tokens: int) -> MicroBatch:
     """Rows of seq_length tokens, as full of pictures as one sample's text leaves room for."""
+    run = settings.run
     rows, length = run.trainer.micro_batch_size, run.data.seq_length
     pictures = (length - work.text_tokens) / tokens
     if not run.data.packing:
         pictures = int(pictures)
     row_cells = pictures * cells
     if run.data.packing:
-        row_cells = min(row_cells, run.data.max_patches_per_pack or 4 * length)
+        row_cells = min(row_cells, settings.max_patches_per_pack)
     return MicroBatch(
         rows=rows,
         row_tokens=length,
         num_cells=round(rows * row_cells),
         # answers can be all text that is left beside the least of pictures
         num_answers=rows * max(work.answer_tokens, length - int(pictures) * tokens),
-    )
-
-
-def _flops(sizes: ModelSizes, plan: Plan, visual: VisualTokenizer) -> StepFlops:
-    front_end: Any = visual.front_end(1)
-    fixed = front_end.flops_per_cell(0, still=True)
-    whole = front_end.flops_per_cell(sizes.shape.vit_width, still=True)
-    return StepFlops(
-        shape=sizes.shape,
-        vocab_size=sizes.vocab_size,
-        front_end_fixed=fixed,
-        front_end_weight=whole - fixed,
-        trains_front_end="front_end" in plan.trained,
-        trains_vit="vision" in plan.trained,
-        trains_merger="projector" in plan.trained,
-        trains_llm="language" in plan.trained,
-        vit_adapters=plan.adapters[0] > 0,
-        llm_adapters=plan.adapters[1] > 0,
     )

@@ -12,8 +12,8 @@ from data_prep.executor import InProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
+from dct_vl.errors import ConfigError
 from dct_vl.model.random_model import TinyShape, write_random_model
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.verbs.random_model import conversation_texts
 
 _MARK = ".layout_check"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.checks import check_run
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.run_files import read_steps
 from dct_vl.training.layout_check.inputs import Inputs
 from dct_vl.training.layout_check.layouts import ParallelLayout

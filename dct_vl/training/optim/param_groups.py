@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
 
-from dct_vl.model.parts import part_of
-from dct_vl.runs.config.tuning import Part
+from dct_vl.model.parts import Part, part_of
 
 
 class PartOptimizer(MegatronOptimizerModule):
@@ -44,7 +43,7 @@ class PartOptimizer(MegatronOptimizerModule):
         """Megatron's optimizer over this rank's trained parameters."""
         if set(self.multipliers.values()) == {1.0}:
             return super().optimizers(model)
-        with _groups_by(self._multiplier, sorted(set(self.multipliers.values()))):
+        with _groups_by(self.multipliers):
             return super().optimizers(model)
 
     def finalize_model_grads(
@@ -87,27 +86,22 @@ class PartOptimizer(MegatronOptimizerModule):
                 pl_module.log("lr", rate, batch_size=1, prog_bar=True)
                 return
 
-    def _multiplier(self, name: str, parameter: torch.nn.Parameter) -> float:
-        return self.multipliers[part_of(name)]
-
 
 @contextmanager
-def _groups_by(
-    multiplier_of: Callable[[str, torch.nn.Parameter], float], multipliers: list[float]
-) -> Iterator[None]:
-    """Let Megatron make its groups once for each of several multipliers."""
+def _groups_by(multipliers: Mapping[Part, float]) -> Iterator[None]:
+    """Let Megatron make its groups once for each multiplier in use."""
     stock = megatron_optimizer._get_param_groups
 
     def grouped(
         model_chunks: Any, no_weight_decay_cond: Any, _condition: Any, _multiplier: Any, **rest: Any
     ) -> list[dict[str, Any]]:
         groups = []
-        for wanted in multipliers:
+        for wanted in sorted(set(multipliers.values())):
             # the others get a multiplier that no group has, and are left out here
             made = stock(
                 model_chunks,
                 no_weight_decay_cond,
-                lambda name, parameter, wanted=wanted: multiplier_of(name, parameter) != wanted,
+                lambda name, parameter, wanted=wanted: multipliers[part_of(name)] != wanted,
                 -1.0,
                 **rest,
             )

@@ -9,10 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from dct_vl.errors import ConfigError
 from dct_vl.model.attention import have_cudnn_attention, have_varlen_attention, prefer_cudnn
 from dct_vl.model.fused.compiling import allow_compiling
 from dct_vl.model.layer_specs import LayerSpecName
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import SpeedConfig
 from dct_vl.training.optim.gradient_scale import PendingScale
 from dct_vl.training.optim.optimizer_lists import copy_at_once, remember_lists

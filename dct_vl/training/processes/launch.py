@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.checks import check_model_layout, check_run
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.training.processes.rank_errors import FOLDER_VARIABLE, describe_errors
 from dct_vl.training.processes.supervise import supervise
@@ -181,7 +181,7 @@ def torchrun_command(machines: Machines, overrides: Sequence[str]) -> list[str]:
         f"--nproc-per-node={machines.processes_per_node}",
         *rendezvous,
         "-m",
-        "training",
+        "dct_vl",
         "fit",
         *overrides,
         f"trainer.accelerator={accelerator}",

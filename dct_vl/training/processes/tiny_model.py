@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.schema import SchemaError, parse_record
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.checks import check_data_path
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 
 #: value of model.path that asks for a generated model → its shape

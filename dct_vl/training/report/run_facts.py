@@ -13,7 +13,9 @@ from typing import Any
 import orjson
 
 from dct_vl.inputs.rejects import count_notes, count_rejects
+from dct_vl.runs.checkpoint_files import checkpoint_step, list_checkpoints, read_meta
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.ledger import LedgerSummary, summarize
 from dct_vl.runs.run_files import (
     CONFIG_NAME,
@@ -26,7 +28,6 @@ from dct_vl.runs.run_files import (
     read_steps,
 )
 from dct_vl.runs.series import Steps
-from dct_vl.training.restart.checkpoints import checkpoint_step, list_checkpoints, read_meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +64,15 @@ class RunFacts:
     checkpoints: tuple[Checkpoint, ...]
 
     @property
-    def last_step(self) -> int:
-        """The step at which the run was to stop."""
-        trainer = self.config.trainer
-        return min(trainer.max_steps, trainer.stop_at_step or trainer.max_steps)
-
-    @property
     def state(self) -> str:
         """A sentence on how far the run is."""
         done, planned = self.current_step, self.config.trainer.max_steps
         if done >= planned:
             return f"Finished: all {planned:,} steps are done."
-        if done >= self.last_step:
+        last = RunSettings(self.config).last_step
+        if done >= last:
             return f"Stopped as asked after step {done:,}; the schedule runs to {planned:,}."
-        return f"Not finished when this page was written: step {done:,} of {self.last_step:,}."
+        return f"Not finished when this page was written: step {done:,} of {last:,}."
 
     @property
     def command(self) -> str:

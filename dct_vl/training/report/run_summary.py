@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from data_prep.durable import write_durably
 from dct_vl.pages.charts import Area, Line, area_chart, line_chart
-from dct_vl.pages.page import duration, figure, percent, write_page
+from dct_vl.pages.page import duration, figure, percent, render_page
 from dct_vl.runs.config.tuning import trained_parts
 from dct_vl.runs.series import (
     TOKEN_KINDS,
@@ -50,7 +51,8 @@ def write_run_summary(run_dir: str | Path) -> Path:
         "num_bad_losses": int((~np.isfinite(column(facts.steps, "loss"))).sum()),
         "settings": settings(facts),
     }
-    write_page(path, "run_summary.html.jinja", context, package="dct_vl.training.report")
+    page = render_page("run_summary.html.jinja", context, package="dct_vl.training.report")
+    write_durably(path, page.encode())
     return path
 
 
@@ -61,7 +63,7 @@ def try_run_summary(run_dir: str | Path) -> None:
     try:
         write_run_summary(run_dir)
     except Exception as error:
-        again = shlex.join(["python", "-m", "dct_vl", "summary", str(run_dir)])
+        again = shlex.join(["dct-vl", "summary", str(run_dir)])
         print(
             f"warning: {Path(run_dir) / SUMMARY_NAME} could not be written "
             f"({type(error).__name__}: {error}), which changes nothing of the run; "
@@ -88,7 +90,7 @@ def settings(facts: RunFacts) -> dict[str, str]:
         "Trained": f"{trained} ({model.tuning})",
         "Precision and layers": f"{model.dtype}, layer spec {model.layer_spec}",
         "Data": data.path,
-        "Pixels": f"{data.min_pixels:,} to {data.max_pixels:,} a picture after the resize",
+        "Pixels": f"{data.min_pixels:,} to {data.max_pixels:,} an image after the resize",
         "Longest sample": f"{data.seq_length:,} tokens"
         + (", the length of a pack" if data.packing else ""),
         "Batch": f"{trainer.global_batch_size} {unit} a step, "

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,70 +25,17 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dct_vl.errors import RunError, SaveError, StopRequested
-from dct_vl.runs.checkpoint_files import META_NAME, find_fault, list_files, read_meta
-from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
+from dct_vl.runs.checkpoint_files import (
+    META_NAME,
+    best_checkpoints,
+    checkpoint_folders,
+    checkpoint_step,
+    list_checkpoints,
+    list_files,
+    newest_checkpoint,
+)
 from dct_vl.training.restart.save_processes import shield_from_signals
 from dct_vl.training.restart.stop_signals import StopSignals
-
-__all__ = ["META_NAME", "CheckpointWriter", "list_checkpoints", "newest_checkpoint", "read_meta"]
-
-_NAME = re.compile(r"step-(\d{8})")
-
-
-def checkpoint_step(path: Path) -> int:
-    """Step of a checkpoint's folder; raises ValueError for any other name."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise ValueError(f"{path} is not a checkpoint of this project (step-00000100)")
-    return int(match[1])
-
-
-def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return [path for path in _folders(run_dir) if (path / META_NAME).is_file()]
-
-
-def newest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, if there is one."""
-    found = list_checkpoints(run_dir)
-    return found[-1] if found else None
-
-
-def _folders(run_dir: str | Path) -> list[Path]:
-    folder = Path(run_dir) / "checkpoints"
-    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Soundest:
-    """The newest checkpoint of a run whose files are as they were written."""
-
-    path: Path | None
-    #: newer ones, newest first, with what is wrong with them
-    damaged: tuple[tuple[Path, str], ...]
-
-
-def newest_sound(run_dir: str | Path) -> Soundest:
-    """Look from the newest checkpoint backwards for one without a fault."""
-    damaged: list[tuple[Path, str]] = []
-    for path in reversed(_folders(run_dir)):
-        fault = find_fault(path)
-        if fault is None:
-            return Soundest(path=path, damaged=tuple(damaged))
-        damaged.append((path, fault))
-    return Soundest(path=None, damaged=tuple(damaged))
-
-
-def best_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
-    """The complete checkpoints of lowest validation loss, best first.
-
-    A checkpoint's loss is that of the validation at its step; one without does not count.
-    """
-    entries = read_json_lines(Path(run_dir) / VALIDATION_NAME)
-    losses = {e["step"]: e["loss"] for e in entries if e.get("loss") is not None}
-    scored = [p for p in list_checkpoints(run_dir) if checkpoint_step(p) in losses]
-    return sorted(scored, key=lambda path: (losses[checkpoint_step(path)], path))[:count]
 
 
 def drop_checkpoints(run_dir: str | Path, *, keep_last: int, keep_best: int) -> None:
@@ -110,7 +55,7 @@ def set_aside_after(run_dir: str | Path, step: int) -> None:
     """Rename checkpoints of later steps than a run goes on from: they are damaged, and would be
     taken for its newest ones.
     """
-    for path in _folders(run_dir):
+    for path in checkpoint_folders(run_dir):
         if checkpoint_step(path) > step:
             aside = path.with_name(f"{path.name}-damaged")
             shutil.rmtree(aside, ignore_errors=True)

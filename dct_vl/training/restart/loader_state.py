@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron.energon.savable_loader import SavableDataLoaderState
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 
 
 def check_streams(

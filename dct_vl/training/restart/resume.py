@@ -12,13 +12,17 @@ from dct_vl.compat import activate
 
 activate()
 
-from dct_vl.runs.checkpoint_files import find_fault, read_meta  # noqa: E402
-from dct_vl.runs.config.overrides import ConfigError  # noqa: E402
+from dct_vl.errors import ConfigError  # noqa: E402
+from dct_vl.runs.checkpoint_files import (  # noqa: E402
+    checkpoint_step,
+    find_fault,
+    list_checkpoints,
+    newest_sound,
+    read_meta,
+)
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.config.tuning import tuning_settings  # noqa: E402
-from dct_vl.runs.config.video import video_rules  # noqa: E402
-from dct_vl.runs.model_sizes import model_sizes  # noqa: E402
-from dct_vl.training.restart.checkpoints import checkpoint_step, list_checkpoints, newest_sound  # noqa: E402
+from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.training.restart.finished import RunFinished, changed_settings  # noqa: E402
 from dct_vl.training.restart.loader_state import check_streams  # noqa: E402
 
@@ -36,17 +40,12 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
     if path is None:
         return None
     meta = read_meta(path)
-    for name, value in stream_settings(run).items():
-        if meta.get(name) != value:
-            raise ConfigError(
-                f"{path} was trained with {name} = {meta.get(name)}, this run has {value}: set it "
-                "back, or use another experiment_name"
-            )
     tuned = meta.get("tuning", {})
-    for name, value in tensor_settings(run).items():
-        if name in tuned and tuned[name] != value:
+    shared = {name: value for name, value in tensor_settings(run).items() if name in tuned}
+    for name, value in {**stream_settings(run), **shared}.items():
+        if (before := {**meta, **tuned}.get(name)) != value:
             raise ConfigError(
-                f"{path} was trained with {name} = {tuned[name]}, this run has {value}: set it "
+                f"{path} was trained with {name} = {before}, this run has {value}: set it "
                 "back, or use another experiment_name"
             )
     if "data_parallel_size" in meta:
@@ -56,7 +55,7 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
             num_ranks=data_parallel_size,
             num_workers=run.data.num_workers,
         )
-    last = last_step(run)
+    last = RunSettings(run).last_step
     if meta["step"] < last:
         return path
     ends = "trainer.max_steps" if last == run.trainer.max_steps else "trainer.stop_at_step"
@@ -143,7 +142,7 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "data": data_fingerprint(run.data.path),
         "data.min_pixels": run.data.min_pixels,
         "data.max_pixels": run.data.max_pixels,
-        "data.video": asdict(video_rules(run.data)),
+        "data.video": asdict(RunSettings(run).video_rules),
         "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
         "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
         "data.packing": packing_settings(run),
@@ -157,7 +156,7 @@ def tensor_settings(run: RunConfig) -> dict[str, object]:
     """What decides which tensors a checkpoint has; a resumed run shares it where both say it."""
     settings = dict(tuning_settings(run))
     try:
-        sizes = asdict(model_sizes(run.model.path))
+        sizes = asdict(RunSettings(run).sizes)
     except (ConfigError, OSError, ValueError):
         return settings  # no folder of a model, which is said elsewhere
     shape = {**sizes.pop("shape"), **sizes, "name": None}
@@ -172,14 +171,8 @@ def packing_settings(run: RunConfig) -> dict[str, int] | None:
     return {
         "seq_length": run.data.seq_length,
         "packing_buffer_size": run.data.packing_buffer_size,
-        "max_patches_per_pack": max_patches_per_pack(run),
+        "max_patches_per_pack": RunSettings(run).max_patches_per_pack,
     }
-
-
-def max_patches_per_pack(run: RunConfig) -> int:
-    """Most ViT patches in a pack: as many as seq_length tokens of 2 × 2 patches, if not set."""
-    chosen = run.data.max_patches_per_pack
-    return 4 * run.data.seq_length if chosen is None else chosen
 
 
 def data_fingerprint(path: str) -> str:
@@ -193,9 +186,3 @@ def data_fingerprint(path: str) -> str:
     for name in names:
         digest.update((where / name).read_bytes())
     return digest.hexdigest()[:16]
-
-
-def last_step(run: RunConfig) -> int:
-    """The step at which this process stops."""
-    trainer = run.trainer
-    return min(trainer.max_steps, trainer.stop_at_step or trainer.max_steps)

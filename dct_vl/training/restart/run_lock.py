@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 
 LOCK_NAME = "trainer.lock"
 #: of the runs that this process has claimed; open as long as it lives

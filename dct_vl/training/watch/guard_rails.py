@@ -22,7 +22,6 @@ from dct_vl.training.watch.metering import MicroBatch
 if TYPE_CHECKING:  # it needs `dct_vl.compat.activate`
     from dct_vl.training.optim.speed import SpeedUp
 
-POLICIES = ("stop", "skip", "ignore")
 BAD_STEPS_NAME = "bad_steps"
 #: losses that a spike is measured against, and how many of them there must be
 _WINDOW, _LEAST = 100, 10

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dct_tokenizer import build_tokenizer
 from dct_vl.runs.config.checks import check_layout, check_model_layout
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning, trained_parts
-from dct_vl.runs.model_sizes import model_sizes
+from dct_vl.runs.derived import RunSettings
 from dct_vl.training.estimate.estimate import make_plan
 from dct_vl.training.estimate.memory import GIB, MicroBatch, stage_memory
 
@@ -68,11 +67,8 @@ def offers(run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool)
 def peak_gib(run: RunConfig, batch: MicroBatch, world_size: int) -> float:
     """Estimated peak of the fullest pipeline stage's GPUs, GiB."""
     layout = check_layout(run, world_size)
-    visual = build_tokenizer(
-        run.tokenizer, min_pixels=run.data.min_pixels, max_pixels=run.data.max_pixels
-    )
-    sizes = model_sizes(run.model.path)
-    plan = make_plan(run, sizes, visual, layout.data_parallel_size, layout.num_micro_batches)
+    settings = RunSettings(run)
+    plan = make_plan(settings, settings.sizes, layout)
     return max(stage_memory(plan, batch, stage).peak for stage in range(plan.pp)) / GIB
 
 
@@ -95,7 +91,7 @@ def _changes(
         break
     yield from _wider(run, batch, replicas)
     yield from _smaller_pictures(run, batch)
-    unit = 8 * trainer.tensor_parallel_size * trainer.context_parallel_size
+    unit = RunSettings(run).row_multiple
     length = batch.row_tokens // 2 // unit * unit
     if length:
         half = replace(batch, row_tokens=length, num_cells=batch.num_cells // 2)

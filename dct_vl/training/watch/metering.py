@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as ps
 
+from dct_vl.inputs.batch import Batch
 from dct_vl.inputs.words import score_words
 
 
@@ -47,35 +47,34 @@ class StepMeter:
     sample_keys: list[str] = field(default_factory=list)
     micro_batches: list[MicroBatch] = field(default_factory=list, compare=False)
 
-    def add(self, batch: dict[str, Any]) -> None:
-        """Count one micro batch (fields of `dct_vl.inputs.batch.pad_batch`, on the CPU)."""
-        text, visual, padding = batch["num_tokens"].tolist()
-        self.num_samples += len(batch["sample_keys"])
-        self.num_text_tokens += text
-        self.num_visual_tokens += visual
-        self.num_padding_tokens += padding
-        self.num_answer_tokens += int(batch["loss_mask"].sum())
-        self.num_cells += len(batch["cells"])
-        segments = batch["vit_cu_seqlens"].to(torch.int64).diff()
-        self.num_cell_pairs += int((segments**2).sum())
-        windows = batch.get("vit_window_cu_seqlens")
-        if windows is not None:
-            self.num_window_pairs += int((windows.to(torch.int64).diff() ** 2).sum())
-        self.num_token_pairs += sum(length**2 for length in batch["sample_lengths"])
-        self.sample_keys += batch["sample_keys"]
-        rows, length = batch["loss_mask"].shape
-        self.micro_batches.append(
-            MicroBatch(
-                sample_keys=tuple(batch["sample_keys"]),
-                num_rows=rows,
-                row_length=length,
-                num_text_tokens=text,
-                num_visual_tokens=visual,
-                num_padding_tokens=padding,
-                num_cells=len(batch["cells"]),
-                longest_segment=int(segments.max()),
-            )
+    def add(self, batch: Batch) -> None:
+        """Count one micro batch of the loader, on the host."""
+        visual = batch.visual
+        assert visual is not None
+        assert batch.loss_mask is not None
+        rows, length = batch.input_ids.shape
+        added = MicroBatch(
+            sample_keys=batch.sample_keys,
+            num_rows=rows,
+            row_length=length,
+            num_text_tokens=batch.num_text_tokens,
+            num_visual_tokens=batch.num_visual_tokens,
+            num_padding_tokens=batch.num_padding_tokens,
+            num_cells=len(visual.cells),
+            longest_segment=visual.segments.longest,
         )
+        self.micro_batches.append(added)
+        self.sample_keys += added.sample_keys
+        self.num_samples += len(added.sample_keys)
+        self.num_text_tokens += added.num_text_tokens
+        self.num_visual_tokens += added.num_visual_tokens
+        self.num_padding_tokens += added.num_padding_tokens
+        self.num_answer_tokens += int(batch.loss_mask.sum())
+        self.num_cells += added.num_cells
+        self.num_cell_pairs += visual.segments.num_pairs
+        if visual.windows is not None:
+            self.num_window_pairs += visual.windows.segments.num_pairs
+        self.num_token_pairs += sum(length**2 for length in batch.sample_lengths)
 
     def totals(self, group: dist.ProcessGroup, device: torch.device) -> dict[str, int]:
         """Sums over the data-parallel ranks of `group`; every rank must call it."""

@@ -9,8 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.derived import RunSettings
 from dct_vl.training.estimate.memory import GIB
 from dct_vl.training.estimate.memory import MicroBatch as Estimated
 from dct_vl.training.watch.memory_advice import Offer, offers, peak_gib
@@ -157,7 +158,7 @@ def advise(
 def _estimated(run: RunConfig, batch: MicroBatch | None) -> Estimated:
     if batch is None:
         rows, length = run.trainer.micro_batch_size, run.data.seq_length
-        cells = run.data.max_patches_per_pack or 4 * length
+        cells = RunSettings(run).max_patches_per_pack
         return Estimated(
             rows=rows, row_tokens=length, num_cells=rows * cells, num_answers=rows * length
         )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dct_vl.inputs.rejects import RejectReader
 from dct_vl.inputs.words import token_roles
-from dct_vl.runs.flops import StepFlops, StepWork, device_peak_flops, step_flops
+from dct_vl.runs.flops import StepFlops, StepWork, device_peak_flops
 from dct_vl.runs.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
 from dct_vl.training.watch.metering import StepMeter, WordMeter
 from dct_vl.training.watch.rates import curves, progress, token_rates
@@ -29,15 +29,16 @@ class StepLog(pl.Callback):
         run_dir: the run's folder.
         last_step: the step at which this process stops.
         log_every: steps between lines of steps.jsonl.
+        flops: counts those of a step.
     """
 
-    def __init__(self, run_dir: Path, *, last_step: int, log_every: int) -> None:
+    def __init__(self, run_dir: Path, *, last_step: int, log_every: int, flops: StepFlops) -> None:
         self.run_dir = run_dir
         self.last_step = last_step
         self.log_every = log_every
+        self.flops = flops
         self._rejects = RejectReader(run_dir / "rejects", "reason")
         self._started = 0.0
-        self._flops: StepFlops | None = None
         self._peak_flops: float | None = None
         self._bar: tqdm[Any] | None = None
         self._last_val_loss: float | None = None
@@ -46,7 +47,6 @@ class StepLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Open the progress line."""
         module.meter = StepMeter()
-        self._flops = step_flops(module.config, module.trained, lora=module.lora)
         self._peak_flops = device_peak_flops()
         if trainer.is_global_zero:
             self._bar = tqdm(
@@ -106,22 +106,13 @@ class StepLog(pl.Callback):
         """TFLOP/s of a device and their share of its peak, None where that is unknown; see
         `dct_vl.runs.flops`.
         """
-        assert self._flops is not None
-        work = StepWork(
-            num_cells=totals["num_cells"],
-            cell_pairs=totals["num_cell_pairs"],
-            window_pairs=totals["num_window_pairs"],
-            num_tokens=totals["num_text_tokens"] + totals["num_visual_tokens"],
-            token_pairs=totals["num_token_pairs"],
-            num_output_tokens=totals["num_answer_tokens"],
-        )
-        rate = self._flops.of(work) / device_seconds
+        rate = self.flops.of(StepWork.of_totals(totals)) / device_seconds
         return {"tflops": rate / 1e12, "mfu": self._peak_flops and rate / self._peak_flops}
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Count the words of this validation anew."""
         if self._roles is None:
-            tokenizer = trainer.datamodule.task_encoder.chat.tokenizer  # type: ignore[attr-defined]
+            tokenizer = trainer.datamodule.task_encoder.inputs.chat.tokenizer  # type: ignore[attr-defined]
             self._roles = token_roles(tokenizer, len(tokenizer))
         module.words = WordMeter(roles=self._roles)
 

@@ -13,12 +13,10 @@ from raw_set import encoded, entry, jpeg, picture, write_json, write_tar
 from rich.console import Console
 
 from data_prep.executor import InProcessExecutor
-from data_prep.gallery import pick_samples
 from data_prep.options import OptionError, Options
-from data_prep.pages import preview_page, stats_page
-from data_prep.plots import bars, histogram
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
+from data_prep.shard_pages import pick_samples, preview_page, stats_page
 from data_prep.stats import (
     TokenCounts,
     as_json,
@@ -28,6 +26,7 @@ from data_prep.stats import (
     tally_folder,
 )
 from dct_tokenizer import build_tokenizer, list_presets
+from dct_vl.pages.bars import bars, histogram
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 43_904}
 
@@ -196,5 +195,6 @@ def test_preview_picks_from_many_shards(shards):
 @settings(max_examples=6)
 @given(st.dictionaries(st.integers(0, 10**6), st.integers(1, 99), min_size=1, max_size=80))
 def test_plots_of_anything(counts):
-    assert histogram(Counter(counts), label="x").startswith("<svg")
-    assert bars({f"s{k}": v for k, v in counts.items()}, label="x").startswith("<svg")
+    named = {f"s{key}": number for key, number in counts.items()}
+    assert histogram("a", Counter(counts), label="x", description="y").startswith("<svg")
+    assert bars("b", named, label="x", description="y").startswith("<svg")

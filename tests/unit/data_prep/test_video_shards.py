@@ -8,10 +8,10 @@ import numpy as np
 import simplejpeg
 
 from data_prep.executor import InProcessExecutor
-from data_prep.gallery import pick_samples
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
+from data_prep.shard_pages import pick_samples
 from data_prep.shards import iter_samples
 from data_prep.stats import tally_shard
 from data_prep.verify import _check_sample

@@ -196,19 +196,6 @@ def test_one_seed_gives_every_preset_the_same_random_start(clip):
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["pixel", "dct28_420_t8"])
-def test_stills_and_clips_are_embedded_in_one_batch(clip, pretrained, preset):
-    parts = [cut(preset, frames)[2] for frames in (clip[:1], clip[:8], clip[3:4])]
-    front_end = build_tokenizer(preset).front_end(48, pretrained)
-    together = front_end.embed_parts(parts)
-    torch.testing.assert_close(together, torch.cat([front_end(part) for part in parts]))
-    together.sum().backward()
-    gradient = front_end.weight.grad.clone()
-    front_end.zero_grad()
-    sum(front_end(part).sum() for part in parts).backward()
-    torch.testing.assert_close(gradient, front_end.weight.grad, atol=1e-3, rtol=1e-4)
-
-
 def test_foreign_weights_and_cells_are_refused(pretrained):
     tokenizer = build_tokenizer("dct28_420")
     with pytest.raises(ValueError, match=r"\(32, 3, 2, 14, 14\)"):

@@ -18,6 +18,7 @@ STEP = {
     "num_answer_tokens": 40,
     "num_cells": 400,
     "num_cell_pairs": 12_000,
+    "num_window_pairs": 0,
     "num_token_pairs": 45_000,
 }
 

@@ -8,9 +8,12 @@ import pytest
 from compared_runs import answer, write_lines, write_run
 
 from dct_vl.evaluation.compare import read_runs
-from dct_vl.evaluation.compare.conditions import check_conditions, differing_settings
+from dct_vl.evaluation.compare.conditions import (
+    check_conditions,
+    compare_streams,
+    differing_settings,
+)
 from dct_vl.evaluation.compare.pairing import pair
-from dct_vl.evaluation.compare.streams import compare_streams
 
 LINES = [answer("a", 1), answer("b", 0)]
 
@@ -110,7 +113,7 @@ def test_answers_under_other_bounds_than_in_training_are_named(tmp_path):
     texts = [f.text for f in check_conditions(runs, pair(runs)[0]) if f.subject == "pixel bounds"]
     assert texts == [
         "two answered mine with 784–50,176 pixels, and was trained with 784–43,904.",
-        "All runs resize pictures to 784–43,904 pixels.",
+        "All runs resize images to 784–43,904 pixels.",
     ]
 
 

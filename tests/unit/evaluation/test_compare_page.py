@@ -20,20 +20,20 @@ from PIL import Image
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.evaluation.compare import read_runs, write_comparison
-from dct_vl.evaluation.compare.disagree import choose
+from dct_vl.evaluation.compare.gallery import choose
 from dct_vl.evaluation.compare.pairing import pair
 from dct_vl.inputs.held_out import read_split
 from dct_vl.inputs.images import decode_rgb
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'
-#: right answers of both runs to two questions each about six samples, and to one without a picture
+#: right answers of both runs to two questions each about six samples, and to one without an image
 OURS = "110100110110 1".replace(" ", "")
 THEIRS = "010110010010 1".replace(" ", "")
 
 
 @pytest.fixture(scope="module")
 def samples(shards) -> list[Any]:
-    """Six held-out samples with one picture each."""
+    """Six held-out samples with one image each."""
     found = [s for s in read_split(str(shards), "val") if len(s.images) == 1]
     assert len(found) >= 6
     return found[:6]
@@ -176,8 +176,8 @@ def test_the_table_of_scores(page):
     assert theirs[4].removesuffix(" (clear of 0)") == shown
     assert theirs[4].endswith("(clear of 0)") == (found[0] > 0 or found[1] < 0)
     text = text_of(tree)
-    assert "12 questions about the pictures of 6 samples" in text
-    assert "1 without a picture are not counted" in text
+    assert "12 questions about the images of 6 samples" in text
+    assert "1 without an image are not counted" in text
 
 
 def test_the_table_of_sources(page):
@@ -333,8 +333,8 @@ def test_the_page_stands_without_data_model_and_ledger(folders, lines, tmp_path)
     row = ["dct28_420", "1", "–", "2.00", "–", "2.0 s", "1.00", "–"]
     assert rows_of(next(tree.iter("table"))) == [["a", *row], ["b", *row]]
     text = text_of(tree)
-    assert "The pictures are not at hand" in text
-    assert "1 questions about the pictures of 1 samples" in text
+    assert "The images are not at hand" in text
+    assert "1 questions about the images of 1 samples" in text
 
 
 def test_a_benchmarks_pictures_come_from_its_data(folders, samples, tmp_path):
@@ -349,7 +349,7 @@ def test_a_benchmarks_pictures_come_from_its_data(folders, samples, tmp_path):
         files[name] = write_lines(tmp_path / f"{name}_samples_qa.jsonl", [line])
     runs = read_runs(folders, answers=files)
     text = text_of(tree_of(write_comparison(runs, tmp_path)))
-    assert "Without --data qa=PATH the pictures are not at hand" in text
+    assert "Without --data qa=PATH the images are not at hand" in text
     tree = tree_of(write_comparison(runs, tmp_path, data={"qa": data}))
     with pytest.raises(ValueError, match=r"--data names 'vqa'; .* on qa"):
         write_comparison(runs, tmp_path, data={"vqa": data})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from compared_runs import answer, write_lines, write_run
 from typer.testing import CliRunner
 
 from dct_vl.evaluation.compare import read_runs
-from dct_vl.evaluation.compare.intervals import difference_interval, share_interval
 from dct_vl.evaluation.compare.pairing import pair, score_runs, score_sources
 from dct_vl.verbs.evaluation import app
 
@@ -42,7 +40,7 @@ def test_scores_count_only_what_all_answered_about_pictures(two):
     (paired,), others = pair(runs)
     assert others == {}
     assert [row[0].id for row in paired.items] == [("a", 1), ("a", 3), ("b", 1)]
-    assert paired.num_without_picture == 1
+    assert paired.num_without_image == 1
     assert paired.num_unpaired == (1, 0)
     first, second = score_runs(paired, 0)
     assert first.share == pytest.approx(2 / 3)
@@ -77,37 +75,6 @@ def test_lower_can_be_better(two, tmp_path):
     assert worse.difference_interval == pytest.approx((1, 1))
 
 
-def resampled(statistic, count: int) -> tuple[float, float]:
-    """95 % of a statistic of picked rows, by numpy alone."""
-    rng = np.random.default_rng(7)
-    found = [statistic(rng.integers(count, size=count)) for _ in range(8000)]
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def test_intervals_are_those_of_resampled_samples():
-    rng = np.random.default_rng(1)
-    of = rng.integers(1, 5, 300).astype(float)
-    easy = rng.random(300)
-    ours, theirs = rng.binomial(of.astype(int), easy), rng.binomial(of.astype(int), easy * 0.9)
-    wanted = resampled(lambda rows: ours[rows].sum() / of[rows].sum(), 300)
-    assert share_interval(ours, of) == pytest.approx(wanted, abs=0.004)
-    wanted = resampled(lambda rows: (ours - theirs)[rows].sum() / of[rows].sum(), 300)
-    found = difference_interval(ours, theirs, of)
-    assert found == pytest.approx(wanted, abs=0.004)
-    # were the runs resampled apart, the pictures' own difficulty would come on top
-    apart = np.hypot(*(np.ptp(share_interval(x, of)) for x in (ours, theirs)))
-    assert np.ptp(found) < 0.9 * apart
-
-
-def test_a_constant_difference_is_certain_and_one_sample_is_not():
-    hard = np.random.default_rng(0).integers(0, 2, 200) * 0.5
-    of = np.ones(200)
-    assert difference_interval(hard + 0.25, hard, of) == pytest.approx((0.25, 0.25))
-    assert difference_interval(np.ones(1), np.zeros(1), np.ones(1)) is None
-    assert share_interval(np.ones(1), np.ones(1)) is None
-
-
 def test_questions_of_one_sample_are_drawn_together(two):
     """Twenty equal answers about each of four samples are four observations, not eighty."""
     lines = [answer(f"s{n}", n < 2, turn=t) for n in range(4) for t in range(20)]
@@ -136,7 +103,7 @@ def test_other_scores_and_no_pictures_are_refused(two, tmp_path):
     with pytest.raises(ValueError, match=r"holds exact answers, .*w\.jsonl words right"):
         pair(runs)
     text = [answer("a", 1, num_visual_tokens=0)]
-    with pytest.raises(ValueError, match="none of the questions is about a picture"):
+    with pytest.raises(ValueError, match="none of the questions is about an image"):
         pair(two(text, text))
 
 

@@ -13,14 +13,15 @@ from dct_vl.evaluation.tasks.item import TaskItem, user_turn
 from dct_vl.evaluation.tasks.registry import find_task
 
 
-def test_answers_are_found_by_key_and_turn(tmp_path):
+def test_answers_are_found_by_key_and_turn_and_more_keys_are_allowed(tmp_path):
     lines = [
-        answer("a", 1),
+        answer("a", 1, seconds=0.5),
         answer("a", 0, turn=3, question="And now?", num_visual_tokens=18, source=""),
     ]
     found = read_results(write_lines(tmp_path / "x.jsonl", lines))
     assert found.metric == "exact answers"
     first, second = found.items["a", 1], found.items["a", 3]
+    assert (first.num_images, second.num_images) == (1, 0)
     assert (first.got, first.of, first.question, first.source) == (1, 1, "Question 1?", "shapes")
     assert (second.got, second.answer, second.num_visual_tokens) == (0, "no", 18)
     assert second.source == "unnamed"
@@ -136,6 +137,9 @@ def test_what_is_no_file_of_scores_is_refused_with_the_next_step(tmp_path):
     short = write_lines(tmp_path / "s.jsonl", [answer("a", 1), {"key": "b", "correct": True}])
     with pytest.raises(ValueError, match=r"s\.jsonl, line 2: KeyError\('turn'\)"):
         read_results(short)
+    listed = write_lines(tmp_path / "l.jsonl", [[1]])
+    with pytest.raises(ValueError, match=r"l\.jsonl, line 1 is a list, not an object"):
+        read_results(listed)
     null = write_lines(tmp_path / "n.jsonl", [answer("a", 1), answer("b", 1, question=None)])
     with pytest.raises(ValueError, match=r"n\.jsonl, line 2: AttributeError"):
         read_results(null)

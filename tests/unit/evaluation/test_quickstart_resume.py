@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dct_vl.evaluation.quickstart import ResumeProof, resume_difference
+from dct_vl.evaluation.compare.quickstart import ResumeProof, resume_difference
 from dct_vl.runs.run_files import STEPS_NAME, append_json_line
 
 

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
 
-from dct_vl.evaluation.study import StudyRun, write_study
-from dct_vl.evaluation.study.collect import check_comparable
-from dct_vl.evaluation.study.intervals import difference_interval, share_interval
-from dct_vl.evaluation.study.report import group
+from dct_vl.evaluation.compare.results import WORDS_METRIC, ItemScore, ResultFile
+from dct_vl.evaluation.compare.study import StudyRun, check_comparable, group, write_study
 
 SAMPLES = 400
 
 
+def make_words(right: np.ndarray) -> ResultFile:
+    items = [
+        ItemScore(
+            key=str(number),
+            source=("numbers_6px", "numbers_14px")[number % 2],
+            got=float(got),
+            of=4.0,
+            num_visual_tokens=16,
+        )
+        for number, got in enumerate(right)
+    ]
+    by_id = {item.id: item for item in items}
+    return ResultFile(path=Path("words.jsonl"), metric=WORDS_METRIC, items=by_id)
+
+
 def make_run(tokenizer: str, seed: int, chance: float, flops: float) -> StudyRun:
     rng = np.random.default_rng([seed, len(tokenizer)])
-    words = np.full(SAMPLES, 4)
     return StudyRun(
         name=f"{tokenizer}-{seed}",
         tokenizer=tokenizer,
         seed=seed,
-        num_steps=100,
         curve=((50, chance / 2), (100, chance)),
-        keys=tuple(str(i) for i in range(SAMPLES)),
-        sources=np.array(["numbers_6px", "numbers_14px"] * (SAMPLES // 2)),
-        num_words=words,
-        num_right=rng.binomial(words, chance),
-        visual_tokens=16.0,
+        words=make_words(rng.binomial(np.full(SAMPLES, 4), chance)),
         flops=flops,
         wire_bytes=1000,
         measured_speed=None,
@@ -62,25 +70,6 @@ def test_speed_is_of_the_runs_that_were_measured_alone(runs, tmp_path):
     assert "| 200 (training) |" in table
 
 
-def test_intervals_hold_the_truth_and_shrink_with_samples():
-    rng = np.random.default_rng(0)
-    words = np.full(2000, 4)
-    right = rng.binomial(words, 0.8)[None]
-    low, high = share_interval(right, words)
-    assert low < 0.8 < high
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.16 / 8000), rel=0.15)
-    few_low, few_high = share_interval(right[:, :200], words[:200])
-    assert few_high - few_low > 2 * (high - low)
-
-
-def test_a_difference_of_runs_on_the_same_pictures_is_paired():
-    """Pictures differ far more from each other than the two runs do on each of them."""
-    words = np.full(500, 10)
-    easy = np.random.default_rng(0).integers(0, 2, 500) * 5
-    ours, theirs = (easy + 2)[None], (easy + 1)[None]
-    assert difference_interval(ours, theirs, words) == pytest.approx((0.1, 0.1))
-
-
 def test_the_table_has_every_tokenizer_and_the_difference(runs, tmp_path):
     table = write_study(runs, tmp_path, baseline="pixel28").read_text()
     costs, kinds = (part.splitlines() for part in table.split("\n\n"))
@@ -109,5 +98,19 @@ def test_runs_under_other_conditions_are_refused(runs):
     other = replace(runs[-1], conditions={"steps": 200, "optim.lr": 1e-3})
     with pytest.raises(ValueError, match="steps = 100, pixel-1 has 200"):
         check_comparable([*runs[:-1], other])
+    words = runs[-1].words
+    turned = replace(words, items=dict(reversed(words.items.items())))
     with pytest.raises(ValueError, match="different samples"):
-        check_comparable([*runs[:-1], replace(runs[-1], keys=runs[-1].keys[::-1])])
+        check_comparable([*runs[:-1], replace(runs[-1], words=turned)])
+
+
+def test_a_source_with_one_sample_has_no_interval(runs, tmp_path):
+    def lone(run: StudyRun) -> StudyRun:
+        first, *others = run.words.items.values()
+        items = [replace(first, source="lines_3px"), *others]
+        return replace(run, words=replace(run.words, items={item.id: item for item in items}))
+
+    table = write_study([lone(run) for run in runs], tmp_path, baseline="pixel28").read_text()
+    rows = orjson.loads((tmp_path / "study.json").read_bytes())
+    assert [row["difference_interval_by_source"]["lines_3px"] for row in rows] == [None] * 3
+    assert "| lines_3px |" in table

@@ -150,7 +150,7 @@ def base(request) -> Path:
 def adapted(base, build_module):
     """A module whose adapters do something."""
     from dct_vl.model.lora import apply_lora
-    from dct_vl.runs.config.schema import LoraConfig
+    from dct_vl.model.parts import LoraConfig
 
     module = build_module("dct14", base)
     targets = ["linear_qkv", "linear_proj", "*.layers.*.linear_fc1", "*.layers.*.linear_fc2"]

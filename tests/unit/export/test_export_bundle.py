@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainers_side import loaded, prompt_logits, question, texts
+from trainers_side import loaded, prompt_logits, question, replies
 from transformers import AutoImageProcessor
 
 from data_prep.schema import Turn
@@ -36,7 +36,7 @@ NEW_TOKENS = 8
 #: answers every folder's questions and writes what it said; the project is out of reach
 ASK = """
 import json, sys
-for name in ("dct_tokenizer", "data_prep", "training", "evaluation"):
+for name in ("dct_tokenizer", "data_prep", "dct_vl"):
     sys.modules[name] = None
 import torch
 from PIL import Image
@@ -153,7 +153,8 @@ def test_the_same_answers_as_the_trainers_own(preset, kind, said, pictures, buil
     found = said[preset, kind]
     assert (torch.tensor(found["logits"]) - logits).abs().max() < 1e-4
     assert logits.std() > 0.5
-    wanted = texts(model, questions, NEW_TOKENS)
+    asked = [replace(one, max_new_tokens=NEW_TOKENS) for one in questions]
+    wanted = [reply.text for reply in replies(model, asked)]
     assert found["texts"] == wanted
     assert len(set(wanted)) > 1, "equal answers prove little"
     assert found["same_without_cache"]
@@ -233,7 +234,6 @@ def test_a_clip_is_placed_as_the_trainer_places_it(kind, exported, build_module,
         pictures=pictures,
     )
     batch = pad_batch([sample], visual=visual, pad_to=None, pad_multiple=1)
-    names = ("input_ids", "position_ids", "cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
     folder = exported["dct14_t4", kind]
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -244,7 +244,7 @@ def test_a_clip_is_placed_as_the_trainer_places_it(kind, exported, build_module,
     times = inputs["token_positions"][: plans[0].num_llm_tokens, 0]
     assert set(times.tolist()) == ({0, 5} if kind == "tiny_model_25" else {0, 2})
     with torch.no_grad():
-        wanted = moved(build_module("dct14_t4", base))(**{name: batch[name] for name in names})
+        wanted = moved(build_module("dct14_t4", base))(replace(batch, labels=None))
         found = model.eval()(**inputs).logits
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() < 1e-4

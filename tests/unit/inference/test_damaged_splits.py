@@ -9,12 +9,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from trainers_side import loaded
 
-from dct_vl.evaluation.answers import AnswerOptions, write_answers
-from dct_vl.evaluation.whole_file import written_whole
+from data_prep.durable import atomic_write
+from dct_tokenizer import build_tokenizer
 from dct_vl.evaluation.words import write_words
+from dct_vl.inference.answers import AnswerOptions, write_answers
+from dct_vl.inputs.cook import DamagedSample
 from dct_vl.inputs.held_out import read_split
-from dct_vl.inputs.rejected import DamagedSample
 from dct_vl.inputs.shard_index import keys_by_split
 
 
@@ -25,21 +27,13 @@ def copied(shards, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_model(shards, tiny_model, build_module):
-    from transformers import AutoTokenizer
-
-    from dct_tokenizer import build_tokenizer
-    from dct_vl.inference.loading import LoadedModel
-    from dct_vl.inputs.chat import ChatTokenizer
-    from dct_vl.runs.config.compose import compose_config
-
-    return LoadedModel(
-        checkpoint=None,
-        run=compose_config([f"data.path={shards}", f"model.path={tiny_model}", "tokenizer=pixel"]),
-        step=0,
-        module=build_module("pixel"),
-        visual=build_tokenizer("pixel", min_pixels=784, max_pixels=3136),
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model)),
+def whole_model(shards, tiny_model, build_module, tmp_path_factory):
+    return loaded(
+        build_module("pixel"),
+        build_tokenizer("pixel", min_pixels=784, max_pixels=3136),
+        tiny_model,
+        data=shards,
+        checkpoint=tmp_path_factory.mktemp("checkpoint") / "step",
     )
 
 
@@ -130,10 +124,10 @@ def test_a_split_without_a_sample_is_an_error_that_leaves_nothing(
 
 def test_a_block_that_fails_leaves_the_file_of_before(tmp_path):
     file = tmp_path / "a" / "b.jsonl"
-    with written_whole(file) as opened:
+    with atomic_write(file) as opened:
         opened.write(b"whole")
         assert not file.exists()
-    with pytest.raises(TypeError), written_whole(file) as opened:
+    with pytest.raises(TypeError), atomic_write(file) as opened:
         opened.writelines([b"a part", None])
     assert file.read_bytes() == b"whole"
     assert list(file.parent.iterdir()) == [file]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from dataclasses import replace
 
@@ -15,17 +16,18 @@ from trainers_side import loaded, question
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.evaluation.greedy import encode_question
 from dct_vl.inference.decode import DecodeOptions, decode
 from dct_vl.inference.generate.checkpoint_engine import encode_request
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling
-from dct_vl.inputs.batch import pad_batch
+from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
+from dct_vl.model.kv_cache import KeyValueCache
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.video import video_rules
+from dct_vl.runs.derived import RunSettings
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 43904}
@@ -56,20 +58,18 @@ def prompts(model, pictures):
         question("How many?"),
         question("What color is the shape on the left of the other one?", pictures[2:]),
     ]
-    return [encode_question(model, one) for one in asked]
+    return [encode_request(model, one) for one in asked]
 
 
 @torch.inference_mode()
 def without_cache(model, prompt, number: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and the logits of each, by the whole text again and again."""
     batch = pad_batch([prompt], visual=model.visual, pad_to=None, pad_multiple=1)
-    names = ("cells", "vit_positions", "vit_cu_seqlens", "vit_grids")
-    visual = model.module.encode_cells(*(batch[name] for name in names))
-    visual = None if prompt.pictures.cells is None else visual
-    ids, positions = batch["input_ids"], batch["position_ids"]
+    visual = batch.visual
+    ids, positions = batch.input_ids, batch.position_ids
     tokens, seen = [], []
     for _ in range(number):
-        logits = model.module(input_ids=ids, position_ids=positions, visual=visual)[0, -1]
+        logits = model.module(Batch(input_ids=ids, position_ids=positions, visual=visual))[0, -1]
         seen.append(logits)
         tokens.append(int(logits.argmax()))
         ids = torch.cat((ids, torch.tensor([[tokens[-1]]])), dim=1)
@@ -104,8 +104,8 @@ def test_tokens_and_logits_are_those_without_a_cache(
 
 def test_the_model_is_left_without_a_cache(model, prompts):
     decode(model, prompts[:1], [2])
-    layers = model.module.language_model.decoder.layers
-    assert all(layer.self_attention.core_attention.cache is None for layer in layers)
+    gc.collect()
+    assert not any(isinstance(left, KeyValueCache) for left in gc.get_objects())
 
 
 def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
@@ -163,13 +163,15 @@ def test_a_request_is_encoded_as_training_encodes_it(model, pictures, tiny_model
         videos=(clip,),
         max_new_tokens=3,
     )
-    ours = encode_request(model, request).prompt
+    ours = encode_request(model, request)
     turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "After"}]
     encoder = ChatTaskEncoder(
-        chat=ChatTokenizer(model.chat.tokenizer),
-        visual=visual,
-        video=video_rules(run.data),
-        seq_length=run.data.seq_length,
+        inputs=InputSpec(
+            chat=ChatTokenizer(model.chat.tokenizer),
+            visual=visual,
+            video=RunSettings(run).video_rules,
+            seq_length=run.data.seq_length,
+        ),
         rejects=RejectLog(tmp_path, str(shards)),
     )
     crude = CrudeChat(

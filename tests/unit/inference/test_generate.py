@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from dct_vl.evaluation.score import read_predictions
 from dct_vl.evaluation.tasks.registry import find_task
+from dct_vl.evaluation.tasks.requests import TaskRequests
 from dct_vl.inference.generate.engine import AnswerSettings, Reply
 from dct_vl.inference.generate.journal import Journal
-from dct_vl.inference.generate.requests import FileRequests, TaskRequests
+from dct_vl.inference.generate.requests import FileRequests
 from dct_vl.inference.generate.run import generate
 from dct_vl.inference.generate.teams import Layout, Team, layout_of
 from dct_vl.verbs.evaluation import app

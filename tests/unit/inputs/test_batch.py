@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +13,14 @@ from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import list_presets
-from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
+from dct_vl.inputs.batch import Segments
 from dct_vl.inputs.chat import ChatTokenizer, TokenizedChat
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX, place_media
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 PAD = 7
-FIELDS = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
 BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
 TEXT_ONLY = ROWS[1]
 
@@ -33,10 +36,13 @@ def make_encoder(tiny_model):
 
     def make(preset: str = "pixel", **options) -> ChatTaskEncoder:
         return ChatTaskEncoder(
-            chat=chat,
-            visual=build_tokenizer(preset, **BOUNDS),
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(preset, **BOUNDS),
+                seq_length=512,
+            ),
             rejects=RejectLog(None, "nowhere"),
-            **{"seq_length": 512, **options},
+            **options,
         )
 
     return make
@@ -84,24 +90,27 @@ def test_labels_are_shifted_and_padding_carries_nothing(make_encoder):
     batch = encoder.batch(samples)
     longest = max(len(s.input_ids) for s in samples)
     width = -(-longest // 16) * 16
-    assert batch["input_ids"].shape == batch["labels"].shape == (3, width)
-    assert batch["sample_keys"] == ["k0", "k1", "k2"]
-    assert batch["num_tokens"].sum() == 3 * width
+    assert batch.input_ids.shape == batch.labels.shape == (3, width)
+    assert batch.sample_keys == ("k0", "k1", "k2")
+    assert batch.num_visual_tokens == sum(int((s.input_ids < 0).sum()) for s in samples) > 0
+    assert batch.num_text_tokens == sum(int((s.input_ids >= 0).sum()) for s in samples)
+    kinds = (batch.num_text_tokens, batch.num_visual_tokens, batch.num_padding_tokens)
+    assert sum(kinds) == 3 * width
     for row, sample in enumerate(samples):
         size = len(sample.input_ids)
-        assert batch["input_ids"][row, :size].tolist() == sample.input_ids.tolist()
-        assert not batch["input_ids"][row, size:].any()
-        assert not batch["loss_mask"][row, size - 1 :].any()
-        scored = batch["loss_mask"][row].nonzero().flatten()
+        assert batch.input_ids[row, :size].tolist() == sample.input_ids.tolist()
+        assert not batch.input_ids[row, size:].any()
+        assert not batch.loss_mask[row, size - 1 :].any()
+        scored = batch.loss_mask[row].nonzero().flatten()
         assert (scored + 1).tolist() == np.flatnonzero(sample.is_answer).tolist()
-        next_ids = batch["input_ids"][row][scored + 1]
-        assert torch.equal(batch["labels"][row][scored], next_ids)
-    assert (batch["labels"] >= 0).all(), "a negative label breaks the loss even where it is masked"
+        next_ids = batch.input_ids[row][scored + 1]
+        assert torch.equal(batch.labels[row][scored], next_ids)
+    assert (batch.labels >= 0).all(), "a negative label breaks the loss even where it is masked"
 
 
 def test_fixed_length_and_what_does_not_fit(make_encoder):
     samples = encode(make_encoder(), *ROWS)
-    assert make_encoder(pad_to=200).batch(samples)["input_ids"].shape == (3, 200)
+    assert make_encoder(pad_to=200).batch(samples).input_ids.shape == (3, 200)
     longest = max(len(s.input_ids) for s in samples)
     with pytest.raises(ValueError, match=f"a sample of {longest} tokens .* batch of 40"):
         make_encoder(pad_to=40).batch(samples)
@@ -111,13 +120,13 @@ def test_pictures_of_a_batch_follow_each_other(make_encoder):
     encoder = make_encoder()
     one, two = encode(encoder, ROWS[0], ROWS[2])
     batch = encoder.batch([one, two])
-    assert torch.equal(batch["cells"], torch.cat([one.pictures.cells, two.pictures.cells]))
-    boundaries = batch["vit_cu_seqlens"].tolist()
+    assert torch.equal(batch.visual.cells, torch.cat([one.pictures.cells, two.pictures.cells]))
+    boundaries = batch.visual.segments.cu_seqlens.tolist()
     lengths = [*one.pictures.vit_segments, *two.pictures.vit_segments]
     assert len(lengths) == 3, "one segment a picture"
     assert np.diff(boundaries).tolist() == lengths
     assert boundaries[0] == 0
-    assert boundaries[-1] == len(batch["cells"]) == len(batch["vit_positions"])
+    assert boundaries[-1] == len(batch.visual.cells) == len(batch.visual.positions)
 
 
 @pytest.mark.parametrize("preset", list_presets())
@@ -126,7 +135,7 @@ def test_every_tokenizer_learns_from_pictures_and_text(preset, make_encoder, bui
     encoder = make_encoder(preset)
     module = build_module(preset)
     batch = encoder.batch(encode(encoder, *ROWS))
-    per_token, mask = module(**{name: batch[name] for name in FIELDS})
+    per_token, mask = module(batch)
     loss = (per_token * mask).sum() / mask.sum()
     assert 3 < loss.item() < 15
     module.zero_grad(set_to_none=True)
@@ -142,9 +151,9 @@ def test_a_batch_of_text_gives_the_vision_tower_zero_gradients(make_encoder, bui
     encoder = make_encoder()
     module = build_module("pixel")
     batch = encoder.batch(encode(encoder, TEXT_ONLY, TEXT_ONLY))
-    assert len(batch["cells"]) > 0
-    assert batch["num_tokens"][1] == 0
-    per_token, mask = module(**{name: batch[name] for name in FIELDS})
+    assert len(batch.visual.cells) > 0
+    assert batch.num_visual_tokens == 0
+    per_token, mask = module(batch)
     module.zero_grad(set_to_none=True)
     (per_token * mask).sum().backward()
     for part in (module.vision_model, module.vision_projection):
@@ -158,8 +167,46 @@ def test_a_batch_of_another_tokenizer_is_refused(make_encoder, build_module):
     batch = encoder.batch(encode(encoder, ROWS[2]))
     fine = make_encoder("pixel")
     other = fine.batch(encode(fine, ROWS[2]))
-    visual = {name: other[name] for name in FIRST_STAGE_FIELDS if name != "input_ids"}
+    visual = replace(other.visual, token_indices=batch.visual.token_indices)
     with pytest.raises(ValueError, match="was not made with this model's tokenizer"):
-        build_module("pixel")(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], **visual
-        )
+        build_module("pixel")(replace(batch, visual=visual))
+
+
+def test_a_batch_comes_out_of_a_loader_process_and_goes_to_a_device(make_encoder):
+    """Pickled, pinned and moved with all of its parts, but for what the host reads."""
+    encoder = make_encoder()
+    batch = encoder.batch(encode(encoder, *ROWS)).with_windows(8).with_answer_indices()
+    batch = replace(batch, segments=Segments.of([batch.input_ids.numel()]))
+    there = pickle.loads(pickle.dumps(batch)).to("meta")
+    visual = there.visual
+    moved = (
+        *(there.input_ids, there.position_ids, there.segments.cu_seqlens, there.labels),
+        *(there.loss_mask, there.answer_indices, visual.cells, visual.positions),
+        *(visual.segments.cu_seqlens, visual.token_indices),
+        *(visual.windows.order, visual.windows.segments.cu_seqlens),
+    )
+    assert all(tensor.is_meta for tensor in moved)
+    assert visual.grids.tolist() == batch.visual.grids.tolist()
+    assert len(list(there.tensors())) == len(moved) + 1
+    assert there.segments.longest == batch.segments.longest
+    assert there.sample_keys == batch.sample_keys
+    assert batch.map_tensors(torch.zeros_like).input_ids.count_nonzero() == 0
+    assert batch.input_ids.count_nonzero() > 0
+
+
+def test_torchs_loader_pins_a_batch(make_encoder, monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    encoder = make_encoder()
+    batch = encoder.batch(encode(encoder, *ROWS))
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    found = pin_memory(batch)
+    assert len(pinned) == len(list(batch.tensors())) - 1
+    assert found.visual.cells is not batch.visual.cells
+    assert found.visual.grids is batch.visual.grids

@@ -6,14 +6,15 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import orjson
 import pytest
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import key_at, keys_by_split
-from dct_vl.inputs.shard_reader import ShardReader, _sample_loaders
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.inputs.shard_reader import ShardReader, sample_loaders
 
 
 class Forgetful:
@@ -42,7 +43,6 @@ def make_data(tiny_model, tmp_path):
 
     start_single_process()
 
-    from dct_tokenizer import build_tokenizer
     from dct_vl.runs.config.compose import compose_config
     from dct_vl.training.build import build_data
 
@@ -54,8 +54,7 @@ def make_data(tiny_model, tmp_path):
                 *("trainer.micro_batch_size=1", "data.shuffle_buffer_size=10", *overrides),
             ]
         )
-        bounds = {"min_pixels": run.data.min_pixels, "max_pixels": run.data.max_pixels}
-        return build_data(run, build_tokenizer(run.tokenizer, **bounds))
+        return build_data(run)
 
     return make
 
@@ -88,7 +87,7 @@ def test_a_damaged_header_loses_its_sample_alone(make_data, copied, tmp_path, ov
     assert lost in expected
     seen = set()
     for batch in islice(make_data(copied, *overrides).train_dataloader(), 500):
-        seen |= set(batch["sample_keys"])
+        seen |= set(batch.sample_keys)
         if seen == expected - {lost}:
             break
     assert seen == expected - {lost}
@@ -103,7 +102,7 @@ def test_validation_passes_over_damage_too(make_data, copied, tmp_path):
     lost = damage(copied / "pretrain-000008.tar")
     expected = keys_by_split(copied)["val"] - {lost}
     batches = islice(make_data(copied).val_dataloader(), 2 * len(expected))
-    seen = Counter(key for batch in batches for key in batch["sample_keys"])
+    seen = Counter(key for batch in batches for key in batch.sample_keys)
     assert seen == dict.fromkeys(expected, 2)
     assert {entry["key"] for entry in listed(tmp_path / "run" / "rejects_val")} == {lost}
 
@@ -125,7 +124,8 @@ def test_a_shard_that_is_not_there_ends_training_by_name(make_data, copied):
 
 def test_an_error_that_nobody_foresaw_is_listed_too(make_data, shards, tmp_path):
     data = make_data(shards)
-    data.task_encoder.chat = Forgetful(data.task_encoder.chat, "bar")
+    inputs = data.task_encoder.inputs
+    data.task_encoder.inputs = replace(inputs, chat=Forgetful(inputs.chat, "bar"))
     assert len(list(islice(data.train_dataloader(), 100))) == 100
     found = listed(tmp_path / "run" / "rejects")
     assert found
@@ -143,7 +143,7 @@ def test_headers_that_were_read_do_not_pile_up(make_data, shards):
     list(islice(batches, 200))
     readers = [
         reader
-        for loader in _sample_loaders(data.train_dataloader().loader.dataset.dataset)
+        for loader in sample_loaders(data.train_dataloader().loader.dataset.dataset)
         for reader in loader.join_readers
     ]
     assert readers
@@ -173,7 +173,7 @@ def test_packs_from_several_epochs_at_once_are_warned_of(make_data, shards, caps
     warning = capsys.readouterr().err
     buffered: list[str] = []
     for batch in loader:
-        buffered += batch["sample_keys"]
+        buffered += batch.sample_keys
         if len(buffered) >= size:
             break
     assert len(set(buffered)) == share
@@ -202,7 +202,7 @@ def test_the_share_that_is_warned_of_is_the_smallest(make_data, shards, capsys):
 def test_loader_processes_draw_no_bars(make_data, shards, capfd):
     options = ("data.packing=true", "data.packing_buffer_size=8", "data.num_workers=1")
     batches = iter(make_data(shards, *options).train_dataloader())
-    assert next(batches)["sample_keys"]
+    assert next(batches).sample_keys
     assert "Filling" not in capfd.readouterr().err
 
 

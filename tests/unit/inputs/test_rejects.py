@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.cook import cook_chat
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.images import ImageError, decode_rgb, header_size
 from dct_vl.inputs.rejects import RejectLog, RejectReader, count_rejects
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.training.data.task_encoder import ChatTaskEncoder, cook_chat
+from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 GOOD = ROWS[2]
 
@@ -27,9 +30,11 @@ GOOD = ROWS[2]
 @pytest.fixture
 def encoder(tiny_model, tmp_path) -> ChatTaskEncoder:
     return ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model)),
-        visual=build_tokenizer("pixel", min_pixels=784, max_pixels=50_000),
-        seq_length=100,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model)),
+            visual=build_tokenizer("pixel", min_pixels=784, max_pixels=50_000),
+            seq_length=100,
+        ),
         rejects=RejectLog(tmp_path / "rejects", "DATA", max_in_a_row=3),
     )
 
@@ -70,7 +75,7 @@ def test_each_fault_is_recorded_with_key_and_reason(encoder, tmp_path, reason):
 
 def test_too_long_says_how_long(encoder, tmp_path):
     big = sample(images=(picture(196, 196, 1),))
-    encoder.seq_length = 60
+    encoder.inputs = replace(encoder.inputs, seq_length=60)
     with pytest.raises(SkipSample):
         encoder.preencode_sample(big)
     (file,) = (tmp_path / "rejects").iterdir()

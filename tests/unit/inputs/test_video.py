@@ -15,8 +15,8 @@ from sample_videos import FASTSTART, STEP, grey_frames, noise_frames, sound, tur
 
 from dct_vl.inputs.video import VideoError, _sound_packets, _timeline, read_frames, read_header
 from dct_vl.inputs.video_rules import VideoRules, choose_frames
-from dct_vl.runs.config.schema import DataConfig
-from dct_vl.runs.config.video import video_rules
+from dct_vl.runs.config.schema import DataConfig, RunConfig
+from dct_vl.runs.derived import RunSettings
 
 SIZE = (28, 56)
 
@@ -83,9 +83,12 @@ def test_impossible_rules_name_their_keys(keys):
 
 
 def test_a_run_gives_a_video_nine_tenths_of_its_sequence():
-    rules = video_rules(DataConfig(path="W", seq_length=1000, video_fps=1.0))
+    def rules_of(**keys):
+        return RunSettings(RunConfig(data=DataConfig(path="W", **keys))).video_rules
+
+    rules = rules_of(seq_length=1000, video_fps=1.0)
     assert (rules.fps, rules.total_pixels) == (1.0, 900 * 784)
-    assert video_rules(DataConfig(path="W", video_total_pixels=7)).total_pixels == 7
+    assert rules_of(video_total_pixels=7).total_pixels == 7
 
 
 @settings(max_examples=200)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -18,21 +18,21 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.clips import make_clip, shorten_clips
+from dct_vl.inputs.cook import cook_chat
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.pictures import join_cells
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.rejects import RejectLog, count_notes, count_rejects
 from dct_vl.inputs.samples import CrudeChat
 from dct_vl.inputs.video import VideoHeader
 from dct_vl.inputs.video_rules import VideoRules
-from dct_vl.training.data.task_encoder import ChatTaskEncoder, cook_chat
+from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 #: 64 × 96 frames are enlarged to six tokens of 28 × 28 at least
 RULES = VideoRules(min_pixels=6 * 784, max_pixels=12 * 784, total_pixels=10**6)
 BOUNDS = {"min_pixels": 4 * 784, "max_pixels": 12 * 784}
-FIELDS = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS)
 #: 31 frames, 8 of them at 8 frames a second
 CLIP = video(noise_frames(31))
 PICTURE = picture(84, 112, 1)
@@ -51,13 +51,17 @@ def chat(tiny_model):
 
 @pytest.fixture
 def make_encoder(chat, tmp_path):
-    def make(preset: str = "pixel", rules: VideoRules = RULES, **options: Any) -> ChatTaskEncoder:
+    def make(
+        preset: str = "pixel", rules: VideoRules = RULES, seq_length: int = 512
+    ) -> ChatTaskEncoder:
         return ChatTaskEncoder(
-            chat=chat,
-            visual=build_tokenizer(preset, **BOUNDS),
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(preset, **BOUNDS),
+                video=rules,
+                seq_length=seq_length,
+            ),
             rejects=RejectLog(tmp_path, "DATA"),
-            video=rules,
-            **{"seq_length": 512, **options},
         )
 
     return make
@@ -143,7 +147,7 @@ def test_ids_positions_and_pixels_are_those_of_transformers(make_encoder, chat, 
             inputs["pixel_values_videos"][half:],
         ]
     )
-    values = encoder.visual.encode(found.pictures.cells)
+    values = encoder.inputs.visual.encode(found.pictures.cells)
     torch.testing.assert_close(values, theirs, atol=1e-5, rtol=0)
 
 
@@ -152,7 +156,7 @@ def test_logits_are_those_of_transformers(make_encoder, build_module, reference)
     encoder = make_encoder()
     batch = encoder.batch([encode(encoder, sample())])
     with torch.no_grad():
-        ours = build_module("pixel")(**{name: batch[name] for name in FIELDS})
+        ours = build_module("pixel")(replace(batch, labels=None))
     assert (ours[:, : logits.shape[1]] - logits).abs().max() < 1e-5
 
 
@@ -177,7 +181,7 @@ def test_temporal_presets_keep_the_time_scale(
     text_only = encode(encoder, sample([("human", "a"), ("gpt", "b")], (), ()))
     batch = encoder.batch([found, text_only])
     module = build_module(preset)
-    per_token, mask = module(**{name: batch[name] for name in (*FIELDS, *LAST_STAGE_FIELDS)})
+    per_token, mask = module(batch)
     module.zero_grad(set_to_none=True)
     (per_token * mask).sum().backward()
     assert module.vision_model.front_end.weight.grad.abs().max() > 0
@@ -207,7 +211,7 @@ def test_videos_without_marks_follow_pictures_without_marks(chat):
 @pytest.mark.parametrize("seq_length", [150, 110])
 def test_too_long_videos_lose_frames_first(make_encoder, tmp_path, seq_length):
     whole = make_encoder(rules=VideoRules(fps=16, min_pixels=4704, max_pixels=4704))
-    short = make_encoder(rules=whole.video, seq_length=seq_length)
+    short = make_encoder(rules=whole.inputs.video, seq_length=seq_length)
     planned = [encoder.preencode_sample(sample()) for encoder in (whole, short)]
     frames = [[clip.num_frames for clip in p.clips] for p in planned]
     assert frames[0] == [16, 16]
@@ -295,6 +299,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(
 
 def test_a_control_that_has_no_counterpart_over_time_is_a_reject(make_encoder, tmp_path):
     encoder = make_encoder()
-    encoder.visual = build_tokenizer("pixel_downscale", same_tokens_as="dct28_420_t8", **BOUNDS)
+    visual = build_tokenizer("pixel_downscale", same_tokens_as="dct28_420_t8", **BOUNDS)
+    encoder.inputs = replace(encoder.inputs, visual=visual)
     with pytest.raises(SkipSample, match="k: unplannable"):
         encoder.preencode_sample(sample())

@@ -14,6 +14,7 @@ activate()
 from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
+from dct_vl.inputs.batch import Segments  # noqa: E402
 from dct_vl.model.attention import SegmentedAttention  # noqa: E402
 from dct_vl.model.context_parallel import attend_with_part_of_heads  # noqa: E402
 
@@ -27,17 +28,17 @@ def main(rank: int, size: int, heads: int, groups: int, store: str) -> None:
     )
     attention = SegmentedAttention(config, 1, AttnMaskType.causal, "self")
     # the samples end nowhere near where the parts of ranks do
-    boundaries = torch.tensor([0, 5, 12, 19, 24], dtype=torch.int32)
+    segments = Segments.of([5, 7, 7, 5])
     generator = torch.Generator().manual_seed(0)
     shapes = [(LENGTH, ROWS, count, HEAD_SIZE) for count in (heads, groups, groups)]
     whole = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     weight = torch.randn(LENGTH, ROWS, heads * HEAD_SIZE, generator=generator)
-    expected = attention(*whole, boundaries)
+    expected = attention(*whole, attention_bias=segments)
     wanted = torch.autograd.grad((expected * weight).sum(), whole)
 
     parts = [x.detach().chunk(size)[rank].requires_grad_() for x in whole]
     found = attend_with_part_of_heads(
-        lambda q, k, v: attention(q, k, v, boundaries), *parts, dist.group.WORLD
+        lambda q, k, v: attention(q, k, v, attention_bias=segments), *parts, dist.group.WORLD
     )
     torch.testing.assert_close(found, expected.chunk(size)[rank], rtol=1e-6, atol=1e-6)
     grads = torch.autograd.grad((found * weight.chunk(size)[rank]).sum(), parts)

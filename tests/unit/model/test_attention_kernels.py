@@ -18,12 +18,14 @@ activate()
 
 from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 
+from dct_vl.inputs.batch import Segments  # noqa: E402
 from dct_vl.model import attention  # noqa: E402
 
 ROWS, LENGTH, HEADS, SIZE = 2, 12, 4, 8
 #: no segment crosses the end of a row
 BOUNDARIES = torch.tensor([0, 5, 12, 13, 20, 24], dtype=torch.int32)
 LONGEST = 7
+SEGMENTS = Segments(cu_seqlens=BOUNDARIES, longest=LONGEST)
 CONFIG: Any = SimpleNamespace(context_parallel_size=1)
 
 
@@ -84,16 +86,17 @@ def of_torch_211(
 @pytest.mark.parametrize("kernel", [of_torch_210, of_torch_211])
 @pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
 @pytest.mark.parametrize("groups", [HEADS, 2])
-@pytest.mark.parametrize("bound", [None, LONGEST, 10 * LENGTH])
+@pytest.mark.parametrize("bound", [LONGEST, LENGTH, 10 * LENGTH])
 def test_the_kernel_gets_what_it_takes(monkeypatch, kernel, mask, groups, bound):
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     attention.varlen_parameters.cache_clear()
     module = attention.SegmentedAttention(CONFIG, 1, mask, "self")
-    module.max_segment_length = bound
     inputs = draw_inputs(groups)
+    segments = Segments(cu_seqlens=BOUNDARIES, longest=bound)
+    expected = module(*inputs, attention_bias=segments)
     got = module._flash_segments(*inputs, BOUNDARIES)
     attention.varlen_parameters.cache_clear()
-    assert_same(inputs, got, module(*inputs, BOUNDARIES))
+    assert_same(inputs, got, expected)
 
 
 class StandIn(torch.nn.Module):
@@ -119,9 +122,12 @@ class StandIn(torch.nn.Module):
 
 
 @pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
-@pytest.mark.parametrize("boundaries", [None, BOUNDARIES], ids=["rows", "segments"])
-@pytest.mark.parametrize("bound", [None, LONGEST])
-def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, boundaries, bound):
+@pytest.mark.parametrize(
+    "segments",
+    [None, *(Segments(cu_seqlens=BOUNDARIES, longest=bound) for bound in (LENGTH, LONGEST))],
+    ids=["rows", "segments of any length", "segments"],
+)
+def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, segments):
     from megatron.core.extensions import transformer_engine
 
     monkeypatch.setattr(transformer_engine, "TEDotProductAttention", StandIn)
@@ -129,12 +135,11 @@ def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, boundaries, bo
     monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module(name).SegmentedTEAttention(CONFIG, 1, attn_mask_type=mask)
     del sys.modules[name]
-    module.max_segment_length = bound
     inputs = draw_inputs(2)
     own = attention.SegmentedAttention(CONFIG, 1, mask, "self")
-    got = module(*inputs, boundaries, attn_mask_type=mask)
+    got = module(*inputs, attn_mask_type=mask, attention_bias=segments)
     assert got.is_contiguous()
-    assert_same(inputs, got, own(*inputs, boundaries))
+    assert_same(inputs, got, own(*inputs, attention_bias=segments))
 
 
 class NoPlanError(RuntimeError):
@@ -173,18 +178,19 @@ def cudnn(monkeypatch):
 def test_cudnn_gets_what_it_takes(monkeypatch, cudnn, mask, groups):
     monkeypatch.setattr(varlen, "varlen_attn", None)
     module = attention.SegmentedAttention(CONFIG, 1, mask, "self")
-    module.max_segment_length = LONGEST
     inputs = draw_inputs(groups)
-    assert_same(inputs, module._flash_segments(*inputs, BOUNDARIES), module(*inputs, BOUNDARIES))
+    expected = module(*inputs, attention_bias=SEGMENTS)
+    assert_same(inputs, module._flash_segments(*inputs, BOUNDARIES), expected)
 
 
 def test_torchs_kernel_steps_in_where_cudnn_has_none(cudnn, capsys):
     module = attention.SegmentedAttention(CONFIG, 1, AttnMaskType.causal, "self")
     inputs = draw_inputs(2)
+    expected = module(*inputs, attention_bias=SEGMENTS)
     cudnn.fails = True
     got = module._flash_segments(*inputs, BOUNDARIES)
     assert "heads like these; torch's flash attention is used" in capsys.readouterr().err
-    assert_same(inputs, got, module(*inputs, BOUNDARIES))
+    assert_same(inputs, got, expected)
     module._flash_segments(*inputs, BOUNDARIES)
     assert not capsys.readouterr().err, "said once"
 

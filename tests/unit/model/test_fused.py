@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,14 +110,10 @@ def batch(build_module):
     return pad_batch(samples, visual=visual, pad_to=None, pad_multiple=8)
 
 
-def run(module, batch, **changes):
+def run(module, batch):
     """Losses, and the gradients of all parameters."""
-    from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
-
-    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
-    fields = {name: batch.get(name) for name in names} | changes
     module.zero_grad()
-    losses, mask = module(**fields)
+    losses, mask = module(batch)
     (losses * mask).sum().backward()
     return losses * mask, {
         name: parameter.grad.clone()
@@ -166,18 +163,18 @@ def test_products_through_megatrons_own_layers_change_nothing(
 
 def test_losses_of_the_answers_only(batch, reference):
     module, expected = reference
-    positions = batch["loss_mask"].flatten().nonzero().flatten()
-    got = run(module, batch, answer_positions=positions)
-    assert_same(module, got, expected)
-    assert module.language_model.answer_positions is None
+    answers = batch.with_answer_indices()
+    assert torch.equal(answers.answer_indices, batch.loss_mask.flatten().nonzero().flatten())
+    assert_same(module, run(module, answers), expected)
+    assert_same(module, run(module, batch), expected)
 
 
-def test_places_known_beforehand_change_nothing(batch, reference):
-    module, expected = reference
-    places = (batch["input_ids"] == -200).flatten().nonzero().flatten()
-    assert_same(module, run(module, batch, visual_places=places), expected)
+def test_places_of_visual_tokens_are_known_beforehand(batch, reference):
+    module, _ = reference
+    places = (batch.input_ids == -200).flatten().nonzero().flatten()
+    assert torch.equal(batch.visual.token_indices, places)
     with pytest.raises(ValueError, match="visual tokens"):
-        run(module, batch, visual_places=places[1:])
+        run(module, replace(batch, visual=replace(batch.visual, token_indices=places[1:])))
 
 
 def test_the_compiled_functions_are_the_written_ones(monkeypatch):
@@ -200,25 +197,15 @@ def test_a_step_asks_the_device_for_nothing(folder, build_module, batch):
     """Tensors without values raise where a number, a truth value or a place of them is wanted."""
     from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-    from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
-    from dct_vl.training.module import WINDOW_FIELDS, with_places, with_windows
-
     module = build_module("pixel", folder, fused_layers=True).train()
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 part._parameters[name] = torch.nn.Parameter(mode.from_tensor(parameter.detach()))
-    known = with_places(with_windows(batch, side=8), answers=True)
-    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS, *WINDOW_FIELDS)
-    fields = {name: known[name] for name in (*names, "visual_places", "answer_positions")}
-    fields = {
-        name: mode.from_tensor(value) if value is not None else None
-        for name, value in fields.items()
-    }
-    lengths = {name: known[name] for name in ("longest_segment", "longest_window")}
+    known = batch.with_windows(8).with_answer_indices().map_tensors(mode.from_tensor)
     with mode:
-        losses, mask = module(**fields, **lengths)
+        losses, mask = module(known)
         (losses * mask).sum().backward()
         with pytest.raises(DynamicOutputShapeException):
-            module(**{**fields, "visual_places": None}, **lengths)
+            known.with_answer_indices()

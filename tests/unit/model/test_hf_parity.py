@@ -6,7 +6,7 @@ Our side goes from shard bytes through the task encoder; the other side through 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from sample_chats import ROWS, crude, messages, pictures
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
-from dct_vl.inputs.batch import EVERY_STAGE_FIELDS, FIRST_STAGE_FIELDS, LAST_STAGE_FIELDS
+from dct_vl.inputs.batch import Batch
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -103,11 +104,13 @@ def reference(folder, hf_model) -> Reference:
 def make_batch(folder):
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(folder))
 
-    def make(preset: str, rows: tuple[dict[str, Any], ...] = ROWS, **bounds: int) -> dict[str, Any]:
+    def make(preset: str, rows: tuple[dict[str, Any], ...] = ROWS, **bounds: int) -> Batch:
         encoder = ChatTaskEncoder(
-            chat=chat,
-            visual=build_tokenizer(preset, **(bounds or BOUNDS)),
-            seq_length=512,
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(preset, **(bounds or BOUNDS)),
+                seq_length=512,
+            ),
             rejects=RejectLog(None, "nowhere"),
         )
         return encoder.batch(
@@ -117,10 +120,9 @@ def make_batch(folder):
     return make
 
 
-def run(module: Any, batch: dict[str, Any], *, with_labels: bool = False) -> Any:
-    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *(LAST_STAGE_FIELDS if with_labels else ()))
+def run(module: Any, batch: Batch, *, with_labels: bool = False) -> Any:
     with torch.no_grad():
-        return module(**{name: batch[name] for name in names})
+        return module(batch if with_labels else replace(batch, labels=None))
 
 
 def test_ids_masks_and_positions_equal_the_processors(make_batch, reference, hf_model):
@@ -130,17 +132,15 @@ def test_ids_masks_and_positions_equal_the_processors(make_batch, reference, hf_
     lengths = there.sum(1).tolist()
     assert len(set(lengths)) == len(ROWS), "the rows must differ in length for padding to matter"
     width = ids.shape[1]
-    ours = batch["input_ids"].clone()
+    ours = batch.input_ids.clone()
     ours[ours == VISUAL_TOKEN_INDEX] = hf_model.config.image_token_id
     assert torch.equal(ours[:, :width][there], ids[there])
-    assert not batch["loss_mask"][:, width:].any()
+    assert not batch.loss_mask[:, width:].any()
     wanted = reference.labels[:, 1:]
-    assert torch.equal(batch["loss_mask"][:, : width - 1].bool(), wanted != IGNORED)
+    assert torch.equal(batch.loss_mask[:, : width - 1].bool(), wanted != IGNORED)
     scored = wanted != IGNORED
-    assert torch.equal(batch["labels"][:, : width - 1][scored], wanted[scored])
-    assert torch.equal(
-        batch["position_ids"][:, :, :width][:, there], reference.position_ids[:, there]
-    )
+    assert torch.equal(batch.labels[:, : width - 1][scored], wanted[scored])
+    assert torch.equal(batch.position_ids[:, :, :width][:, there], reference.position_ids[:, there])
 
 
 @pytest.mark.parametrize("preset", ["pixel", "dct14"])
@@ -161,16 +161,14 @@ def test_pictures_matter(folder, build_module, make_batch, reference):
     module = build_module("pixel", folder)
     batch = make_batch("pixel")
     before = run(module, batch)
-    batch["cells"] = 255 - batch["cells"]
+    batch = replace(batch, visual=replace(batch.visual, cells=255 - batch.visual.cells))
     changed = (run(module, batch) - before).abs().amax(-1)
-    assert changed[0, batch["input_ids"][0].argmin() :].max() > 0.01
+    assert changed[0, batch.input_ids[0].argmin() :].max() > 0.01
     assert changed[1].max() == 0, "the row without pictures must not see the others'"
 
 
 def test_windows_matter(tiny_model_25, build_module):
     """Pictures of several windows with rests at their edges; padding; rows in one batch."""
-    from dct_vl.training.module import WINDOW_FIELDS, with_windows
-
     rows = [
         {
             "turns": [("human", "<image>Which? <image>"), ("gpt", "b")],
@@ -189,9 +187,11 @@ def test_windows_matter(tiny_model_25, build_module):
     model = AutoModelForImageTextToText.from_pretrained(tiny_model_25).eval()
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model_25))
     encoder = ChatTaskEncoder(
-        chat=chat,
-        visual=build_tokenizer("pixel"),
-        seq_length=512,
+        inputs=InputSpec(
+            chat=chat,
+            visual=build_tokenizer("pixel"),
+            seq_length=512,
+        ),
         rejects=RejectLog(None, "nowhere"),
     )
     batch = encoder.batch(
@@ -202,22 +202,20 @@ def test_windows_matter(tiny_model_25, build_module):
     with torch.no_grad():
         wanted = model(**inputs).logits[there]
     assert (run(module, batch)[:, : there.shape[1]][there] - wanted).abs().max() < 1e-5
-    given = with_windows(batch, module.config.vision_transformer_config.window_side)
-    names = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *WINDOW_FIELDS, "longest_window")
+    given = batch.with_windows(module.config.vision_transformer_config.window_side)
     with torch.no_grad():
-        found = module(**{name: given[name] for name in names})[:, : there.shape[1]][there]
+        found = run(module, given)[:, : there.shape[1]][there]
         assert (found - wanted).abs().max() < 1e-5
         # bounds that a kernel on CUDA relies on: of windows, of the largest slice
         bounds = [
             layer.self_attention.core_attention.max_segment_length
             for layer in module.vision_model.decoder.layers
         ]
-        assert bounds[0] == given["longest_window"] == 64
-        assert bounds[1] >= batch["longest_segment"] > 64
+        assert bounds[0] == given.visual.windows.segments.longest == 64
+        assert bounds[1] >= batch.visual.segments.longest > 64
         # windows of one token, then none: the comparison above must not be blind to them
         for side in (2, 1000):
-            other = with_windows(batch, side)
-            other = module(**{name: other[name] for name in names})[:, : there.shape[1]][there]
+            other = run(module, batch.with_windows(side))[:, : there.shape[1]][there]
             assert (other - wanted).abs().max() > 1e-3
 
 
@@ -237,8 +235,8 @@ def test_dct28_420_has_a_quarter_of_the_visual_tokens(make_batch):
     """Counted in the batch: in the ids, in the tally, and in the cells that are shipped."""
     bounds = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
     fine, coarse = (make_batch(name, SQUARES, **bounds) for name in ("pixel", "dct28_420"))
-    counts = [int((b["input_ids"] == VISUAL_TOKEN_INDEX).sum()) for b in (fine, coarse)]
+    counts = [int((b.input_ids == VISUAL_TOKEN_INDEX).sum()) for b in (fine, coarse)]
     assert counts == [16 + 12, 4 + 3]
-    assert [b["num_tokens"][1].item() for b in (fine, coarse)] == counts
-    assert [len(b["cells"]) for b in (fine, coarse)] == [4 * c for c in counts]
-    assert fine["num_tokens"][0] == coarse["num_tokens"][0]
+    assert [b.num_visual_tokens for b in (fine, coarse)] == counts
+    assert [len(b.visual.cells) for b in (fine, coarse)] == [4 * c for c in counts]
+    assert fine.num_text_tokens == coarse.num_text_tokens

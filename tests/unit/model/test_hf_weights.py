@@ -17,6 +17,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from dct_vl.inputs.batch import Batch
 from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 
 #: the importer's names for Transformer Engine's layers → the same parameters of the local spec
@@ -102,7 +103,7 @@ def test_untied_output_gives_transformers_logits(untied, build_module):
     ids = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(9).expand(3, 2, 9)
     with torch.no_grad():
-        ours = module(input_ids=ids, position_ids=positions)
+        ours = module(Batch(input_ids=ids, position_ids=positions))
         theirs = reference(input_ids=ids).logits
     assert (ids != VISUAL_TOKEN_INDEX).all()
     assert (ours - theirs).abs().max() < 1e-5

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dct_vl.model.families.qwen_vl.model_file import check_model_file, model_faults
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
+from dct_vl.model.families.qwen_vl.config import check_model_file, model_faults
 
 #: of Qwen2-VL-2B's file
 GOOD: dict[str, Any] = {

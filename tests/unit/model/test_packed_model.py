@@ -8,17 +8,12 @@ from sample_chats import ROWS, crude
 from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
-from dct_vl.inputs.batch import (
-    EVERY_STAGE_FIELDS,
-    FIRST_STAGE_FIELDS,
-    LAST_STAGE_FIELDS,
-    pack_batch,
-)
+from dct_vl.inputs.batch import pack_batch
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
-FIELDS = (*FIRST_STAGE_FIELDS, *EVERY_STAGE_FIELDS, *LAST_STAGE_FIELDS)
 LENGTH = 256
 #: rows of the samples of two packs: text first, text in the middle, one sample twice
 PACKS = ((1, 0, 2), (2, 1, 2, 1))
@@ -33,9 +28,11 @@ def folder(request):
 @pytest.fixture(scope="module")
 def encoder(folder):
     return ChatTaskEncoder(
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
-        visual=build_tokenizer("pixel", min_pixels=56 * 56, max_pixels=168 * 168),
-        seq_length=LENGTH,
+        inputs=InputSpec(
+            chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
+            visual=build_tokenizer("pixel", min_pixels=56 * 56, max_pixels=168 * 168),
+            seq_length=LENGTH,
+        ),
         rejects=RejectLog(None, "nowhere"),
     )
 
@@ -51,11 +48,11 @@ def samples(encoder):
 @pytest.fixture(scope="module")
 def packed(encoder, samples):
     packs = [[samples[row] for row in pack] for pack in PACKS]
-    return pack_batch(packs, visual=encoder.visual, length=LENGTH)
+    return pack_batch(packs, visual=encoder.inputs.visual, length=LENGTH)
 
 
 def run(module, batch):
-    per_token, mask = module(**{name: batch[name] for name in FIELDS})
+    per_token, mask = module(batch)
     return per_token * mask
 
 
@@ -74,21 +71,22 @@ def test_boundaries_cover_the_rows_and_positions_restart(packed, samples):
     sizes = [len(s.input_ids) for s in samples]
     first, second = ([sizes[n] for n in pack] for pack in PACKS)
     wanted = [*first, LENGTH - sum(first), *second, LENGTH - sum(second)]
-    assert packed["text_cu_seqlens"].diff().tolist() == wanted
-    assert packed["text_cu_seqlens"][0] == 0
-    assert packed["text_cu_seqlens"].dtype == torch.int32
-    assert packed["longest_text_segment"] == max(wanted)
-    starts = packed["text_cu_seqlens"][:-1].long()
-    assert not packed["position_ids"].flatten(1)[:, starts].any()
-    ends = packed["text_cu_seqlens"][1:].long() - 1
-    assert not packed["loss_mask"].flatten()[ends].any(), "a label of the sample behind it"
-    assert packed["sample_keys"] == [f"k{n}" for pack in PACKS for n in pack]
-    assert packed["num_tokens"].sum() == 2 * LENGTH
+    assert packed.segments.cu_seqlens.diff().tolist() == wanted
+    assert packed.segments.cu_seqlens[0] == 0
+    assert packed.segments.cu_seqlens.dtype == torch.int32
+    assert packed.segments.longest == max(wanted)
+    starts = packed.segments.cu_seqlens[:-1].long()
+    assert not packed.position_ids.flatten(1)[:, starts].any()
+    ends = packed.segments.cu_seqlens[1:].long() - 1
+    assert not packed.loss_mask.flatten()[ends].any(), "a label of the sample behind it"
+    assert packed.sample_keys == tuple(f"k{n}" for pack in PACKS for n in pack)
+    assert packed.num_text_tokens + packed.num_visual_tokens == sum(first) + sum(second)
+    assert packed.num_padding_tokens == 2 * LENGTH - sum(first) - sum(second)
 
 
 def test_what_does_not_fit_a_row_is_refused(encoder, samples):
     with pytest.raises(ValueError, match="does not fit a row of 32"):
-        pack_batch([samples], visual=encoder.visual, length=32)
+        pack_batch([samples], visual=encoder.inputs.visual, length=32)
 
 
 def test_losses_and_gradients_equal_those_of_padded_rows(
@@ -104,7 +102,7 @@ def test_losses_and_gradients_equal_those_of_padded_rows(
     gradients = []
     for loss in (alone, together):
         module.zero_grad(set_to_none=True)
-        (loss.sum() / packed["loss_mask"].sum()).backward()
+        (loss.sum() / packed.loss_mask.sum()).backward()
         gradients.append({n: p.grad.clone() for n, p in module.named_parameters()})
     for name, wanted in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], wanted, rtol=1e-4, atol=1e-6, msg=name)
@@ -113,9 +111,10 @@ def test_losses_and_gradients_equal_those_of_padded_rows(
 def test_a_sample_does_not_see_its_neighbours(folder, samples, packed, build_module):
     """Other text and pictures in the first place change nothing for the samples behind it."""
     module = build_module("pixel", folder)
-    changed = {**packed, "input_ids": packed["input_ids"].clone(), "cells": packed["cells"].clone()}
-    changed["input_ids"][0, : len(samples[1].input_ids)] = 5
-    changed["cells"][-1] = 255 - changed["cells"][-1]  # the last picture of the second pack
+    changed = packed.map_tensors(torch.clone)
+    changed.input_ids[0, : len(samples[1].input_ids)] = 5
+    cells = changed.visual.cells
+    cells[-1] = 255 - cells[-1]  # the last picture of the second pack
     with torch.no_grad():
         before, after = (sums_by_sample(run(module, b), samples) for b in (packed, changed))
     same = before == after

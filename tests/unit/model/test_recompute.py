@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from dct_vl.runs.config.schema import LoraConfig
+from dct_vl.model.parts import LoraConfig
 
 ADAPTED = LoraConfig(target_modules=["*.layers.*.linear_qkv"], rank=4, alpha=8)
 
@@ -22,8 +22,9 @@ def _no_cuda_generators(monkeypatch):
     monkeypatch.setattr(random, "_fork_rng", contextlib.nullcontext)
 
 
-def gradients(module, *, recompute: bool) -> dict[str, torch.Tensor]:
+def gradients(module, *, recompute: bool, packed: bool) -> dict[str, torch.Tensor]:
     """Of all trained parameters, with one picture of 4 × 4 patches in 12 tokens."""
+    from dct_vl.inputs.batch import Batch, Segments, VisualInputs
     from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX
 
     generator = torch.Generator().manual_seed(0)
@@ -35,15 +36,24 @@ def gradients(module, *, recompute: bool) -> dict[str, torch.Tensor]:
     for block in (module.vision_model.decoder, module.language_model.decoder):
         block.config.recompute_granularity = "full" if recompute else None
         block.config.recompute_method, block.config.recompute_num_layers = "uniform", 1
+    segments = Segments.of([8, 4]) if packed else None
     module.zero_grad()
-    losses, _ = module(
-        input_ids=ids,
-        position_ids=torch.arange(12).expand(3, 1, 12),
-        labels=torch.randint(0, 256, (1, 12), generator=generator),
+    labels = torch.randint(0, 256, (1, 12), generator=generator)
+    visual = VisualInputs(
         cells=torch.randint(0, 256, (16, 1, 3, 14, 14), generator=generator).to(torch.uint8),
-        vit_positions=torch.tensor(places, dtype=torch.float32),
-        vit_cu_seqlens=torch.tensor([0, 16], dtype=torch.int32),
-        vit_grids=torch.tensor([[1, 4, 4]]),
+        positions=torch.tensor(places, dtype=torch.float32),
+        segments=Segments.of([16]),
+        grids=torch.tensor([[1, 4, 4]]),
+        token_indices=torch.arange(3, 7),
+    )
+    losses, _ = module(
+        Batch(
+            input_ids=ids,
+            position_ids=torch.arange(12).expand(3, 1, 12),
+            segments=segments,
+            visual=visual,
+            labels=labels,
+        )
     )
     losses.sum().backward()
     return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
@@ -68,9 +78,10 @@ def test_what_is_trained_gets_its_gradients(request, build_module, model, traine
     if lora:
         apply_lora(module, ADAPTED)
     freeze_parts(module, trained)
-    expected = gradients(module, recompute=False)
-    assert expected.keys() == {n for n, p in module.named_parameters() if p.requires_grad}
-    got = gradients(module, recompute=True)
-    assert got.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    for packed in (False, True):
+        expected = gradients(module, recompute=False, packed=packed)
+        assert expected.keys() == {n for n, p in module.named_parameters() if p.requires_grad}
+        got = gradients(module, recompute=True, packed=packed)
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)

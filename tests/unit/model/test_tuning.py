@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dct_vl.runs.config.overrides import ConfigError
-from dct_vl.runs.config.schema import LoraConfig, ModelConfig, OptimConfig, RunConfig
-from dct_vl.runs.config.tuning import PARTS, check_tuning, rate_multipliers, trained_parts
+from dct_vl.errors import ConfigError
+from dct_vl.model.parts import PARTS, LoraConfig
+from dct_vl.runs.config.schema import ModelConfig, OptimConfig, RunConfig
+from dct_vl.runs.config.tuning import check_tuning, rate_multipliers, trained_parts
 
 EVERYWHERE = LoraConfig(
     target_modules=["linear_qkv", "linear_proj", "*.layers.*.linear_fc1", "*.layers.*.linear_fc2"],
@@ -61,20 +63,22 @@ def test_what_cannot_work_is_said(model, optim, complaint):
 
 @pytest.fixture
 def inputs(build_module):
-    """Arguments of a forward pass with one picture of 4 × 4 patches."""
+    """A batch of one picture of 4 × 4 patches, for logits."""
+    from dct_vl.inputs.batch import Batch, Segments, VisualInputs
     from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 256, (1, 12), generator=generator)
     ids[0, 3:7] = VISUAL_TOKEN_INDEX
-    return {
-        "input_ids": ids,
-        "position_ids": torch.arange(12).expand(3, 1, 12),
-        "cells": torch.randint(0, 256, (16, 1, 3, 14, 14), generator=generator).to(torch.uint8),
-        "vit_positions": torch.rand(16, 2, generator=generator).mul(4).floor(),
-        "vit_cu_seqlens": torch.tensor([0, 16], dtype=torch.int32),
-        "vit_grids": torch.tensor([[1, 4, 4]]),
-    }
+    visual = VisualInputs(
+        cells=torch.randint(0, 256, (16, 1, 3, 14, 14), generator=generator).to(torch.uint8),
+        positions=torch.rand(16, 2, generator=generator).mul(4).floor(),
+        segments=Segments.of([16]),
+        grids=torch.tensor([[1, 4, 4]]),
+        token_indices=torch.arange(3, 7),
+    )
+    positions = torch.arange(12).expand(3, 1, 12)
+    return Batch(input_ids=ids, position_ids=positions, visual=visual)
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def test_adapters_start_at_the_base_model(build_module, adapted, inputs):
     # four layers in each of two blocks of both stacks; the projector is no `layers`
     assert len(names) == 16
     with torch.no_grad():
-        assert torch.equal(module(**inputs), build_module("dct14")(**inputs))
+        assert torch.equal(module(inputs), build_module("dct14")(inputs))
 
 
 def test_merged_adapters_give_the_same_logits(build_module, adapted, inputs):
@@ -108,11 +112,11 @@ def test_merged_adapters_give_the_same_logits(build_module, adapted, inputs):
     module, names = adapted
     disturb(module)
     with torch.no_grad():
-        unmerged = module(**inputs)
+        unmerged = module(inputs)
         assert sorted(merge_lora(module)) == sorted(names)
-        merged = module(**inputs)
+        merged = module(inputs)
     plain = build_module("dct14")
-    assert (unmerged - plain(**inputs)).abs().max() > 1e-2
+    assert (unmerged - plain(inputs)).abs().max() > 1e-2
     assert (merged - unmerged).abs().max() < 1e-5
     assert module.state_dict().keys() == plain.state_dict().keys()
     assert merge_lora(module) == []
@@ -149,7 +153,7 @@ def test_plain_names_load_below_the_wrapper(build_module, adapted, inputs):
         parameter.data.fill_(torch.nan)
     other.load_state_dict(state)
     with torch.no_grad():
-        assert torch.equal(other(**inputs), module(**inputs))
+        assert torch.equal(other(inputs), module(inputs))
 
 
 def test_only_gated_layers_are_stored_in_halves(adapted):
@@ -188,11 +192,11 @@ def test_an_adapter_on_the_output_layer(build_module, inputs, monkeypatch):
     labels = torch.randint(0, 256, (1, 12), generator=torch.Generator().manual_seed(1))
     places = torch.tensor([9, 10])
     with torch.no_grad():
-        every, _ = module(**inputs, labels=labels)
-        some, _ = module(**inputs, labels=labels, answer_positions=places)
+        every, _ = module(replace(inputs, labels=labels))
+        some, _ = module(replace(inputs, labels=labels, answer_indices=places))
         assert torch.equal(some[:, places], every[:, places])
-        logits = module(**inputs)
-        chosen = module(**inputs, answer_positions=places)
+        logits = module(inputs)
+        chosen = module(replace(inputs, answer_indices=places))
     torch.testing.assert_close(chosen[:, 0], logits[0, places])
 
 
@@ -217,7 +221,6 @@ def groups(build_module):
     """groups(rates) → Megatron's parameter groups of the tiny model, named."""
     import megatron.core.optimizer as megatron_optimizer
 
-    from dct_vl.model.parts import part_of
     from dct_vl.training.optim.param_groups import _groups_by
 
     def make(**rates):
@@ -225,7 +228,7 @@ def groups(build_module):
         multipliers = rate_multipliers(OptimConfig(lr=1e-4, **rates))
         names = {id(p): n for n, p in module.named_parameters()}
         stock = megatron_optimizer._get_param_groups
-        with _groups_by(lambda n, _: multipliers[part_of(n)], sorted(set(multipliers.values()))):
+        with _groups_by(multipliers):
             found = megatron_optimizer._get_param_groups(
                 [module], None, None, 1.0,
                 lr=1e-4, min_lr=0.0, decoupled_lr=None, decoupled_min_lr=None,
@@ -258,7 +261,7 @@ def test_the_stock_optimizer_makes_the_groups_where_all_rates_are_one(groups):
 
 def test_a_resumed_run_shares_what_is_trained(build_module, shards, tmp_path):
     """Another rank, part or ratio of rates has other tensors or groups in its optimizer."""
-    from dct_vl.training.restart.checkpoints import META_NAME
+    from dct_vl.runs.checkpoint_files import META_NAME
     from dct_vl.training.restart.resume import find_resume, stream_settings, tensor_settings
 
     def run_of(**model) -> RunConfig:

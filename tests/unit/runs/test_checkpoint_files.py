@@ -12,14 +12,18 @@ from types import SimpleNamespace
 import pytest
 
 from dct_vl.errors import SaveError, StopRequested
-from dct_vl.runs.checkpoint_files import META_NAME, find_fault, list_files
+from dct_vl.runs.checkpoint_files import (
+    META_NAME,
+    best_checkpoints,
+    find_fault,
+    list_checkpoints,
+    list_files,
+    newest_sound,
+)
 from dct_vl.runs.run_files import append_json_line
 from dct_vl.training.restart.checkpoints import (
     CheckpointWriter,
-    best_checkpoints,
     drop_checkpoints,
-    list_checkpoints,
-    newest_sound,
     remove_leftovers,
     set_aside_after,
 )

@@ -8,10 +8,11 @@ import shutil
 import pytest
 
 from dct_tokenizer.registry import list_presets, preset_config
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.checks import check_data_path, check_layout, check_run
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.config.groups import GROUP_FOLDERS
-from dct_vl.runs.config.overrides import ConfigError, check_overrides, group_choices, known_keys
+from dct_vl.runs.config.overrides import check_overrides, group_choices, known_keys
 
 PATHS = ("data.path=DATA", "model.path=MODEL")
 

@@ -8,8 +8,7 @@ import pytest
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.cost import MODELS, plan_cost
-from dct_vl.runs.config.schema import LoraConfig
-from dct_vl.runs.config.tuning import adapted_linears
+from dct_vl.model.parts import LoraConfig, adapted_linears
 from dct_vl.runs.flops import StepFlops, StepWork, peak_flops
 
 LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
@@ -24,6 +23,7 @@ def work(*, cells: int, text: int, output: int) -> StepWork:
     return StepWork(
         num_cells=cells,
         cell_pairs=cells**2,
+        window_pairs=0,
         num_tokens=tokens,
         token_pairs=tokens**2,
         num_output_tokens=output,

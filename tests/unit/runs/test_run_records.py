@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dct_vl.inputs.batch import Batch, Segments, VisualInputs, Windows
+from dct_vl.runs.checkpoint_files import (
+    META_NAME,
+    best_checkpoints,
+    checkpoint_step,
+    list_checkpoints,
+    newest_checkpoint,
+    read_meta,
+)
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.config.groups import ROOT
 from dct_vl.runs.ledger import forget_steps_after, read_ledger, summarize
@@ -24,14 +33,6 @@ from dct_vl.runs.run_files import (
     read_json_lines,
     read_steps,
     write_provenance,
-)
-from dct_vl.training.restart.checkpoints import (
-    META_NAME,
-    best_checkpoints,
-    checkpoint_step,
-    list_checkpoints,
-    newest_checkpoint,
-    read_meta,
 )
 from dct_vl.training.watch.metering import StepMeter
 
@@ -204,15 +205,21 @@ def test_a_meter_sums_micro_batches():
     meter = StepMeter()
     for key in ("a", "b"):
         meter.add(
-            {
-                "num_tokens": torch.tensor([5, 4, 3]),
-                "sample_keys": [key],
-                "loss_mask": torch.tensor([[0.0, 1.0, 1.0]]),
-                "cells": torch.zeros(16, 1),
-                "vit_cu_seqlens": torch.tensor([0, 12, 16], dtype=torch.int32),
-                "vit_window_cu_seqlens": torch.tensor([0, 8, 12, 16], dtype=torch.int32),
-                "sample_lengths": [9],
-            }
+            Batch(
+                input_ids=torch.zeros((1, 12), dtype=torch.int64),
+                position_ids=torch.zeros((3, 1, 12), dtype=torch.int64),
+                loss_mask=torch.tensor([[0.0, 1.0, 1.0] + 9 * [0.0]]),
+                visual=VisualInputs(
+                    cells=torch.zeros(16, 1),
+                    positions=torch.zeros(16, 2),
+                    segments=Segments.of([12, 4]),
+                    grids=torch.zeros(2, 3),
+                    token_indices=torch.arange(4),
+                    windows=Windows(order=torch.arange(4), segments=Segments.of([8, 4, 4])),
+                ),
+                sample_keys=(key,),
+                sample_lengths=(9,),
+            )
         )
     assert meter == StepMeter(
         num_samples=2,

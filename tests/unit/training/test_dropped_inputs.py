@@ -26,7 +26,7 @@ import torch
 from megatron.core import parallel_state as ps
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dct_vl.training.module import TokenizerQwen2VLModel
+from dct_vl.training.module import QwenVLModule
 
 found = []
 for rank in range(16):
@@ -37,7 +37,7 @@ for rank in range(16):
     )
     draws = []
     for _ in range(2):
-        TokenizerQwen2VLModel._seed_dropout(model)
+        QwenVLModule._seed_dropout(model)
         draws.append(torch.nn.functional.dropout(torch.ones(64), 0.5).tolist())
         model.meter.micro_batches.append(0)
     found.append(

@@ -11,10 +11,10 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from dct_tokenizer import build_tokenizer
-from dct_vl.runs import model_sizes
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.checks import check_layout
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.runs.derived import RunSettings
+from dct_vl.runs.model_sizes import model_sizes
 from dct_vl.training.estimate import Estimate, Workload, estimate
 from dct_vl.training.estimate.estimate import make_plan
 from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, stage_memory, stage_parameters
@@ -48,14 +48,7 @@ def test_measured_peaks(point):
     shared = "trainer.micro_batch_size=4 trainer.global_batch_size=16 data.seq_length=1024"
     run = compose_estimated(["model=qwen2vl_2b", *shared.split(), *point["overrides"]])
     layout = check_layout(run, point["gpus"])
-    visual = build_tokenizer(run.tokenizer)
-    plan = make_plan(
-        run,
-        model_sizes(point["shape"]),
-        visual,
-        layout.data_parallel_size,
-        layout.num_micro_batches,
-    )
+    plan = make_plan(RunSettings(run), model_sizes(point["shape"]), layout)
     batch = MicroBatch(**{name: point[name] for name in MicroBatch.__dataclass_fields__})
     assert peak(plan, batch) / GIB == pytest.approx(point["peak_gib"], rel=0.02)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import dct_vl.training.processes.launch
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.training.processes.launch import describe, read_machines, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -214,11 +214,12 @@ def test_the_script_refuses_what_cannot_work(shards, environ, message):
 def test_the_command_line_says_how_it_is_used():
     command = [sys.executable, "-m", "dct_vl"]
     usage = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (usage.returncode, "dct-vl doctor" in usage.stdout) == (0, True)
+    assert (usage.returncode, " doctor " in usage.stdout) == (0, True)
     wrong = subprocess.run([*command, "fti"], capture_output=True, text=True, cwd=ROOT)
-    assert (wrong.returncode, "unknown verb 'fti'" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "No such command 'fti'" in wrong.stderr) == (2, True)
+    assert "Did you mean 'fit'?" in wrong.stderr
     typed = subprocess.run(
-        [*command, "trainer.max_steps=abc"], capture_output=True, text=True, cwd=ROOT
+        [*command, "fit", "trainer.max_steps=abc"], capture_output=True, text=True, cwd=ROOT
     )
     assert typed.returncode == 2
     assert typed.stderr.startswith("error: Error merging override trainer.max_steps=abc")

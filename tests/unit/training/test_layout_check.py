@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 import dct_vl.verbs.layout_check
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.training.layout_check.inputs import Inputs, make_inputs
 from dct_vl.training.layout_check.layouts import LAYOUTS, REFERENCE, ParallelLayout, choose_layouts
 from dct_vl.training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases

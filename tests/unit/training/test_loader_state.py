@@ -17,8 +17,8 @@ from megatron.energon import (
     stateless,
 )
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
 
 
@@ -134,9 +134,11 @@ def test_an_empty_validation_split_says_what_to_do():
     ],
 )
 def test_every_validation_starts_at_the_beginning_and_reads_once_what_fits(room, read_anew):
+    from dct_vl.inputs.batch import Segments
     from dct_vl.training.data.module import RepeatedLoader
 
-    batches = [{"key": n, "x": torch.zeros(1, dtype=torch.int64)} for n in (1, 2, 3)]
+    # of 8 bytes each
+    batches = [Segments(cu_seqlens=torch.zeros(2, dtype=torch.int32), longest=n) for n in (1, 2, 3)]
     made: list[int] = []
 
     def make():
@@ -146,8 +148,8 @@ def test_every_validation_starts_at_the_beginning_and_reads_once_what_fits(room,
     loader = RepeatedLoader(make, kept_bytes=room)
     for _ in range(2):
         again = iter(loader)
-        assert [next(again)["key"] for _ in range(4)] == [1, 2, 3, 1]
+        assert [next(again).longest for _ in range(4)] == [1, 2, 3, 1]
     before = len(made)
     short = iter(loader)
-    assert [next(short)["key"] for _ in range(3)] == [1, 2, 3]
+    assert [next(short).longest for _ in range(3)] == [1, 2, 3]
     assert len(made) - before == read_anew

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog, count_rejects
 from dct_vl.training.data.pack_encoder import ChatPackEncoder
 
@@ -29,9 +30,11 @@ def make_encoder(tiny_model):
 
     def make(tokenizer="pixel", folder=None, max_patches=4 * LENGTH) -> ChatPackEncoder:
         return ChatPackEncoder(
-            chat=chat,
-            visual=build_tokenizer(tokenizer, min_pixels=56 * 56, max_pixels=112 * 112),
-            seq_length=LENGTH,
+            inputs=InputSpec(
+                chat=chat,
+                visual=build_tokenizer(tokenizer, min_pixels=56 * 56, max_pixels=112 * 112),
+                seq_length=LENGTH,
+            ),
             max_patches=max_patches,
             rejects=RejectLog(folder, "nowhere"),
         )
@@ -55,7 +58,7 @@ def make_loader(encoder, shards, num_workers):
 
 
 def keys_of(batches, count):
-    return [tuple(next(batches)["sample_keys"]) for _ in range(count)]
+    return [next(batches).sample_keys for _ in range(count)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -87,9 +90,9 @@ def test_a_damaged_sample_leaves_padding_behind(make_encoder, tmp_path):
         except SkipSample:
             assert sample is broken
     batch = encoder.batch([encoder.pack_selected_samples(encoded)])
-    assert batch["sample_keys"] == ["k0", "k1"]
-    assert batch["num_tokens"].sum() == LENGTH
-    assert batch["num_tokens"][2] == LENGTH - sum(s.num_tokens for s in planned[:2])
+    assert batch.sample_keys == ("k0", "k1")
+    assert batch.input_ids.shape == (1, LENGTH)
+    assert batch.num_padding_tokens == LENGTH - sum(s.num_tokens for s in planned[:2])
     assert count_rejects(tmp_path) == {"undecodable": 1}
 
 
@@ -118,7 +121,7 @@ def test_samples_of_too_many_patches_in_a_row_stop_the_run(make_encoder):
 def test_numbers_that_depend_on_the_content_are_known_before_packing(make_encoder):
     """The plan's upper bound would leave most of a row of such samples empty."""
     encoder = make_encoder("adaptive_rms4")
-    assert not encoder.visual.counts_from_header
+    assert not encoder.inputs.visual.counts_from_header
     sample = crude(ROWS[2], "grey")
     buffer = io.BytesIO()
     Image.new("L", (112, 112), 90).save(buffer, "PNG")
@@ -129,4 +132,4 @@ def test_numbers_that_depend_on_the_content_are_known_before_packing(make_encode
     assert planned.num_patches == len(encoded.pictures.cells) == 4
     assert sum(plan.num_cells for plan in planned.plans) == 64
     batch = encoder.batch([encoder.pack_selected_samples([encoded, encoded])])
-    assert batch["text_cu_seqlens"].tolist() == [0, *[planned.num_tokens * n for n in (1, 2)], 256]
+    assert batch.segments.cu_seqlens.tolist() == [0, *[planned.num_tokens * n for n in (1, 2)], 256]

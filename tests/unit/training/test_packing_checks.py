@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dct_vl.errors import ConfigError
 from dct_vl.runs.config.checks import check_packing
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import DataConfig, RunConfig
 
 

@@ -13,6 +13,8 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pytest
 
+from dct_vl.cli import main
+from dct_vl.runs.checkpoint_files import META_NAME
 from dct_vl.runs.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainerConfig
 from dct_vl.runs.run_files import (
     ENVIRONMENT_NAME,
@@ -24,8 +26,6 @@ from dct_vl.runs.run_files import (
 )
 from dct_vl.training.report import try_run_summary, write_run_summary
 from dct_vl.training.report.run_summary import settings
-from dct_vl.training.restart.checkpoints import META_NAME
-from dct_vl.verbs.fit import main
 
 #: attributes through which a page can load something
 _LOADING = ("src", "href", "srcset", "poster", "data", "action")

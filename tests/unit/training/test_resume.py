@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from dct_vl.errors import ConfigError
+from dct_vl.runs.checkpoint_files import META_NAME
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.config.groups import ROOT
-from dct_vl.runs.config.overrides import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.run_files import CONFIG_NAME, run_dir
-from dct_vl.training.restart.checkpoints import META_NAME
 from dct_vl.training.restart.finished import RunFinished
 from dct_vl.training.restart.resume import began_at, find_resume, stream_settings, tensor_settings
 from dct_vl.training.restart.run_lock import claim

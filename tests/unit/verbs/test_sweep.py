@@ -2,7 +2,7 @@
 
 import pytest
 
-from dct_vl.runs.config.overrides import ConfigError
+from dct_vl.errors import ConfigError
 from dct_vl.verbs.fit import job_name, swept_keys
 
 

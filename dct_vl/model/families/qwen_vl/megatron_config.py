@@ -12,9 +12,8 @@ from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
 
 from dct_vl.model.families.qwen_vl.config import VisionSizes, read_hf_config, vision_sizes
-from dct_vl.model.families.qwen_vl.model import TokenizerQwen2VLConfig
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig
 from dct_vl.model.families.qwen_vl.tower import TokenizerVisionConfig, WindowedVisionConfig
-from dct_vl.model.families.qwen_vl.windowed_layers import windowed
 from dct_vl.model.layer_specs import LayerSpecName, language_spec, layer_spec, projector_submodules
 from dct_vl.model.torch_norm import block_with_torch_norm
 
@@ -53,7 +52,7 @@ class ModelOptions:
     recompute: bool = False
 
 
-def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLConfig:
+def model_config(folder: str | Path, options: ModelOptions) -> QwenVLConfig:
     """NeMo configuration of the model in `folder` with a tokenizer and a parallel layout."""
     hf = read_hf_config(folder)
     vision = vision_sizes(hf)
@@ -110,7 +109,7 @@ def model_config(folder: str | Path, options: ModelOptions) -> TokenizerQwen2VLC
         add_bias_linear=True,
         **shared,
     )
-    return TokenizerQwen2VLConfig(
+    return QwenVLConfig(
         language_transformer_config=language,
         vision_transformer_config=_vision_config(vision, options, layers),
         vision_projection_config=projector,
@@ -146,7 +145,6 @@ def _vision_config(
         return TokenizerVisionConfig(
             **sizes, activation_func=quick_gelu, transformer_layer_spec=spec
         )
-    spec = windowed(spec)
     return WindowedVisionConfig(
         **sizes,
         window_side=vision.window,

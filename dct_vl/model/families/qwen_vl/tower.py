@@ -1,13 +1,13 @@
 """NeMo's vision towers of Qwen2-VL and Qwen2.5-VL with the front end of a visual tokenizer.
 
-Shape legend: N cells, S attention segments, W windows, E ViT width, M LLM tokens (N / 4).
+Shape legend: N cells, E ViT width, M LLM tokens (N / 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from megatron.core.models.common.vision_module.vision_module import VisionModule
@@ -22,25 +22,9 @@ from nemo.collections.vlm.qwen2vl.model.vision import (
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_tokenizer.basis import Float32Buffers
-from dct_tokenizer.windows import GROUP, attention_windows
+from dct_tokenizer.windows import GROUP
+from dct_vl.inputs.batch import VisualInputs
 from dct_vl.model.recompute import with_gradient
-
-
-class Windows(NamedTuple):
-    """Windows of the cells of a batch; see `dct_tokenizer.windows.attention_windows`."""
-
-    #: (M,) int64
-    order: torch.Tensor
-    #: (W+1,) int32
-    cu_seqlens: torch.Tensor
-    #: cells of the largest window, or more
-    longest: int
-
-
-def find_windows(positions: torch.Tensor, cu_seqlens: torch.Tensor, side: int) -> Windows:
-    """Windows of `side` × `side` units; best called on the host, for it asks for their sizes."""
-    order, boundaries = attention_windows(positions, cu_seqlens, side)
-    return Windows(order, boundaries, int(boundaries.diff().max()))
 
 
 class _ExactFrequencies(Float32Buffers, VisionRotaryEmbedding):
@@ -67,8 +51,6 @@ class _CellInputs(VisionModule):
         self.post_merge = tokenizer.post_merge()
         # of the same state; the class is NeMo's but for what a change of dtype does
         self.rotary_pos_emb.__class__ = _ExactFrequencies
-        #: by layer, in cells
-        self.longest_segments = [0] * len(self.decoder.layers)
 
     def _rotary(self, positions: torch.Tensor) -> torch.Tensor:
         """(N, 2, head_dim / 4) → (N, head_dim / 2), twice for the rotated halves, as Qwen2-VL
@@ -78,77 +60,43 @@ class _CellInputs(VisionModule):
         angles = angles.flatten(1)
         return torch.cat((angles, angles), dim=-1)[:, None, None, :]
 
-    def _note_longest(self, longest: list[int]) -> None:
-        """Tell every attention the longest segment so far: a bound that only grows also holds for
-        the micro batches whose backward pass is still to come.
-        """
-        both = zip(self.longest_segments, longest, strict=True)
-        self.longest_segments = [max(before, now) for before, now in both]
-        for layer, length in zip(self.decoder.layers, self.longest_segments, strict=True):
-            layer.self_attention.core_attention.max_segment_length = length
-
 
 class TokenizerVisionModel(_CellInputs, Qwen2VisionModel):
     """Qwen2-VL's tower: every layer attends within segments."""
 
-    def forward(  # type: ignore[override]
-        self,
-        cells: torch.Tensor,
-        positions: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        longest_segment: int | None = None,
-        windows: Windows | None = None,
-    ) -> torch.Tensor:
-        """Embed and encode cells.
-
-        Args:
-            cells: (N, T, 3, B, B) uint8, in merge order (four neighbours in a row).
-            positions: (N, 2) float32, row and column of each cell in the ViT's rotary units.
-            cu_seqlens: (S+1,) int32; a cell attends within its segment only.
-            longest_segment: in cells; None where unknown, which costs a little speed.
-            windows: of Qwen2.5-VL; play no part here.
-
-        Returns:
-            (M, 4 E): merged cells, ready for the projector.
-        """
-        self._note_longest([longest_segment or len(cells)] * len(self.decoder.layers))
-        hidden = with_gradient(self.front_end(cells).unsqueeze(1), self.decoder)
-        hidden = self.decoder(hidden, cu_seqlens, rotary_pos_emb=self._rotary(positions))
+    def forward(self, visual: VisualInputs) -> torch.Tensor:  # type: ignore[override]
+        """Embed and encode cells: (M, 4 E), merged and ready for the projector."""
+        hidden = with_gradient(self.front_end(visual.cells).unsqueeze(1), self.decoder)
+        hidden = self.decoder(
+            hidden,
+            None,
+            rotary_pos_emb=self._rotary(visual.positions),
+            packed_seq_params=visual.segments,
+        )
         return hidden.squeeze(1).view(-1, self.merge_hidden_size)
 
 
 class WindowedVisionModel(_CellInputs, Qwen25VisionModel):
     """Qwen2.5-VL's tower: most layers attend within windows of segments.
 
-    Windows are segments too once the cells stand in their order; NeMo's block decides which layer
-    gets which boundaries, and `windowed_layers` hands them to the attention.
+    Windows are segments too once the cells stand in their order; NeMo's block hands each layer the
+    ones or the others.
     """
 
-    def forward(  # type: ignore[override]
-        self,
-        cells: torch.Tensor,
-        positions: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        longest_segment: int | None = None,
-        windows: Windows | None = None,
-    ) -> torch.Tensor:
+    def forward(self, visual: VisualInputs) -> torch.Tensor:  # type: ignore[override]
         """See `TokenizerVisionModel.forward`; windows are looked for where they are not given."""
-        if windows is None:
-            windows = find_windows(positions, cu_seqlens, self.config.window_side)
-        longest = [windows.longest] * len(self.decoder.layers)
-        for full in self.config.fullatt_block_indexes:
-            longest[full] = longest_segment or len(cells)
-        self._note_longest(longest)
+        windows = visual.windows or visual.with_windows(self.config.window_side).windows
+        assert windows is not None
         cells, positions = (
-            x.view(-1, GROUP, *x.shape[1:])[windows.order].flatten(0, 1) for x in (cells, positions)
+            x.view(-1, GROUP, *x.shape[1:])[windows.order].flatten(0, 1)
+            for x in (visual.cells, visual.positions)
         )
         hidden = self.decoder(
             with_gradient(self.front_end(cells).unsqueeze(1), self.decoder),
             None,
             rotary_pos_emb=self._rotary(positions),
-            # for NeMo's block they are things to choose from
-            packed_seq_params=windows.cu_seqlens,
-            packed_seq_params_full=cu_seqlens,
+            packed_seq_params=windows.segments,
+            packed_seq_params_full=visual.segments,
         )
         merged = hidden.squeeze(1).view(-1, self.merge_hidden_size)
         return merged[windows.order.argsort()]

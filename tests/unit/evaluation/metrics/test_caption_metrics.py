@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dct_vl.evaluation.metrics.captions import CAPTION_METRICS, caption_scores
+from dct_vl.evaluation.metrics.captions import caption_scores
+
+CAPTION_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D", "CIDEr")
 
 #: github.com/Maluuba/nlg-eval: README.md, examples/{hyp,ref1,ref2}.txt (its "CIDEr" is CIDEr-D)
 NLG_EVAL_GIVEN = [

@@ -10,7 +10,9 @@ import pytest
 from task_layouts import LETTER, jpeg, one, put, read, rows_dataset
 
 from dct_vl.evaluation.tasks.files import TaskDataError
-from dct_vl.evaluation.tasks.item import as_question
+from dct_vl.evaluation.tasks.registry import find_task
+from dct_vl.evaluation.tasks.requests import TaskRequests
+from dct_vl.inputs.images import decode_rgb
 
 AI2D_ROWS = [
     {"question": "Which is A?", "options": ["leaf", "root"], "answer": "1", "image": 10},
@@ -220,9 +222,9 @@ def test_rows_are_asked_as_the_benchmarks_own_files_are(tmp_path, task, name, ow
     assert asked.max_new_tokens == row.max_new_tokens
 
 
-def test_an_item_becomes_a_question_of_the_answering_code(tmp_path):
+def test_an_item_holds_what_is_asked(tmp_path):
     rows_dataset(AI2D_ROWS[:1]).save_to_disk(tmp_path)
     item = one(read("ai2d", tmp_path))
-    question = as_question(item)
-    assert (question.key, question.turns, question.images) == (item.key, item.turns, (jpeg(10),))
-    assert question.frames[0].shape == (1, 28, 32, 3)
+    asked = one(list(TaskRequests(find_task("ai2d"), tmp_path)))
+    assert (asked.key, asked.turns, asked.read()) == (item.key, item.turns, ((jpeg(10),), ()))
+    assert decode_rgb(asked.images[0]).shape == (1, 28, 32, 3)

@@ -1,4 +1,4 @@
-"""Pictures on the page that compares runs, where some of them are damaged."""
+"""Images on the page that compares runs, where some of them are damaged."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def test_a_damaged_picture_is_left_out_and_the_scores_stand(tmp_path):
         files[name] = write_lines(tmp_path / f"{name}_samples_qa.jsonl", lines)
     page = write_comparison(read_runs(folders, answers=files), tmp_path / "o", data={"qa": data})
     articles = re.findall("<article.*?</article>", page.read_text(), flags=re.DOTALL)
-    # the two runs share a tokenizer, and so a picture beside the original
+    # the two runs share a tokenizer, and so an image beside the original
     assert sorted(article.count("<img") for article in articles) == [0, 2]
-    assert sum("Its pictures are damaged" in article for article in articles) == 1
+    assert sum("Its images are damaged" in article for article in articles) == 1

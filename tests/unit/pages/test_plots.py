@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.plots import bar_width
+from dct_vl.pages.bars import bar_width
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The study's picture: accuracy against FLOPs, by source, and along the fine-tuning."""
+"""The plots of a study: accuracy against FLOPs, by source, and along the fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from dct_vl.evaluation.study.names import by_kind
-
 _SIZE_INCHES = (13, 4.6)
+
+
+def by_kind(source: str) -> tuple[str, int]:
+    """Key that sorts sources such as `numbers_6px` by kind, then by the number in the name."""
+    digits = "".join(c for c in source if c.isdigit())
+    return source.replace(digits, ""), int(digits or 0)
 
 
 def draw_study(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -34,7 +38,7 @@ def draw_study(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _cost(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -> None:
     for row in rows:
         share = 100 * row["accuracy"]
-        low, high = (100 * end for end in row["interval"])
+        low, high = (100 * end for end in row["interval"] or 2 * [row["accuracy"]])
         axes.errorbar(
             row["gflops"],
             share,
@@ -46,7 +50,7 @@ def _cost(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
-    axes.set_xlabel("GFLOP a picture (forward, log scale)")
+    axes.set_xlabel("GFLOP an image (forward, log scale)")
     axes.set_ylabel("words read, %")
     axes.set_title("accuracy against cost")
     axes.grid(alpha=0.3)

@@ -7,47 +7,46 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer
+from trainers_side import loaded, replies
+from transformers import AutoProcessor
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.evaluation.answers import BLANK_LEVEL, AnswerOptions, questions_of, write_answers
+from dct_vl.inference.answers import AnswerOptions, questions_of, write_answers
+from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine, encode_request
+from dct_vl.inputs.encode import BLANK_LEVEL
 from dct_vl.inputs.held_out import read_split
-from dct_vl.runs.config.compose import compose_config
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 43904}
 NEW_TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def model(build_module, tiny_model, shards):
+def model(build_module, tiny_model, shards, tmp_path_factory):
     """The tiny model as `load_checkpoint` would deliver it, filled from its folder."""
-    from dct_vl.inference.loading import LoadedModel
-    from dct_vl.inputs.chat import ChatTokenizer
-
-    return LoadedModel(
-        checkpoint=None,
-        run=compose_config([f"data.path={shards}", f"model.path={tiny_model}", "tokenizer=pixel"]),
-        step=0,
-        module=build_module("pixel"),
-        visual=build_tokenizer("pixel", **BOUNDS),
-        chat=ChatTokenizer(AutoTokenizer.from_pretrained(tiny_model)),
+    return loaded(
+        build_module("pixel"),
+        build_tokenizer("pixel", **BOUNDS),
+        tiny_model,
+        data=shards,
+        checkpoint=tmp_path_factory.mktemp("checkpoint") / "step",
     )
 
 
 @pytest.fixture(scope="module")
 def questions(shards):
     """The last question of each held-out sample: several turns, and two samples of text only."""
-    last = {}
-    for sample in read_split(str(shards), "val"):
-        for _, question, _ in questions_of(sample, blank=False):
-            last[sample.key] = question
-    found = list(last.values())
+    found = [
+        questions_of(sample, 0, NEW_TOKENS)[-1].request for sample in read_split(str(shards), "val")
+    ]
     assert {len(q.images) for q in found} == {0, 1}
     assert len({len(q.turns) for q in found}) > 1
     return found
@@ -71,53 +70,40 @@ def reference_answer(processor, hf_model, question) -> str:
 
 
 def test_answers_equal_transformers_generate(model, questions, tiny_model, hf_model):
-    from dct_vl.evaluation.greedy import answer
-
     processor = AutoProcessor.from_pretrained(tiny_model, use_fast=False, **BOUNDS)
-    ours = [given.text for given in answer(model, questions, NEW_TOKENS)]
+    ours = [given.text for given in replies(model, questions)]
     theirs = [reference_answer(processor, hf_model, q) for q in questions]
     assert ours == theirs
     assert len(set(theirs)) > len(theirs) // 2, "equal answers to all would prove little"
 
 
 def test_a_batch_of_one_gives_the_same_answers(model, questions):
-    from dct_vl.evaluation.greedy import answer
-
-    together = answer(model, questions[:4], NEW_TOKENS)
-    assert [answer(model, [q], NEW_TOKENS)[0] for q in questions[:4]] == together
+    together = replies(model, questions[:4])
+    assert [replies(model, [q])[0] for q in questions[:4]] == together
 
 
 def test_the_pictures_decide(model, questions):
     """Blank pictures have the same tokens and lead to other answers."""
-    from dct_vl.evaluation.greedy import Question, answer
-
     seen = [q for q in questions if q.images]
-    blank = [
-        Question(
-            key=q.key,
-            turns=q.turns,
-            images=q.images,
-            frames=tuple(f * 0 + BLANK_LEVEL for f in q.frames),
-        )
-        for q in seen
-    ]
-    real, guessed = (answer(model, asked, NEW_TOKENS) for asked in (seen, blank))
+    real, guessed = (replies(model, seen, is_blank=blank) for blank in (False, True))
     assert [a.num_visual_tokens for a in real] == [a.num_visual_tokens for a in guessed]
     assert all(a.num_visual_tokens >= 16 for a in real)
     assert [a.text for a in real] != [a.text for a in guessed]
 
 
-def test_every_assistant_turn_is_a_question_with_true_answers_before_it(shards):
+def test_every_assistant_turn_is_a_question_with_true_answers_before_it(shards, model):
     sample = next(s for s in read_split(str(shards), "val") if len(s.record.turns) > 4)
-    asked = list(questions_of(sample, blank=False))
-    assert [turn for turn, _, _ in asked] == list(range(1, len(sample.record.turns), 2))
-    for turn, question, truth in asked:
-        assert question.turns == sample.record.turns[:turn]
-        assert truth == sample.record.turns[turn].text
-    assert asked[1][1].turns[1] == Turn(role="assistant", text=asked[0][2])
-    for _, question, _ in questions_of(sample, blank=True):
-        assert all((frames == BLANK_LEVEL).all() for frames in question.frames)
-        assert question.images == sample.images
+    asked = questions_of(sample, 0)
+    assert [one.line["turn"] for one in asked] == list(range(1, len(sample.record.turns), 2))
+    for one in asked:
+        turn = one.line["turn"]
+        assert one.request.turns == sample.record.turns[:turn]
+        assert one.line["truth"] == sample.record.turns[turn].text
+    assert asked[1].request.turns[1] == Turn(role="assistant", text=asked[0].line["truth"])
+    for one in asked:
+        assert one.request.images == sample.images
+        blank = encode_request(model, one.request, is_blank=True)
+        assert (blank.pictures.cells == BLANK_LEVEL).all()
 
 
 def test_exact_answers_are_counted(model, tmp_path):
@@ -242,28 +228,59 @@ def test_nothing_to_ask_is_an_error(model, odd_shards, tmp_path):
         write_answers(odd, AnswerOptions(split="test"), tmp_path / "test.jsonl")
 
 
-def test_answers_are_there_whole_or_not_at_all(model, shards, tmp_path, monkeypatch):
-    import dct_vl.evaluation.answers
-    from dct_vl.inference.loading import with_data_path
+@pytest.fixture
+def kill_after(monkeypatch):
+    """kill_after(n): a block in which the process is ended when it is to answer batch n + 1."""
 
-    asked = with_data_path(model, str(shards))
+    @contextmanager
+    def limited(num_batches: int) -> Iterator[None]:
+        answer, batches = CheckpointEngine.answer, iter(range(num_batches))
+
+        def killed(*arguments):
+            if next(batches, None) is None:
+                raise KeyboardInterrupt
+            return answer(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(CheckpointEngine, "answer", killed)
+            yield
+
+    return limited
+
+
+def test_answers_are_there_whole_or_not_at_all(model, tmp_path, kill_after):
     output = tmp_path / "val.jsonl"
-    write_answers(asked, AnswerOptions(limit=1, max_new_tokens=2), output)
+    write_answers(model, AnswerOptions(limit=1, max_new_tokens=2), output)
     before = output.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["val.jsonl"]
-    answer_batch = dct_vl.evaluation.answers.answer_encoded
-    batches = iter([True])
-
-    def killed(*arguments):
-        if not next(batches, False):
-            raise KeyboardInterrupt
-        return answer_batch(*arguments)
-
-    monkeypatch.setattr("dct_vl.evaluation.answers.answer_encoded", killed)
     options = AnswerOptions(limit=4, batch_size=1, max_new_tokens=2)
-    with pytest.raises(KeyboardInterrupt):
-        write_answers(asked, options, output)
+    with kill_after(1), pytest.raises(KeyboardInterrupt):
+        write_answers(model, options, output)
     assert output.read_bytes() == before
+
+
+def test_a_second_start_goes_on_to_the_same_file(model, tmp_path, kill_after):
+    options = AnswerOptions(limit=4, batch_size=2, max_new_tokens=2)
+    write_answers(model, options, tmp_path / "whole.jsonl")
+    whole, output = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "val.jsonl"
+    num_batches = -(-len(whole.splitlines()) // 2)
+    with kill_after(2), pytest.raises(KeyboardInterrupt):
+        write_answers(model, options, output)
+    assert not output.exists()
+    partial = output.with_name("val.jsonl.partial")
+    assert len(partial.read_bytes().splitlines()) == 4
+    with kill_after(num_batches - 2):
+        write_answers(model, options, output)
+    assert output.read_bytes() == whole
+    with kill_after(1), pytest.raises(KeyboardInterrupt):
+        write_answers(model, options, output)
+    # begun with pictures: what others say of blank ones is asked from the start
+    write_answers(model, replace(options, blank=True), output)
+    write_answers(model, replace(options, blank=True), tmp_path / "blank.jsonl")
+    assert output.read_bytes() == (tmp_path / "blank.jsonl").read_bytes() != whole
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("whole.jsonl", "val.jsonl", "blank.jsonl")
+    }
 
 
 def test_a_split_is_read_once_in_its_order(shards):

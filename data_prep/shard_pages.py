@@ -1,0 +1,159 @@
+"""Self-contained HTML pages about a folder of shards: figures, plots, and some of its samples."""
+
+import base64
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from data_prep.schema import ChatRecord, image_parts, json_part, parse_record
+from data_prep.shards import iter_samples, shard_paths
+from data_prep.stats import Tally
+from data_prep.workspace import WorkspaceError
+from dct_vl.pages.bars import bars, histogram
+from dct_vl.pages.page import render_page
+
+_LONGEST_TEXT = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A sample with the bytes of its images."""
+
+    key: str
+    shard: str
+    record: ChatRecord
+    images: tuple[bytes, ...]
+
+    @property
+    def image_uris(self) -> list[str]:
+        """The images as data: addresses; shards hold JPEG."""
+        return ["data:image/jpeg;base64," + base64.b64encode(i).decode() for i in self.images]
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """(role, text) of each turn, long texts cut."""
+        texts = ((turn.role, turn.text) for turn in self.record.turns)
+        return [
+            (r, t if len(t) <= _LONGEST_TEXT else t[: _LONGEST_TEXT - 1] + "…") for r, t in texts
+        ]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
+
+
+def pick_samples(root: Path, count: int, *, seed: int) -> list[Shown]:
+    """About ``count`` samples, from as many shards as possible; the same for the same seed."""
+    paths = shard_paths(root)
+    if not paths:
+        raise WorkspaceError(f"{root} holds no shards (*.tar)")
+    rng = random.Random(seed)
+    chosen = sorted(rng.sample(paths, min(count, len(paths))))
+    shown: list[Shown] = []
+    for position, path in enumerate(chosen):
+        wanted = count * (position + 1) // len(chosen) - count * position // len(chosen)
+        shown += _pick_in_shard(path, wanted, rng)
+    return shown
+
+
+def _pick_in_shard(path: Path, count: int, rng: random.Random) -> list[Shown]:
+    with path.open("rb") as shard:
+        samples = list(iter_samples(shard))
+        picked = sorted(rng.sample(range(len(samples)), min(count, len(samples))))
+        return [
+            Shown(
+                key=sample.key,
+                shard=path.name,
+                record=parse_record(sample.parts[json_part(sample.parts)].read(shard)),
+                images=tuple(sample.parts[p].read(shard) for p in image_parts(sample.parts)),
+            )
+            for sample in (samples[i] for i in picked)
+        ]
+
+
+def preview_page(title: str, samples: list[Shown]) -> str:
+    """Samples with their images and texts."""
+    return render_page(
+        "preview.html.jinja", {"title": title, "samples": samples}, package="data_prep"
+    )
+
+
+def stats_page(
+    title: str,
+    tally: Tally,
+    stats: dict[str, Any],
+    *,
+    samples: list[Shown],
+    manifest: dict[str, Any] | None,
+) -> str:
+    """Figures of ``stats.as_json`` with plots; ``manifest`` adds what preparation rejected."""
+    context = {
+        "title": title,
+        "stats": stats,
+        "samples": samples,
+        "manifest": manifest,
+        "plots": _plots(tally, stats),
+        "cards": _cards(stats, manifest),
+    }
+    return render_page("stats.html.jinja", context, package="data_prep")
+
+
+def _cards(stats: dict[str, Any], manifest: dict[str, Any] | None) -> list[dict[str, str]]:
+    shown = {
+        "samples": f"{stats['samples']:,}",
+        "images": f"{stats['images']:,}",
+        "sources": str(len(stats["sources"])),
+    }
+    if stats["images"]:
+        shown["median width × height"] = f"{stats['width']['median']}×{stats['height']['median']}"
+        shown["median image"] = f"{stats['image_kib']['median']} KiB"
+    shown["characters, median answer"] = str(stats["answer_chars"].get("median", "–"))
+    if manifest:
+        rejected = manifest["entries"] - manifest["kept"]
+        shown[f"of {manifest['entries']:,} entries rejected"] = f"{rejected:,}"
+    return [{"value": value, "label": label, "note": ""} for label, value in shown.items()]
+
+
+def _plots(tally: Tally, stats: dict[str, Any]) -> list[tuple[str, Markup]]:
+    """(caption, SVG) of each plot."""
+    distributions: list[tuple[str, Counter[Any], str]] = []
+    if tally.sizes:
+        heights: Counter[int] = Counter()
+        widths: Counter[int] = Counter()
+        aspects: Counter[float] = Counter()
+        for (height, width), number in tally.sizes.items():
+            heights[height] += number
+            widths[width] += number
+            aspects[width / height] += number
+        distributions += [
+            ("Width", widths, "pixels"),
+            ("Height", heights, "pixels"),
+            ("Aspect ratio", aspects, "width / height"),
+            ("Size of an image", tally.image_kib, "KiB"),
+        ]
+        # tokenizers that give the same counts share a plot
+        alike: dict[tuple[tuple[int, int], ...], list[str]] = {}
+        for name, tokens in stats["visual_tokens"].items():
+            alike.setdefault(tuple(tokens["histogram"].items()), []).append(name)
+        distributions += [
+            ("Visual tokens: " + ", ".join(names), Counter(dict(counts)), "tokens an image")
+            for counts, names in alike.items()
+            if counts
+        ]
+    distributions += [
+        ("Questions with an answer", tally.turns, "a sample"),
+        ("Length of a question", tally.question_chars, "characters"),
+        ("Length of an answer", tally.answer_chars, "characters"),
+    ]
+    by_source = "Samples by source"
+    return [
+        (by_source, bars("sources", stats["sources"], label="samples", description=by_source)),
+        *(
+            (caption, histogram(f"plot{n}", counts, label=label, description=caption))
+            for n, (caption, counts, label) in enumerate(distributions)
+        ),
+    ]
