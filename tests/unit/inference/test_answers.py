@@ -1,7 +1,8 @@
 """Greedy answers are transformers' own, and do not depend on who else is in the batch."""
 
-from __future__ import gc
+from __future__ import annotations
 
+import gc
 import io
 import json
 import subprocess
