@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from warm_start import WarmStart
 
 from dct_vl.runs.checkpoint_files import list_checkpoints
 from dct_vl.runs.ledger import read_ledger
@@ -64,6 +65,7 @@ class Trainer:
     def __init__(self, shards: Path, model: Path, log_dir: Path) -> None:
         self.settings = (*SETTINGS, f"data.path={shards}", f"model.path={model}")
         self.log_dir = log_dir
+        self.warm = WarmStart(self.environ(), log_dir)
 
     def command(self, name: str, overrides: Sequence[str] = (), ranks: int = 1) -> list[str]:
         """Command line of a run, under torchrun where it has several ranks."""
@@ -92,7 +94,14 @@ class Trainer:
         self, name: str, *overrides: str, ranks: int = 1
     ) -> subprocess.CompletedProcess[str]:
         """Train and return the outcome, good or bad."""
-        return self._run(self.command(name, overrides, ranks))
+        words = self.command(name, overrides)[3:]
+        return self.warm.run(words, ranks=ranks, variables={}, cwd=ROOT)
+
+    def cold(self, name: str, *overrides: str, ranks: int = 1) -> Run:
+        """Train as a user's shell does, in processes that import everything themselves."""
+        done = self._run(self.command(name, overrides, ranks))
+        assert done.returncode == 0, done.stderr[-8000:]
+        return Run(folder=self.folder(name))
 
     def launch(self, name: str, *overrides: str, ranks: int) -> subprocess.CompletedProcess[str]:
         """The same through `dct-vl launch`."""
@@ -111,20 +120,24 @@ class Trainer:
 
 
 @pytest.fixture(scope="session")
-def train(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    return Trainer(shards, tiny_model, tmp_path_factory.mktemp("runs"))
+def train(
+    shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trainer]:
+    trainer = Trainer(shards, tiny_model, tmp_path_factory.mktemp("runs"))
+    yield trainer
+    trainer.warm.close()
 
 
 @pytest.fixture(scope="session")
 def reference(train: Trainer) -> Run:
     """One process, six steps without a break: what every other run is compared with."""
-    return train("reference")
+    return train.cold("reference")
 
 
 @pytest.fixture(scope="session")
 def data_parallel(train: Trainer) -> Run:
     """The same run on two data-parallel ranks, each with half of the loader processes."""
-    return train("data_parallel", "data.num_workers=1", "trainer.val_every=0", ranks=2)
+    return train.cold("data_parallel", "data.num_workers=1", "trainer.val_every=0", ranks=2)
 
 
 @pytest.fixture(scope="session")
