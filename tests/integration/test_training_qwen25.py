@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from dct_vl.evaluation.compare.costs import training_cost
+from dct_vl.evaluation.compare.runs import training_cost
 from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.run_files import read_config, read_steps
 

@@ -142,8 +142,8 @@ def from_task(name: str, path: Path, keys: set[str]) -> dict[str, Asked]:
     Raises:
         ValueError: no such task, or the data is not there or not the task's.
     """
+    from dct_vl.evaluation.tasks.files import ReadOptions
     from dct_vl.evaluation.tasks.registry import find_task
-    from dct_vl.evaluation.tasks.task import ReadOptions
 
     task = find_task(name)
     if not path.exists():

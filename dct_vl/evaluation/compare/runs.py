@@ -1,4 +1,4 @@
-"""The runs that are compared, each with the scores of its answers."""
+"""The runs that are compared, each with the scores of its answers and what it cost."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dct_tokenizer.registry import list_presets, preset_config
-from dct_vl.evaluation.compare.costs import TrainingCost, training_cost
+from dct_vl.errors import ConfigError
 from dct_vl.evaluation.compare.results import ResultFile, find_results, read_results, set_of
 from dct_vl.inputs.shard_index import data_identity
 from dct_vl.pages.svg import NUM_SERIES
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.derived import RunSettings
+from dct_vl.runs.flops import StepWork
 from dct_vl.runs.json_file import read_object
 from dct_vl.runs.ledger import read_ledger
 from dct_vl.runs.result_names import ANSWERS_NAME
 from dct_vl.runs.run_files import ENVIRONMENT_NAME, STEPS_NAME, latest_file, read_config, read_steps
-from dct_vl.runs.series import Steps
+from dct_vl.runs.series import Steps, column, steady_throughput
 from dct_vl.training.report import read_validation
 
 
@@ -165,3 +169,37 @@ def label(preset: Mapping[str, object]) -> str:
     changed = {k: v for k, v in preset.items() if stock.get(k, v) != v}
     shown = (f"{k}={Path(v).name if isinstance(v, str) else v}" for k, v in changed.items())
     return " ".join((name, *shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCost:
+    """Means and medians over the logged steps of a run."""
+
+    #: forward FLOPs of a training sample, pictures and text; None where the model is not at hand
+    flops: float | None
+    #: median of the steady steps
+    samples_per_second: float
+    #: highest of any step, of the first rank's device, or of its process on a CPU
+    peak_memory_gib: float | None
+
+
+def training_cost(config: RunConfig, steps: Steps) -> TrainingCost:
+    """Read the costs of a run with at least one step."""
+    peaks = column(steps, "peak_memory_gib")
+    return TrainingCost(
+        flops=_forward_flops(config, steps),
+        samples_per_second=steady_throughput(steps),
+        peak_memory_gib=float(np.nanmax(peaks)) if np.isfinite(peaks).any() else None,
+    )
+
+
+def _forward_flops(config: RunConfig, steps: Steps) -> float | None:
+    try:
+        counter = RunSettings(config).step_flops()
+    except ConfigError:
+        return None
+    try:
+        total = sum(counter.forward(StepWork.of_totals(step)) for step in steps)
+    except KeyError:  # a log of an earlier version, which counted less
+        return None
+    return total / sum(step["num_samples"] for step in steps)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dct_vl.evaluation.metrics.strings import anls, exact_match, relaxed_match
-from dct_vl.evaluation.metrics.vqa import vqa_accuracy
+from dct_vl.evaluation.metrics.answers import anls, exact_match, relaxed_match, vqa_accuracy
 from dct_vl.evaluation.tasks import captions, chats, choices, questions, scorers
 from dct_vl.evaluation.tasks.task import Task
 

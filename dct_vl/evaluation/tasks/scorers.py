@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from dct_vl.evaluation.metrics.choice import extract_choice
-from dct_vl.evaluation.metrics.smape import WORST_SMAPE, parse_price, smape
-from dct_vl.evaluation.metrics.yes_no import pope_scores, says_yes
-from dct_vl.evaluation.tasks.item import TaskItem
-from dct_vl.evaluation.tasks.task import Scorer, TaskScores
+from dct_vl.evaluation.metrics.answers import WORST_SMAPE, parse_price, smape
+from dct_vl.evaluation.metrics.choice import extract_choice, pope_scores, says_yes
+from dct_vl.evaluation.tasks.task import Scorer, TaskItem, TaskScores
 
 
 def mean_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from compared_runs import STEP, write_run
 
-from dct_vl.evaluation.compare.costs import training_cost
+from dct_vl.evaluation.compare.runs import training_cost
 from dct_vl.runs.run_files import read_config, read_steps
 
 WINDOWED = {**STEP, "num_window_pairs": 3_000}

@@ -7,10 +7,9 @@ import pytest
 from compared_runs import answer, write_lines
 
 from dct_vl.evaluation.compare.results import find_results, read_results
-from dct_vl.evaluation.score import Prediction, Predictions, score_predictions
-from dct_vl.evaluation.score_files import write_results
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
+from dct_vl.evaluation.score import Prediction, Predictions, score_predictions, write_results
 from dct_vl.evaluation.tasks.registry import find_task
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 
 
 def test_answers_are_found_by_key_and_turn_and_more_keys_are_allowed(tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dct_vl.evaluation.score import read_predictions
 from dct_vl.evaluation.tasks.registry import find_task
-from dct_vl.evaluation.tasks.requests import TaskRequests
+from dct_vl.evaluation.tasks.task import TaskRequests
 from dct_vl.inference.generate.engine import AnswerSettings, Reply
 from dct_vl.inference.generate.journal import Journal
 from dct_vl.inference.generate.requests import FileRequests
