@@ -144,8 +144,8 @@ def _export(folder: Path) -> ExportProof:
         numbers = asked["max_abs_logit_diff"], asked["num_prompts_compared"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{record} does not say how the folder answered ({error!r}): write it with `python -m "
-            f"evaluation export RUN {folder} --outside 40`"
+            f"{record} does not say how the folder answered ({error!r}): write it with "
+            f"`dct-vl export RUN {folder} --outside 40`"
         ) from error
     return ExportProof(
         folder=folder,

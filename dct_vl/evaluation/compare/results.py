@@ -92,7 +92,7 @@ def set_of(path: Path) -> str:
 
 
 def read_results(path: Path, metric: str | None = None) -> ResultFile:
-    """Read the lines of `evaluation answers`, `evaluation words` or `evaluation score --json`.
+    """Read the lines of `dct-vl answers`, `dct-vl words` or `dct-vl score --json`.
 
     Args:
         path: the file; its first line says which of the three it is.
@@ -124,10 +124,10 @@ def read_results(path: Path, metric: str | None = None) -> ResultFile:
         raise ValueError(
             f"{path} has no scores: its first line holds {', '.join(map(str, first)) or 'nothing'}."
             + (
-                " Answers of `evaluation generate` are scored by `dct-vl score TASK "
+                " Answers of `dct-vl generate` are scored by `dct-vl score TASK "
                 "--predictions FILE --data DATA --json FOLDER`"
                 if "answer" in first
-                else " Expected lines of `evaluation answers`, `words` or `score --json`"
+                else " Expected lines of `dct-vl answers`, `words` or `score --json`"
             )
         )
     by_id = {item.id: item for item in items}

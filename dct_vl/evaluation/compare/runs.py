@@ -80,7 +80,10 @@ def read_runs(
     given = dict(answers or {})
     for name in given.keys() - set(names):
         raise ValueError(f"--answers names {name!r}; the runs are {', '.join(names)}")
-    configs = [_config(folder) for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: expected a run's, LOG_DIR/EXPERIMENT_NAME")
+    configs = [read_config(folder) for folder in folders]
     files = {}
     # all are found before any is answered, which may take long
     for name, folder in zip(names, folders, strict=True):
@@ -118,12 +121,6 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in paths]
-
-
-def _config(folder: Path) -> RunConfig:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: expected a run's, LOG_DIR/EXPERIMENT_NAME")
-    return read_config(folder)
 
 
 def _read(
@@ -173,21 +170,26 @@ def label(preset: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCost:
-    """Means and medians over the logged steps of a run."""
+    """Means and medians over the logged steps of a run; the fields are those of compare.json."""
 
-    #: forward FLOPs of a training sample, pictures and text; None where the model is not at hand
-    flops: float | None
+    #: of a forward pass, images and text; None where the model is not at hand
+    flops_per_sample: float | None
     #: median of the steady steps
     samples_per_second: float
     #: highest of any step, of the first rank's device, or of its process on a CPU
     peak_memory_gib: float | None
+
+    @property
+    def gflops(self) -> float | None:
+        """The same in 10⁹."""
+        return None if self.flops_per_sample is None else self.flops_per_sample / 1e9
 
 
 def training_cost(config: RunConfig, steps: Steps) -> TrainingCost:
     """Read the costs of a run with at least one step."""
     peaks = column(steps, "peak_memory_gib")
     return TrainingCost(
-        flops=_forward_flops(config, steps),
+        flops_per_sample=_forward_flops(config, steps),
         samples_per_second=steady_throughput(steps),
         peak_memory_gib=float(np.nanmax(peaks)) if np.isfinite(peaks).any() else None,
     )

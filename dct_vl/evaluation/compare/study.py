@@ -37,7 +37,7 @@ class StudyRun:
     flops: float
     #: uint8 bytes from loader to model, one image
     wire_bytes: int
-    #: samples/s of a forward and backward pass measured alone (`evaluation speed`), if it was
+    #: samples/s of a forward and backward pass measured alone (`dct-vl speed`), if it was
     measured_speed: float | None
     #: samples/s in training: the median over the steady steps, loading included
     training_speed: float
@@ -120,8 +120,8 @@ def collect_study(folder: Path, image_size: tuple[int, int]) -> list[StudyRun]:
     runs = [read_run(path.parent, image_size) for path in sorted(folder.glob(f"*/{WORDS_NAME}"))]
     if not runs:
         raise ValueError(
-            f"no run below {folder} holds {WORDS_NAME}: score them first with `python -m "
-            f"evaluation words RUN --output RUN/{WORDS_NAME}`"
+            f"no run below {folder} holds {WORDS_NAME}: score them first with "
+            f"`dct-vl words RUN --output RUN/{WORDS_NAME}`"
         )
     check_comparable(runs)
     return runs

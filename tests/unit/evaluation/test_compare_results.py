@@ -120,7 +120,7 @@ def test_other_peoples_samples_need_a_metric_where_there_are_several(tmp_path):
 
 def test_what_is_no_file_of_scores_is_refused_with_the_next_step(tmp_path):
     generated = write_lines(tmp_path / "g.jsonl", [{"key": "a", "answer": "b", "finish": "stop"}])
-    with pytest.raises(ValueError, match=r"g\.jsonl has no scores.*evaluation score TASK"):
+    with pytest.raises(ValueError, match=r"g\.jsonl has no scores.*dct-vl score TASK"):
         read_results(generated)
     twice = write_lines(tmp_path / "t.jsonl", [answer("c", 1), answer("a", 1), answer("a", 0)])
     with pytest.raises(ValueError, match=r"t\.jsonl has a \(turn 1\) twice"):
