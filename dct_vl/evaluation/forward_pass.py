@@ -28,7 +28,7 @@ from dct_vl.runs.result_names import beside
 
 @dataclass(frozen=True, kw_only=True)
 class WordsRead:
-    """How it went."""
+    """Counts over all samples that were scored."""
 
     num_words: int
     num_right: int
@@ -81,13 +81,9 @@ def encoded_samples(
     *,
     on_fault: Callable[[str, ValueError], None],
 ) -> Iterator[tuple[HeldOut, EncodedChat]]:
-    """Samples of a split of the run's shards, each as training sees it.
+    """Samples of a split of the run's shards, at most `limit`, each as training sees it.
 
-    Args:
-        model: whose run names the shards.
-        split: name of the split.
-        limit: samples looked at; None for all.
-        on_fault: called with the key of a sample that training would reject, and the reason.
+    `on_fault` is called with the key of a sample that training would reject, and the reason.
 
     Raises:
         ValueError: the split has no sample.

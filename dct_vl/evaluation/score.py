@@ -23,7 +23,7 @@ class Prediction:
     key: str
     answer: str
     num_visual_tokens: int | None = None
-    #: bounds of the picture's area in pixels that the answer was made with
+    #: bounds of the image's area in pixels that the answer was made with
     min_pixels: int | None = None
     max_pixels: int | None = None
 
@@ -103,11 +103,7 @@ def score_predictions(
 ) -> Report:
     """Score the items that have a true answer.
 
-    Args:
-        task: says how.
-        items: all of the task.
-        predictions: of any of them.
-        only_answered: leave items without a prediction out instead of counting them as wrong.
+    `only_answered` leaves items without a prediction out instead of counting them as wrong.
 
     Raises:
         ValueError: nothing to score: no true answers, or no prediction names an item.
@@ -174,8 +170,7 @@ TASK_VERSION = 1.2
 def write_results(report: Report, folder: Path, *, model_name: str = "") -> tuple[Path, Path]:
     """Write both files and return their paths (results, samples)."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = report.task.name
-    moment = datetime.now()
+    name, moment = report.task.name, datetime.now()
     while (results := folder / f"{moment:%Y%m%d_%H%M%S}_results.json").exists():
         moment += timedelta(seconds=1)
     samples = folder / f"{moment:%Y%m%d_%H%M%S}_samples_{name}.jsonl"
@@ -201,12 +196,10 @@ def results_of(report: Report) -> dict[str, Any]:
         numbers[f"{metric},none"] = total
         numbers[f"{metric}_stderr,none"] = standard_error(report, metric)
     bounds = report.pixel_bounds
-    only = bounds[0] if len(bounds) == 1 else (None, None)
-    numbers |= {
-        "mean_visual_tokens": report.mean_visual_tokens,
-        "min_pixels": only[0],
-        "max_pixels": only[1],
-    }
+    low, high = bounds[0] if len(bounds) == 1 else (None, None)
+    numbers |= {"mean_visual_tokens": report.mean_visual_tokens}
+    numbers |= {"min_pixels": low, "max_pixels": high}
+    higher = task.higher_is_better
     return {
         "results": {task.name: numbers},
         "group_subtasks": {task.name: []},
@@ -215,8 +208,7 @@ def results_of(report: Report) -> dict[str, Any]:
                 "task": task.name,
                 "output_type": "generate_until",
                 "metric_list": [
-                    {"metric": metric, "higher_is_better": task.higher_is_better}
-                    for metric in report.scores.total
+                    {"metric": name, "higher_is_better": higher} for name in report.scores.total
                 ],
                 "generation_kwargs": {"max_new_tokens": report.items[0].max_new_tokens},
                 "metadata": [{"version": TASK_VERSION}],
@@ -224,7 +216,7 @@ def results_of(report: Report) -> dict[str, Any]:
         },
         "versions": {task.name: TASK_VERSION},
         "n-shot": {task.name: 0},
-        "higher_is_better": {task.name: dict.fromkeys(report.scores.total, task.higher_is_better)},
+        "higher_is_better": {task.name: dict.fromkeys(report.scores.total, higher)},
         "n-samples": {
             task.name: {
                 "original": len(report.items) + report.num_without_reference,
@@ -244,7 +236,7 @@ def results_of(report: Report) -> dict[str, Any]:
 
 
 def sample_lines(report: Report) -> list[dict[str, Any]]:
-    """One object an item, in their order."""
+    """Lines of the samples file: one object an item, in their order."""
     rows = zip(report.items, report.predictions, report.scores.each, strict=True)
     return [
         {

@@ -117,16 +117,10 @@ def _list(found: Any) -> list[str]:
 def write_price_file(
     items: Sequence[TaskItem], answers: Mapping[str, str], train: Sequence[TaskItem], output: Path
 ) -> int:
-    """Write ``sample_id,price`` and return how many prices had to be filled in.
+    """Write ``sample_id,price``, a row for every product; return how many prices were filled in.
 
-    A product without an answer, or whose answer has no number, gets the median of the training
-    prices.
-
-    Args:
-        items: products, in the order of the rows.
-        answers: text that the model said by key.
-        train: products whose prices are known.
-        output: CSV file to write.
+    A product without an answer (by key), or whose answer has no number, gets the median of the
+    training prices.
 
     Raises:
         ValueError: no price in `train`.
