@@ -40,7 +40,7 @@ def manifest() -> ModelManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    place: int
+    position: int
     request: Request
     settings: AnswerSettings
 
@@ -96,7 +96,7 @@ class DctVL(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; "" where one cannot be asked, which is logged."""
         found = [GenerationResult(text="") for _ in requests]
-        asked = [self._asked(place, one) for place, one in enumerate(requests)]
+        asked = [self._asked(position, one) for position, one in enumerate(requests)]
         with tqdm(total=len(asked), desc="dct_vl", unit="answer") as bar:
             for settings in dict.fromkeys(one.settings for one in asked):
                 self.engine.settings = settings
@@ -143,9 +143,9 @@ class DctVL(lmms):
         replies = self.engine.answer([encoded for _, encoded in ready]) if ready else []
         for (one, _), reply in zip(ready, replies, strict=True):
             counts = TokenCounts(output_tokens=reply.num_tokens)
-            found[one.place] = GenerationResult(text=reply.text, token_counts=counts)
+            found[one.position] = GenerationResult(text=reply.text, token_counts=counts)
 
-    def _asked(self, place: int, instance: Instance) -> _Asked:
+    def _asked(self, position: int, instance: Instance) -> _Asked:
         context, options, to_visual, doc_id, task, split = instance.args
         visuals = to_visual(self.task_dict[task][split][doc_id])
         limit = int(options.get("max_new_tokens") or self.max_new_tokens)
@@ -159,7 +159,7 @@ class DctVL(lmms):
                 seed=self.seed,
             )
         return _Asked(
-            place=place,
+            position=position,
             request=self._request(context, visuals, _key(task, split, doc_id), limit),
             settings=replace(
                 self.engine.settings,

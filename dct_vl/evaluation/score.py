@@ -176,7 +176,7 @@ def write_results(report: Report, folder: Path, *, model_name: str = "") -> tupl
     samples = folder / f"{moment:%Y%m%d_%H%M%S}_samples_{name}.jsonl"
     lines = sample_lines(report)
     samples.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    hashes = "".join(f"sample_{place}{line['doc_hash']}" for place, line in enumerate(lines))
+    hashes = "".join(f"sample_{number}{line['doc_hash']}" for number, line in enumerate(lines))
     content = results_of(report) | {
         "date": f"{moment:%Y%m%d_%H%M%S}",
         "task_hashes": {name: _sha(hashes)},
@@ -240,7 +240,7 @@ def sample_lines(report: Report) -> list[dict[str, Any]]:
     rows = zip(report.items, report.predictions, report.scores.each, strict=True)
     return [
         {
-            "doc_id": place,
+            "doc_id": number,
             "key": item.key,
             "input": item.question,
             "target": orjson.dumps(item.references).decode(),
@@ -250,7 +250,7 @@ def sample_lines(report: Report) -> list[dict[str, Any]]:
             "num_visual_tokens": prediction.num_visual_tokens,
             **scores,
         }
-        for place, (item, prediction, scores) in enumerate(rows)
+        for number, (item, prediction, scores) in enumerate(rows)
     ]
 
 

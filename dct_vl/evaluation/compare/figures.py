@@ -25,7 +25,7 @@ class RunFacts:
     """One run, apart from its scores."""
 
     run: ComparedRun
-    #: number of its colour, from 1
+    #: number of its color, from 1
     color: int
     is_baseline: bool
     train_loss_last: float

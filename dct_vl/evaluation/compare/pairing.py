@@ -164,8 +164,8 @@ def score_sources(paired: PairedSet) -> list[SourceScore]:
 
 def sample_points(paired: PairedSet) -> tuple[np.ndarray, list[np.ndarray]]:
     """(K,) points to get of each sample, and for each run (K,) points that it got."""
-    place = {key: number for number, key in enumerate(paired.keys)}
-    where = np.array([place[row[0].key] for row in paired.items])
+    number_of = {key: number for number, key in enumerate(paired.keys)}
+    where = np.array([number_of[row[0].key] for row in paired.items])
     of = np.bincount(where, [row[0].of for row in paired.items])
     got = [
         np.bincount(where, [item.got for item in column])

@@ -77,9 +77,9 @@ def count(data: Quickstart) -> Figures:
         _check_paired(main, other)
     found = collect([data.main, data.control], data.control.name)
     (one,) = found.sets
-    pictured = {row[0].id for row in one.paired.items}
-    kinds = _groups(answers, lambda item: opening(item) if item.id in pictured else None)
-    (total,) = _groups(answers, lambda item: "all" if item.id in pictured else None)
+    with_image = {row[0].id for row in one.paired.items}
+    kinds = _groups(answers, lambda item: opening(item) if item.id in with_image else None)
+    (total,) = _groups(answers, lambda item: "all" if item.id in with_image else None)
     exported = differing = None
     if data.export is not None:
         exported, differing = _count_export(data.export.answers, main)

@@ -57,7 +57,7 @@ def write_comparison(
             is a file.
     """
     folder = Path(output)
-    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
         raise ValueError(f"{folder} is, or lies below, a file: --output names a folder")
     found = collect(runs, baseline)
     given = dict(data or {})
@@ -114,11 +114,11 @@ def _cost_charts(name: str, found: Comparison, one: SetFigures) -> list[tuple[st
     scale = 100 if one.paired.is_share else 1
     y_label = one.paired.metric + (", %" if one.paired.is_share else "")
     charts = []
-    for short, x_label, places in axes:
+    for short, x_label, values in axes:
         points = [
-            _point(place, score, scale, facts.color)
-            for place, score, facts in zip(places, one.scores, found.runs, strict=True)
-            if place is not None
+            _point(cost, score, scale, facts.color)
+            for cost, score, facts in zip(values, one.scores, found.runs, strict=True)
+            if cost is not None
         ]
         if points:
             shown = f"{one.paired.metric} of each run against {x_label}"
@@ -127,9 +127,9 @@ def _cost_charts(name: str, found: Comparison, one: SetFigures) -> list[tuple[st
     return charts
 
 
-def _point(place: float, score: RunScore, scale: float, color: int) -> Point:
+def _point(cost: float, score: RunScore, scale: float, color: int) -> Point:
     low, high = (None, None) if score.interval is None else (scale * end for end in score.interval)
-    return Point(x=place, y=scale * score.score, low=low, high=high, color=color)
+    return Point(x=cost, y=scale * score.score, low=low, high=high, color=color)
 
 
 def training_line(

@@ -29,7 +29,7 @@ class ItemScore:
     """One question, or one sample whose words were counted."""
 
     key: str
-    #: place of the answer in the conversation; 0 where a key is asked once
+    #: position of the answer in the conversation; 0 where a key is asked once
     turn: int = 0
     source: str
     #: points, and how many there are to get: the share of a set is Σ got / Σ of

@@ -111,9 +111,9 @@ def _misspellings() -> dict[str, str]:
     """Contraction by each way of writing it with one apostrophe missing."""
     found = {"somebody'd": "somebodyd"}  # a slip of the official table, which scores depend on
     for word in _CONTRACTIONS.split():
-        for place, sign in enumerate(word):
+        for position, sign in enumerate(word):
             if sign == "'":
-                found[word[:place] + word[place + 1 :]] = word
+                found[word[:position] + word[position + 1 :]] = word
     return found
 
 

@@ -43,7 +43,7 @@ def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 
     if len(said) == 1:
         return said.pop()
     plain = _plain(text)
-    whole = [place for place, option in enumerate(options) if _plain(option) == plain]
+    whole = [position for position, option in enumerate(options) if _plain(option) == plain]
     if len(whole) == 1:
         return letters[whole[0]]
     named = {found.upper() for found in re.findall(rf"[(\[]({group})[)\]]", text)}
@@ -51,8 +51,8 @@ def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 
     if len(named) == 1:
         return named.pop()
     held = [
-        place
-        for place, option in enumerate(options)
+        position
+        for position, option in enumerate(options)
         if _plain(option) and re.search(rf"\b{re.escape(_plain(option))}\b", plain)
     ]
     return letters[held[0]] if len(held) == 1 else None

@@ -4,7 +4,7 @@ coco-caption runs ``PTBTokenizer -preserveLines -lowerCase`` of Stanford CoreNLP
 punctuation. Its list of punctuation is in capitals, so that the lower-cased brackets (``-lrb-``)
 stay: published scores hold that quirk, and so does this file.
 
-That tokenizer is a longest-match lexer: every class is tried at a place, the match that reaches
+That tokenizer is a longest-match lexer: every class is tried at a position, the match that reaches
 farthest wins (what must follow a token counts towards the reach, but is not eaten), and of equal
 ones the class that is listed first. `RULES` keeps that order. What the classes are was read in the
 public description of its lexer; the expressions are this project's own, and were held against the
@@ -50,10 +50,10 @@ def tokenize_captions(captions: Sequence[str]) -> list[str]:
     return [
         " ".join(
             token
-            for token in ptb_tokens(line, "\n".join(["", *lines[place + 1 : place + 3], ""]))
+            for token in ptb_tokens(line, "\n".join(["", *lines[position + 1 : position + 3], ""]))
             if token not in PUNCTUATION
         )
-        for place, line in enumerate(lines)
+        for position, line in enumerate(lines)
     ]
 
 
@@ -61,32 +61,32 @@ def ptb_tokens(line: str, following: str = "\n") -> list[str]:
     """Lower-case tokens of one line, punctuation included; `following` is the text after it."""
     text = line + following
     tokens = []
-    place = 0
-    while place < len(line):
-        if gap := _SPACES.match(line, place):
-            place = gap.end()
+    position = 0
+    while position < len(line):
+        if gap := _SPACES.match(line, position):
+            position = gap.end()
             continue
-        if (plain := _PLAIN_WORD.match(line, place)) and not _SPLIT_WORDS.fullmatch(plain[0]):
+        if (plain := _PLAIN_WORD.match(line, position)) and not _SPLIT_WORDS.fullmatch(plain[0]):
             tokens.append(plain[0].lower())
-            place = plain.end()
+            position = plain.end()
             continue
-        token, kind = _longest(text, place)
-        place += len(token)
+        token, kind = _longest(text, position)
+        position += len(token)
         if kind != "unknown":
             tokens += _written(token, kind).lower().split(" ")
     return tokens
 
 
-def _longest(text: str, place: int) -> tuple[str, str]:
-    """(token, class) of the match at a place that reaches farthest, the first of equal ones."""
+def _longest(text: str, position: int) -> tuple[str, str]:
+    """(token, class) of the match at a position that reaches farthest, the first of equal ones."""
     best, kind, reach = "", "", 0
     for rule in RULES:
-        found = rule.pattern.match(text, place)
+        found = rule.pattern.match(text, position)
         if found is not None and found.end() > reach:
             best, kind, reach = found[1], rule.name, found.end()
     if best:
         return best, kind
-    return text[place], "plain" if _is_symbol(text[place]) else "unknown"
+    return text[position], "plain" if _is_symbol(text[position]) else "unknown"
 
 
 def _is_symbol(character: str) -> bool:

@@ -32,7 +32,7 @@ MMVP_CORRECTIONS = {99: "B", 100: "A", 279: "B", 280: "A"}
 
 
 def read_ai2d(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
-    """Rows with question, options (a list), answer (the place of the right one) and image."""
+    """Rows with question, options (a list), answer (the position of the right one) and image."""
     for number, row in read_rows(path, options, ("ai2d", "ai2d_test"), TEST_FIRST):
         texts = tuple(str(option) for option in value(row, ("options",), path))
         answer = str(value(row, ("answer",), path)).strip()

@@ -107,7 +107,7 @@ class ImageFolder:
         start = root if root.is_dir() else root.parent
         self._found_one = False
         bases = [start, *list(start.resolve().parents)[:2]]
-        self._places = [base / folder for base in bases for folder in (*folders, ".")]
+        self._folders = [base / folder for base in bases for folder in (*folders, ".")]
 
     def find(self, *names: str) -> tuple[Path, ...]:
         """The first of the names that is there, alone in a tuple; () where none is wanted.
@@ -120,17 +120,17 @@ class ImageFolder:
         """
         if not self._wanted:
             return ()
-        for place in self._places:
+        for folder in self._folders:
             for name in names:
-                if (path := place / name).is_file():
+                if (path := folder / name).is_file():
                     self._found_one = True
                     # the next ones lie there too
-                    self._places.remove(place)
-                    self._places.insert(0, place)
+                    self._folders.remove(folder)
+                    self._folders.insert(0, folder)
                     return (path,)
         if self._found_one:
-            return (self._places[0] / names[0],)
-        looked = ", ".join(str(place) for place in self._places[:4])
+            return (self._folders[0] / names[0],)
+        looked = ", ".join(str(folder) for folder in self._folders[:4])
         raise TaskDataError(f"image {names[0]} is in none of {looked}, …")
 
 
@@ -228,12 +228,12 @@ def _choose(found: Sequence[str], wanted: Sequence[str], root: Path) -> str:
     raise TaskDataError(f"{root} has the splits {', '.join(found)}; expected {' or '.join(wanted)}")
 
 
-def _from_disk(place: Path, splits: Sequence[str], images: bool) -> Iterator[dict[str, Any]]:
+def _from_disk(folder: Path, splits: Sequence[str], images: bool) -> Iterator[dict[str, Any]]:
     import datasets
 
-    loaded = datasets.load_from_disk(str(place))
+    loaded = datasets.load_from_disk(str(folder))
     if isinstance(loaded, datasets.DatasetDict):
-        loaded = loaded[_choose(list(loaded), splits, place)]
+        loaded = loaded[_choose(list(loaded), splits, folder)]
     for name, feature in list(loaded.features.items()):
         if not isinstance(feature, datasets.Image):
             continue
