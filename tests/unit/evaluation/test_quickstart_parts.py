@@ -13,7 +13,7 @@ from dct_vl.verbs.evaluation import app
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What launch/quickstart.sh leaves, without pictures."""
+    """What launch/quickstart.sh leaves, without images."""
     for name in ("main", "control", "resumed"):
         write_run(tmp_path / "runs" / name, data=tmp_path / "wds", model="m")
     (tmp_path / "answers").mkdir()
