@@ -71,8 +71,8 @@ def chart(seed: int) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for bar in range(12):
         top = int(rng.integers(60, 420))
-        colour = tuple(int(c) for c in rng.integers(0, 255, 3))
-        draw.rectangle((40 + bar * 48, top, 76 + bar * 48, 440), fill=colour, outline="black")
+        color = tuple(int(c) for c in rng.integers(0, 255, 3))
+        draw.rectangle((40 + bar * 48, top, 76 + bar * 48, 440), fill=color, outline="black")
         draw.text((44 + bar * 48, top - 14), str(440 - top), fill="black")
     for line in range(0, 440, 40):
         draw.line((30, line, 630, line), fill="lightgrey")
@@ -86,7 +86,7 @@ def encoded(image: Image.Image, fmt: str, **options: Any) -> bytes:
 
 
 def distinct_files(kind: str) -> list[tuple[str, bytes]]:
-    """Extension and bytes of the pictures that a source repeats."""
+    """Extension and bytes of the images that a source repeats."""
     if kind == "png":
         return [("png", encoded(chart(i), "PNG")) for i in range(NUM_DISTINCT)]
     # of ten web photos about six are 4:2:0, three 4:4:4 and one progressive

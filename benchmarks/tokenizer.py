@@ -1,4 +1,4 @@
-"""CPU preparation of a picture against transformers' processor, front end against PatchEmbed.
+"""CPU preparation of an image against transformers' processor, front end against PatchEmbed.
 
     python benchmarks/tokenizer.py [--quick] [--json FILE] [--photos FOLDER]
 
@@ -42,10 +42,10 @@ from dct_tokenizer import VisualTokenizer, build_tokenizer, fold
 from dct_tokenizer.conformance.inputs import natural_image
 
 MIN_PIXELS, MAX_PIXELS = 3136, 1_003_520
-#: (height, width) of the pictures where no folder is given.
+#: (height, width) of the images where no folder is given.
 SIZES = ((400, 500), (375, 500), (500, 400), (480, 640))
 EMBED_DIM = 1280
-#: Pictures of 896 x 896 in a GPU batch.
+#: Images of 896 x 896 in a GPU batch.
 GPU_BATCH = 16
 
 
@@ -60,10 +60,10 @@ class Result:
     peer_value: float | None = None
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
     """JPEG of quality 90, 4:2:0, as most web photos are."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=90)
+    Image.fromarray(image).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
@@ -90,22 +90,22 @@ def prepare(tokenizer: VisualTokenizer, data: bytes) -> torch.Tensor:
 
 
 def presized(tokenizer: VisualTokenizer, data: bytes) -> bytes:
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    plan = tokenizer.plan(picture.height, picture.width)
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    plan = tokenizer.plan(image.height, image.width)
     size = (plan.width, plan.height)
-    return jpeg(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)))
+    return jpeg(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
 
 
 def rates(work: dict[str, tuple[Callable[[bytes], object], list[bytes]]], rounds: int):
-    """Median pictures a second of each entry, all entries in turn within each round."""
+    """Median images a second of each entry, all entries in turn within each round."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for index in range(rounds + 1):
-        for name, (function, pictures) in work.items():
+        for name, (function, images) in work.items():
             begin = time.process_time()
-            for data in pictures:
+            for data in images:
                 function(data)
             if index:  # the first round warms up
-                seconds[name].append((time.process_time() - begin) / len(pictures))
+                seconds[name].append((time.process_time() - begin) / len(images))
     return {name: 1 / statistics.median(values) for name, values in seconds.items()}
 
 
@@ -144,9 +144,9 @@ def cpu_results(photos: list[bytes], rounds: int) -> list[Result]:
     weight = torch.randn(EMBED_DIM, 3, 2, 14, 14) * 0.02
     front_end = double.front_end(EMBED_DIM, weight)
     conv = fold(front_end, still=True)
-    picture = decode(sized["dct28_420"][0])[None]
-    cells = double.cells(picture, double.plan(*picture.shape[1:3]))
-    image = torch.from_numpy(picture.copy()).permute(3, 0, 1, 2)[None].float()
+    frames = decode(sized["dct28_420"][0])[None]
+    cells = double.cells(frames, double.plan(*frames.shape[1:3]))
+    image = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None].float()
     layers: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
         "front_end": (lambda _: front_end(cells), [b""]),
         "folded": (lambda _: conv(image), [b""]),
@@ -187,11 +187,11 @@ def gpu_seconds(step: Callable[[], object], rounds: int) -> float:
 
 @torch.no_grad()
 def gpu_results(rounds: int) -> list[Result]:
-    picture = np.concatenate([natural_image(896, 896, seed=i)[None] for i in range(2)])
+    frames = np.concatenate([natural_image(896, 896, seed=i)[None] for i in range(2)])
     peer = PatchEmbed(embed_dim=EMBED_DIM).cuda().bfloat16()
     stock = build_tokenizer("pixel")
     plan = stock.plan(896, 896)
-    values = stock.encode(stock.cells(picture[:1], plan))
+    values = stock.encode(stock.cells(frames[:1], plan))
     patches = values.repeat(GPU_BATCH, 1).pin_memory()
 
     def peer_step() -> torch.Tensor:
@@ -201,7 +201,7 @@ def gpu_results(rounds: int) -> list[Result]:
     peer_rate = GPU_BATCH / gpu_seconds(peer_step, rounds)
     for name in ("pixel", "dct14", "dct28_420"):
         tokenizer = build_tokenizer(name)
-        cells = tokenizer.cells(picture[:1], tokenizer.plan(896, 896))
+        cells = tokenizer.cells(frames[:1], tokenizer.plan(896, 896))
         batch = cells.repeat(GPU_BATCH, 1, 1, 1, 1).pin_memory()
         front_end = tokenizer.front_end(EMBED_DIM, peer.proj.weight.cpu()).cuda().bfloat16()
 

@@ -267,7 +267,7 @@ def main() -> None:
     options = parse()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"{device}, torch {torch.__version__}, {options.images} pictures of {options.patches} "
+        f"{device}, torch {torch.__version__}, {options.images} images of {options.patches} "
         f"patches + {options.text} text tokens, {options.steps} steps after {options.warmup}",
         flush=True,
     )

@@ -61,7 +61,7 @@ TINY_VISION = {
 }
 
 #: contestant → what it changes of the case; `ours` runs as dct_vl.training.fit does; x4 has four
-#: times the patches a picture and half the pictures
+#: times the patches an image and half the images
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "packed pixel": {"stack": "ours", "packed": True},
     "newest transformers": {"stack": "hf", "site": "newest"},

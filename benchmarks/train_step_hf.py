@@ -60,7 +60,7 @@ def build(case: dict[str, Any], device: str) -> Any:
 
 
 def make_batch(case: dict[str, Any], device: str) -> dict[str, torch.Tensor]:
-    """Rows of text, one picture and text; loss on the text."""
+    """Rows of text, one image and text; loss on the text."""
     side, rows, text = case["grid"], case["images"], case["text"]
     num_visual = side * side // 4
     ids = case["token_ids"]

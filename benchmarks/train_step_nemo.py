@@ -80,7 +80,7 @@ class _Endless:
 
 
 def make_sample(case: dict[str, Any], visual: VisualTokenizer, number: int) -> EncodedChat:
-    """Text, one picture, text; loss on the text."""
+    """Text, one image, text; loss on the text."""
     generator = np.random.default_rng(number)
     side = 14 * case["grid"]
     plan = visual.plan(side, side)

@@ -1,6 +1,6 @@
-"""Shards for `train_step.py --loader`: pictures of a web photo's weight and conversations.
+"""Shards for `train_step.py --loader`: images of a web photo's weight and conversations.
 
-The pictures' areas lie a little above what the step's picture has, so that each is decoded and
+The images' areas lie a little above what the step's image has, so that each is decoded and
 resized to it; the conversations have about as many text tokens as the step's rows.
 """
 
@@ -37,8 +37,8 @@ def write_shards(
 
     Args:
         folder: of the dataset.
-        num_samples: one picture each.
-        patches: of 14 x 14 pixels that a picture comes to once its area is bounded by as many.
+        num_samples: one image each.
+        patches: of 14 x 14 pixels that an image comes to once its area is bounded by as many.
         text: tokens of a conversation, about.
         num_workers: processes.
 
@@ -61,9 +61,9 @@ def write_shards(
     raw.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(wanted))
     records = []
-    draw = partial(draw_picture, patches=patches)
+    draw = partial(draw_image, patches=patches)
     with tarfile.open(raw / "photos.tar", "w") as tar:
-        for number, data in enumerate(_pictures(draw, num_samples, num_workers)):
+        for number, data in enumerate(_images(draw, num_samples, num_workers)):
             member = tarfile.TarInfo(f"photos/{number:06d}.jpg")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
@@ -76,7 +76,7 @@ def write_shards(
     return shards
 
 
-def _pictures(draw: partial[bytes], count: int, num_workers: int) -> Iterator[bytes]:
+def _images(draw: partial[bytes], count: int, num_workers: int) -> Iterator[bytes]:
     if num_workers == 1:
         yield from map(draw, range(count))
         return
@@ -84,7 +84,7 @@ def _pictures(draw: partial[bytes], count: int, num_workers: int) -> Iterator[by
         yield from pool.map(draw, range(count), chunksize=16)
 
 
-def draw_picture(number: int, *, patches: int) -> bytes:
+def draw_image(number: int, *, patches: int) -> bytes:
     """A JPEG with detail at all scales, as photos have, of 1.1 to 2 times the area."""
     generator = np.random.default_rng(number)
     area = 196 * patches * generator.uniform(1.1, 2.0)

@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,13 @@ _NOT_ASKED = "%s cannot be asked: %s"
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval's entry point is given."""
+    """The entry point's value: where lmms-eval finds the class."""
     return ModelManifest(model_id="dct_vl", simple_class_path=f"{__name__}.DctVL")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    place: int
+    position: int
     request: Request
     settings: AnswerSettings
 
@@ -52,9 +52,8 @@ class DctVL(lmms):
         pretrained: a run, a checkpoint, or a Hugging Face folder.
         batch_size: questions at once.
         max_new_tokens: where a task does not say.
-        min_pixels: instead of the model's own bound of a picture's area.
-        max_pixels: likewise.
-        seed: of tasks that sample.
+        min_pixels, max_pixels: instead of the model's own bounds of an image's area.
+        seed: sampling seed, of tasks that sample.
         trust_remote_code: run the code that a Hugging Face folder brings.
         device: ignored; the first GPU where there is one.
 
@@ -97,12 +96,13 @@ class DctVL(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; "" where one cannot be asked, which is logged."""
         found = [GenerationResult(text="") for _ in requests]
-        asked = [self._asked(place, one) for place, one in enumerate(requests)]
+        asked = [self._asked(position, one) for position, one in enumerate(requests)]
         with tqdm(total=len(asked), desc="dct_vl", unit="answer") as bar:
             for settings in dict.fromkeys(one.settings for one in asked):
                 self.engine.settings = settings
                 alike = [one for one in asked if one.settings == settings]
-                for batch in _batches(alike, self.batch_size):
+                for start in range(0, len(alike), self.batch_size):
+                    batch = alike[start : start + self.batch_size]
                     self._answer(batch, found)
                     bar.update(len(batch))
         for one, answer in zip(requests, found, strict=True):
@@ -130,7 +130,7 @@ class DctVL(lmms):
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not there: none of the tasks that this project reports needs it."""
+        """Not supported: none of the tasks that this project reports needs it."""
         raise NotImplementedError("dct_vl answers tasks of one round")
 
     def _answer(self, batch: Sequence[_Asked], found: list[GenerationResult]) -> None:
@@ -143,9 +143,9 @@ class DctVL(lmms):
         replies = self.engine.answer([encoded for _, encoded in ready]) if ready else []
         for (one, _), reply in zip(ready, replies, strict=True):
             counts = TokenCounts(output_tokens=reply.num_tokens)
-            found[one.place] = GenerationResult(text=reply.text, token_counts=counts)
+            found[one.position] = GenerationResult(text=reply.text, token_counts=counts)
 
-    def _asked(self, place: int, instance: Instance) -> _Asked:
+    def _asked(self, position: int, instance: Instance) -> _Asked:
         context, options, to_visual, doc_id, task, split = instance.args
         visuals = to_visual(self.task_dict[task][split][doc_id])
         limit = int(options.get("max_new_tokens") or self.max_new_tokens)
@@ -159,7 +159,7 @@ class DctVL(lmms):
                 seed=self.seed,
             )
         return _Asked(
-            place=place,
+            position=position,
             request=self._request(context, visuals, _key(task, split, doc_id), limit),
             settings=replace(
                 self.engine.settings,
@@ -170,13 +170,13 @@ class DctVL(lmms):
 
     @staticmethod
     def _request(context: str, visuals: Any, key: str, max_new_tokens: int) -> Request:
-        """Pictures come as Pillow's, videos as paths."""
+        """Images come as Pillow's, videos as paths."""
         media = [one for one in visuals or [] if one is not None]
         images = tuple(_encoded(one) for one in media if isinstance(one, Image.Image))
         videos = tuple(Path(one) for one in media if isinstance(one, str | Path))
         if len(images) + len(videos) != len(media):
             kinds = sorted({type(one).__name__ for one in media})
-            raise ValueError(f"{key} shows {', '.join(kinds)}; expected pictures and video files")
+            raise ValueError(f"{key} shows {', '.join(kinds)}; expected images and video files")
         for mark, number in ((IMAGE_MARK, len(images)), (VIDEO_MARK, len(videos))):
             if context.count(mark) != number:
                 # a benchmark's own wording; the media then come first
@@ -191,14 +191,8 @@ def _key(task: str, split: str, doc_id: Any) -> str:
     return f"{task}/{split}/{doc_id}"
 
 
-def _encoded(picture: Image.Image) -> bytes:
-    """The very pixels, upright, as a quickly made PNG."""
-    upright = ImageOps.exif_transpose(picture)
+def _encoded(image: Image.Image) -> bytes:
+    """The exact pixels, upright, as a quickly made PNG."""
     data = io.BytesIO()
-    upright.convert("RGB").save(data, "PNG", compress_level=1)
+    ImageOps.exif_transpose(image).convert("RGB").save(data, "PNG", compress_level=1)
     return data.getvalue()
-
-
-def _batches(items: Sequence[_Asked], size: int) -> Iterator[Sequence[_Asked]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -20,13 +20,8 @@ _COLOR = COLORS["series-1"]
 def histogram(name: str, counts: Counter[Any], *, label: str, description: str) -> Markup:
     """Bars over the values of a counter: one a value where there are few, else one a range.
 
-    The 1 % farthest out is drawn into the outermost bars.
-
-    Args:
-        name: unique on the page.
-        counts: at least one value, a number.
-        label: quantity and unit of the values.
-        description: for readers who cannot see it.
+    The 1 % farthest out is drawn into the outermost bars. There is at least one value, a number;
+    `label` says its quantity and unit, `name` is unique on the page.
     """
     values = sorted(counts.items())
     low, high = _quantile(values, 0.005), _quantile(values, 0.995)

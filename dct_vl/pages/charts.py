@@ -24,21 +24,18 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve.
+    """One curve; points whose `y` is not finite are left out."""
 
-    Args:
-        label: in the legend; None leaves the curve out of it.
-        x, y: float (num_points,); points whose `y` is not finite are left out.
-        color: number of the page's series colour, from 1 to `NUM_SERIES`.
-        style: solid, dashed, or points (no line, for few measurements).
-        smoothed: draw a moving mean or median, and the values themselves faintly behind it.
-    """
-
+    #: in the legend; None leaves the curve out of it
     label: str | None
+    #: both float (num_points,)
     x: np.ndarray
     y: np.ndarray
+    #: number of the page's series color, from 1 to `NUM_SERIES`
     color: int = 1
+    #: points have no line, for few measurements
     style: Literal["solid", "dashed", "points"] = "solid"
+    #: draw a moving mean or median, and the values themselves faintly behind it
     smoothed: Literal["mean", "median"] | None = None
 
 
@@ -72,15 +69,13 @@ def line_chart(
     marks: Sequence[float] = (),
     from_zero: bool = False,
 ) -> Markup:
-    """Curves over steps as inline SVG.
+    """Curves over steps as inline SVG; `name` is unique on the page.
 
     Args:
-        name: unique on the page.
         lines: at least one.
-        y_label: quantity and unit.
+        x_label, y_label: quantity and unit.
         description: for readers who cannot see it.
-        x_label: quantity and unit.
-        marks: places of dotted vertical lines.
+        marks: where dotted vertical lines stand.
         from_zero: begin the vertical axis at 0 and end it where a few outliers leave the frame.
     """
     with drawing(name) as figure:
@@ -126,11 +121,7 @@ def point_chart(
 ) -> Markup:
     """Points as inline SVG, the horizontal axis logarithmic where they lie far apart.
 
-    Args:
-        name: unique on the page.
-        points: at least one; every colour has a shape of its own.
-        x_label, y_label: quantity and unit.
-        description: for readers who cannot see it.
+    There is at least one; every color has a shape of its own. Arguments as of `line_chart`.
     """
     with drawing(name) as figure:
         axes = figure.subplots()
@@ -164,11 +155,10 @@ def _draw(axes: Axes, line: Line) -> None:
     color = COLORS[f"series-{line.color}"]
     marker = "o" if line.style == "points" or len(line.x) <= _FEW_POINTS else None
     linestyle = {"solid": "-", "dashed": "--", "points": "none"}[line.style]
+    x, y = thin(line.x, line.y)
     if line.smoothed and len(line.x) > _FEW_POINTS:
-        axes.plot(*thin(line.x, line.y), color=color, alpha=0.4, linewidth=0.8)
+        axes.plot(x, y, color=color, alpha=0.4, linewidth=0.8)
         x, y = thin(line.x, smooth(line.y, line.smoothed))
-    else:
-        x, y = thin(line.x, line.y)
     axes.plot(
         x, y, color=color, marker=marker, markersize=4.5, linestyle=linestyle, label=line.label
     )
@@ -193,10 +183,7 @@ def smooth(values: np.ndarray, by: Literal["mean", "median"]) -> np.ndarray:
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` points that keep every peak: lowest and highest of each stretch.
-
-    Non-finite values of `y` are left out.
-    """
+    """At most `limit` finite points that keep every peak: lowest and highest of each stretch."""
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
     if len(x) <= limit:

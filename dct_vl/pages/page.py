@@ -18,11 +18,8 @@ from PIL import Image
 def render_page(template: str, context: Mapping[str, Any], *, package: str) -> str:
     """Render a template of `package`/templates that extends page.html.jinja.
 
-    Args:
-        template: file name. It gets `context`, the macros of parts.html.jinja by import, and the
-            filters `figure`, `percent`, `amount`, `duration` and `zip`.
-        context: values; text in them is escaped.
-        package: of the template.
+    It gets `context`, in which text is escaped, the macros of parts.html.jinja by import, and the
+    filters `figure`, `percent`, `amount`, `duration` and `zip`.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
@@ -38,11 +35,9 @@ def render_page(template: str, context: Mapping[str, Any], *, package: str) -> s
 
 
 def image_uri(image: np.ndarray, longest_side: int = 512) -> str:
-    """A data: address of a PNG.
+    """A data: address of a PNG of an RGB image, uint8 (height, width, 3).
 
-    Args:
-        image: uint8 (height, width, 3), RGB.
-        longest_side: of the PNG in pixels; larger images are reduced, so that pages stay small.
+    Images whose longest side has more pixels are reduced, so that pages stay small.
     """
     png = Image.fromarray(image)
     scale = longest_side / max(png.size)

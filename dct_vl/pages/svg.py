@@ -1,6 +1,6 @@
 """Matplotlib figures as SVG that belongs to the page around it.
 
-The page's style sheet colours the figure, so that it follows the reader's light or dark scheme, and
+The page's style sheet colors the figure, so that it follows the reader's light or dark scheme, and
 nothing in it refers to anything outside the page.
 """
 
@@ -17,20 +17,11 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-#: custom property of the style sheet → the colour that stands for it while matplotlib draws
-COLORS = {
-    "text-soft": "#01fe01",
-    "rule": "#01fe02",
-    "series-1": "#01fe03",
-    "series-2": "#01fe04",
-    "series-3": "#01fe05",
-    "series-4": "#01fe06",
-    "series-5": "#01fe07",
-    "series-6": "#01fe08",
-    "series-7": "#01fe09",
-    "series-8": "#01fe0a",
+#: custom property of the style sheet → the color that stands for it while matplotlib draws
+COLORS = {"text-soft": "#01fe01", "rule": "#01fe02"} | {
+    f"series-{number}": f"#01fe{number + 2:02x}" for number in range(1, 9)
 }
-#: colours that curves and bars may have, by number
+#: colors that curves and bars may have, by number
 NUM_SERIES = sum(name.startswith("series-") for name in COLORS)
 _ATTRIBUTE_WITH_ID = re.compile(r'(?<= )(id="|xlink:href="#|clip-path="url\(#)')
 _STYLES: Any = {
@@ -59,11 +50,9 @@ _STYLES: Any = {
 
 @contextmanager
 def drawing(name: str, *, height: float = 2.9) -> Iterator[Figure]:
-    """A figure in the house style; draw and call `figure_markup` inside the block.
+    """A figure in the house style, 5.6 by `height` inches; call `figure_markup` inside the block.
 
-    Args:
-        name: makes the ids in the SVG differ from those of other figures on the page.
-        height: in inches, of a figure 5.6 inches wide.
+    `name` makes the ids in the SVG differ from those of other figures on the page.
     """
     with matplotlib.rc_context({**_STYLES, "svg.hashsalt": name}):
         yield Figure(figsize=(5.6, height), layout="constrained")
@@ -74,7 +63,7 @@ def figure_markup(figure: Figure, name: str, description: str) -> Markup:
 
     Args:
         figure: of `drawing(name)`.
-        name: letters, digits and dashes, unique on the page.
+        name: letters, digits and dashes.
         description: for readers who cannot see it; any text.
     """
     buffer = io.StringIO()

@@ -159,7 +159,7 @@ def words(
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 64,
 ) -> None:
     """Share of answer words predicted right, given the true text before them (teacher forcing)."""
-    from dct_vl.evaluation.words import write_words
+    from dct_vl.evaluation.forward_pass import write_words
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint, with_data_path
     from dct_vl.runs.result_names import WORDS_NAME
 
@@ -189,7 +189,7 @@ def speed(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of the batch.")] = 256,
 ) -> None:
     """Samples a second of a forward and backward pass, alone and without a loader: speed.json."""
-    from dct_vl.evaluation.step_speed import write_speed
+    from dct_vl.evaluation.forward_pass import write_speed
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint
     from dct_vl.runs.result_names import SPEED_NAME
 

@@ -114,7 +114,7 @@ def _requests(
     assert task is not None
     assert data is not None
     from dct_vl.evaluation.tasks.registry import find_task
-    from dct_vl.evaluation.tasks.requests import TaskRequests
+    from dct_vl.evaluation.tasks.task import TaskRequests
 
     found = find_task(task)
     return TaskRequests(found, data, split=split, max_new_tokens=max_new_tokens, limit=limit)

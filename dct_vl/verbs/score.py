@@ -12,8 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from dct_vl.evaluation.score import Report
-    from dct_vl.evaluation.tasks.item import TaskItem
-    from dct_vl.evaluation.tasks.task import Task
+    from dct_vl.evaluation.tasks.task import Task, TaskItem
 
 tasks_app = typer.Typer(no_args_is_help=True, help="Benchmarks that can be scored.")
 #: keys or lines that are named on the screen; the results file has them all
@@ -38,8 +37,7 @@ def score(
     model_name: Annotated[str, typer.Option(help="Name for the results file.")] = "",
 ) -> None:
     """Score predictions against a task's true answers; no model is needed."""
-    from dct_vl.evaluation.score import read_predictions, score_predictions
-    from dct_vl.evaluation.score_files import write_results
+    from dct_vl.evaluation.score import read_predictions, score_predictions, write_results
 
     with _plain_errors():
         found, items = _load(task, data, split)
@@ -73,7 +71,7 @@ def show_task(
     number: Annotated[int, typer.Option(min=1, help="Items to show.")] = 2,
 ) -> None:
     """Read a task's data and show its first items, to see that the folder is right."""
-    from dct_vl.evaluation.tasks.task import ReadOptions
+    from dct_vl.evaluation.tasks.files import ReadOptions
 
     with _plain_errors():
         found, items = _load(task, data, split)
@@ -81,10 +79,10 @@ def show_task(
     answered = sum(bool(item.references) for item in items)
     typer.echo(f"{found.name}: {len(items)} items, {answered} with a true answer")
     for item in first:
-        pictures = ", ".join(
+        images = ", ".join(
             f"{len(i)} bytes" if isinstance(i, bytes) else str(i) for i in item.images
         )
-        typer.echo(f"\nkey      {item.key}\npictures {pictures or 'none'}")
+        typer.echo(f"\nkey      {item.key}\nimages   {images or 'none'}")
         typer.echo(f"question {item.question}\nanswers  {list(item.references)}")
 
 
@@ -97,7 +95,7 @@ def price_file(
 ) -> None:
     """Write the price task's submission: sample_id,price for every product."""
     from dct_vl.evaluation.score import read_predictions
-    from dct_vl.evaluation.tasks.price_file import write_price_file
+    from dct_vl.evaluation.tasks.chats import write_price_file
 
     with _plain_errors():
         read = read_predictions(predictions)
@@ -121,16 +119,17 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _load(name: str, data: Path, split: str | None) -> tuple[Task, list[TaskItem]]:
-    """The task and all its items, without their pictures."""
+    """The task and all its items, without their images."""
+    from dct_vl.evaluation.tasks.files import ReadOptions
     from dct_vl.evaluation.tasks.registry import find_task
-    from dct_vl.evaluation.tasks.task import ReadOptions, items_of
+    from dct_vl.evaluation.tasks.task import items_of
 
     task = find_task(name)
     return task, items_of(task, data, ReadOptions(split=split, images=False))
 
 
 def _show(report: Report, only_answered: bool) -> None:
-    from dct_vl.evaluation.score_files import standard_error
+    from dct_vl.evaluation.score import standard_error
 
     for name, value in report.scores.total.items():
         error = standard_error(report, name)

@@ -24,7 +24,7 @@ def test_all_of_a_loaded_model_is_on_the_device(model):
 
 
 def test_words_are_scored(model, tmp_path):
-    from dct_vl.evaluation.words import write_words
+    from dct_vl.evaluation.forward_pass import write_words
 
     output = tmp_path / "words.jsonl"
     found = write_words(model, output, split="val", limit=6, batch_size=3)

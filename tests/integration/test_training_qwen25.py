@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from dct_vl.evaluation.compare.costs import training_cost
+from dct_vl.evaluation.compare.runs import training_cost
 from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.run_files import read_config, read_steps
 
@@ -34,8 +34,8 @@ def test_compare_counts_what_training_counted(whole):
     config, steps = read_config(whole.folder), read_steps(whole.folder)
     trained = sum(step["tflops"] * 1e12 * step["seconds"] for step in steps)
     cost = training_cost(config, steps)
-    assert cost.flops is not None
-    forward = cost.flops * sum(step["num_samples"] for step in steps)
+    assert cost.flops_per_sample is not None
+    forward = cost.flops_per_sample * sum(step["num_samples"] for step in steps)
     counter = RunSettings(config).step_flops()
     once = 2 * counter.front_end_fixed + counter.front_end_weight
     cells = sum(step["num_cells"] for step in steps)

@@ -47,7 +47,7 @@ ONE_MODULE = {
     # what has just written scores may read them
     r"""\[["'](correct|num_right|filtered_resps)["']\]""": {
         "dct_vl/evaluation/compare/results.py",
-        "dct_vl/evaluation/words.py",
+        "dct_vl/evaluation/forward_pass.py",
         "dct_vl/inference/answers.py",
         "dct_vl/export/outside.py",
     },

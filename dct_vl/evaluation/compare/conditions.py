@@ -11,34 +11,17 @@ from dct_vl.evaluation.compare.pairing import PairedSet
 from dct_vl.evaluation.compare.runs import ComparedRun
 from dct_vl.inputs.shard_index import keys_by_split
 
+#: sample keys by step
 Ledger = Mapping[int, Sequence[str]]
 
-#: settings that change neither what is learnt nor what is asked, or have a check of their own
+#: beginnings of settings that change neither what is learnt nor asked, or have an own check
 _NEUTRAL = (
-    "experiment_name",
-    "log_dir",
-    "tokenizer.",
-    "logger.",
-    "speed.",
-    "model.cache_dir",
-    "data.path",
-    "data.min_pixels",
-    "data.max_pixels",
-    "data.num_workers",
-    "data.worker_timeout_s",
-    "trainer.micro_batch_size",
-    "trainer.accelerator",
-    "trainer.tensor_parallel_size",
-    "trainer.pipeline_parallel_size",
-    "trainer.context_parallel_size",
-    "trainer.sequence_parallel",
-    "trainer.distributed_optimizer",
-    "trainer.val_",
-    "trainer.save_every",
-    "trainer.keep_",
-    "trainer.resume",
-    "trainer.log_every",
-    "trainer.stall_warning_s",
+    "experiment_name log_dir tokenizer. logger. speed. model.cache_dir data.path data.min_pixels "
+    "data.max_pixels data.num_workers data.worker_timeout_s trainer.micro_batch_size "
+    "trainer.accelerator trainer.tensor_parallel_size trainer.pipeline_parallel_size "
+    "trainer.context_parallel_size trainer.sequence_parallel trainer.distributed_optimizer "
+    "trainer.val_ trainer.save_every trainer.keep_ trainer.resume trainer.log_every "
+    "trainer.stall_warning_s"
 )
 #: not worth a row of the table: they name the run
 _NAMES = ("experiment_name", "log_dir")
@@ -140,16 +123,13 @@ def _data(runs: Sequence[ComparedRun], part: str, subject: str, same: str) -> Fi
 
 
 def _streams(runs: Sequence[ComparedRun]) -> Iterator[Finding]:
-    first = runs[0]
+    subject, first = "sample stream", runs[0]
     for run in runs[1:]:
-        subject = "sample stream"
-        text = compare_streams(first.ledger, run.ledger)
         pair = f"{first.name} and {run.name}"
-        yield (
-            _ok(subject, f"{pair} consumed the same samples in every step.")
-            if text is None
-            else _warning(subject, f"{pair}: {text}")
-        )
+        if text := compare_streams(first.ledger, run.ledger):
+            yield _warning(subject, f"{pair}: {text}")
+        else:
+            yield _ok(subject, f"{pair} consumed the same samples in every step.")
 
 
 def compare_streams(first: Ledger, second: Ledger) -> str | None:
@@ -157,9 +137,6 @@ def compare_streams(first: Ledger, second: Ledger) -> str | None:
 
     The order within a step plays no part: its gradient is a sum. Steps that only the longer of two
     runs did are no difference either.
-
-    Args:
-        first, second: sample keys by step, from `dct_vl.runs.ledger.read_ledger`.
     """
     if not first or not second:
         return "one of them has no ledger, so nobody can tell whether they saw the same samples."
@@ -233,7 +210,8 @@ def _held_out(runs: Sequence[ComparedRun], sets: Sequence[PairedSet]) -> Iterato
 
 
 def _settings(runs: Sequence[ComparedRun]) -> Finding:
-    changed = [name for name in differing_settings(runs) if not name.startswith(_NEUTRAL)]
+    neutral = tuple(_NEUTRAL.split())
+    changed = [name for name in differing_settings(runs) if not name.startswith(neutral)]
     if changed:
         return _warning(
             "settings", f"The runs were trained with other values of {', '.join(changed)}."
@@ -250,11 +228,8 @@ def _length(runs: Sequence[ComparedRun]) -> Finding:
 
 def _machine(runs: Sequence[ComparedRun]) -> Finding:
     subject = "machine"
-    places = [
-        (run.environment.get("platform"), tuple(run.environment.get("packages", {}).items()))
-        for run in runs
-    ]
-    if len(set(places)) > 1 or places[0][0] is None:
+    found = [(run.environment.get("platform"), run.environment.get("packages")) for run in runs]
+    if any(one != found[0] for one in found) or found[0][0] is None:
         return _warning(
             subject,
             "The runs do not have the same operating system and package versions written down: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dct_vl.evaluation.compare.conditions import Finding, check_conditions, differing_settings
@@ -17,8 +17,7 @@ from dct_vl.evaluation.compare.pairing import (
     score_sources,
 )
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.runs.series import column, median, steady_steps
-from dct_vl.training.report import first_and_last_loss
+from dct_vl.runs.series import first_and_last_loss, median, steady_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class RunFacts:
     """One run, apart from its scores."""
 
     run: ComparedRun
-    #: number of its colour, from 1
+    #: number of its color, from 1
     color: int
     is_baseline: bool
     train_loss_last: float
@@ -58,11 +57,7 @@ class Comparison:
 
 
 def collect(runs: Sequence[ComparedRun], baseline: str | None) -> Comparison:
-    """Pair, score and check.
-
-    Args:
-        runs: from `read_runs`.
-        baseline: name of the run that the others are compared with; the first by default.
+    """Pair, score and check; `baseline` is the name of a run, the first by default.
 
     Raises:
         ValueError: no such run, or scores that cannot be paired.
@@ -111,9 +106,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "folder": str(facts.run.folder),
                 "tokenizer": facts.run.tokenizer,
                 "num_steps": facts.run.steps[-1]["step"],
-                "flops_per_sample": facts.run.cost.flops,
-                "samples_per_second": facts.run.cost.samples_per_second,
-                "peak_memory_gib": facts.run.cost.peak_memory_gib,
+                **asdict(facts.run.cost),
                 "seconds_per_step": facts.seconds_per_step,
                 "train_loss_last": facts.train_loss_last,
                 "val_loss": facts.val_loss,
@@ -131,16 +124,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "num_disagreements": one.num_disagreements,
                 "files": [str(facts.run.results[one.paired.name].path) for facts in found.runs],
                 "scores": {
-                    name: {
-                        "score": score.share,
-                        "interval": score.interval,
-                        "difference": score.difference,
-                        "difference_interval": score.difference_interval,
-                        "num_better": score.num_better,
-                        "num_worse": score.num_worse,
-                        "visual_tokens": score.visual_tokens,
-                    }
-                    for name, score in zip(names, one.scores, strict=True)
+                    name: asdict(score) for name, score in zip(names, one.scores, strict=True)
                 },
                 "by_source": {
                     entry.source: {
@@ -154,14 +138,4 @@ def as_json(found: Comparison) -> dict[str, Any]:
         ],
         "warnings": [f"{f.subject}: {f.text}" for f in found.findings if f.kind == "warning"],
         "settings": {name: dict(zip(names, v, strict=True)) for name, v in found.settings.items()},
-    }
-
-
-def losses(run: ComparedRun) -> dict[str, Any]:
-    """Curves of a run: steps and losses of training and validation, float64 each."""
-    return {
-        "steps": column(run.steps, "step"),
-        "loss": column(run.steps, "loss"),
-        "val_steps": column(run.validation, "step"),
-        "val_loss": column(run.validation, "loss"),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -16,7 +16,8 @@ from dct_tokenizer.show.figure import psnr_text
 from dct_vl.evaluation.compare.pairing import PairedSet
 from dct_vl.evaluation.compare.results import ItemScore
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.inputs.held_out import HeldOut, read_split
+from dct_vl.inputs.chat import IMAGE_MARK
+from dct_vl.inputs.held_out import read_split
 from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.shard_index import keys_by_split
 from dct_vl.pages.page import image_uri
@@ -37,8 +38,8 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """An image on the page."""
+class ShownImage:
+    """An image on the page: the original, or what a tokenizer leaves of it."""
 
     title: str
     note: str
@@ -51,8 +52,8 @@ class GalleryEntry:
 
     key: str
     source: str
-    #: one row of views an image; none where the images are not at hand
-    images: tuple[tuple[View, ...], ...]
+    #: a row for each image; none where the images are not at hand
+    images: tuple[tuple[ShownImage, ...], ...]
     num_images: int
     #: [question][run]
     items: tuple[tuple[ItemScore, ...], ...]
@@ -68,11 +69,7 @@ def disagreements(
 ) -> list[GalleryEntry]:
     """At most `limit` samples on which the runs disagree, of every kind and source some.
 
-    Args:
-        paired: the questions.
-        runs: whose tokenizers look at the images.
-        limit: of samples.
-        data: a benchmark's folder or file, for the images of its questions.
+    `data` is a benchmark's folder or file, for the images of its questions.
 
     Raises:
         ValueError: the data is not the benchmark's.
@@ -92,12 +89,12 @@ def gallery(
     keys: Sequence[str],
     samples: Mapping[str, Asked],
 ) -> list[GalleryEntry]:
-    """Entries in the order of `keys`.
+    """Entries in the order of `keys`, each of which has a row at least.
 
     Args:
         rows: [question][run], of which those about `keys` are shown.
         runs: whose tokenizers look at the images.
-        keys: of samples, each with a row at least.
+        keys: of samples.
         samples: by key, as far as they are at hand.
     """
     by_key: dict[str, list[tuple[ItemScore, ...]]] = {key: [] for key in keys}
@@ -132,7 +129,7 @@ def from_shards(runs: Sequence[ComparedRun], keys: set[str]) -> dict[str, Asked]
         for split, members in (keys_by_split(path) or {}).items():
             missing = (keys & members) - found.keys()
             if missing:
-                found |= {sample.key: _asked(sample) for sample in _read(path, split, missing)}
+                found |= _read(path, split, missing)
     return found
 
 
@@ -142,8 +139,8 @@ def from_task(name: str, path: Path, keys: set[str]) -> dict[str, Asked]:
     Raises:
         ValueError: no such task, or the data is not there or not the task's.
     """
+    from dct_vl.evaluation.tasks.files import ReadOptions
     from dct_vl.evaluation.tasks.registry import find_task
-    from dct_vl.evaluation.tasks.task import ReadOptions
 
     task = find_task(name)
     if not path.exists():
@@ -177,10 +174,8 @@ def choose(paired: PairedSet, limit: int) -> list[str]:
             winners = tuple((got == got.max()).tolist())
             gap = float(np.ptp(got)) / row[0].of
             kinds[winners, row[0].source].append((-gap, row[0].key))
-    ordered = [
-        [key for _, key in sorted(found, key=lambda entry: entry[0])] for found in kinds.values()
-    ]
-    turns = (key for turn in zip_longest(*ordered) for key in turn if key is not None)
+    ordered = (sorted(found, key=lambda entry: entry[0]) for found in kinds.values())
+    turns = (entry[1] for turn in zip_longest(*ordered) for entry in turn if entry is not None)
     return list(dict.fromkeys(turns))[:limit]
 
 
@@ -188,7 +183,7 @@ def _differs(row: Sequence[ItemScore]) -> bool:
     return len({item.got for item in row}) > 1
 
 
-def _images(sample: Asked, runs: Sequence[ComparedRun]) -> tuple[tuple[View, ...], ...]:
+def _images(sample: Asked, runs: Sequence[ComparedRun]) -> tuple[tuple[ShownImage, ...], ...]:
     # runs that share a tokenizer and its bounds saw the same
     seen_by: dict[str, list[ComparedRun]] = defaultdict(list)
     for run in runs:
@@ -202,16 +197,16 @@ def _images(sample: Asked, runs: Sequence[ComparedRun]) -> tuple[tuple[View, ...
     return tuple(rows)
 
 
-def _views(image: np.ndarray, seen_by: Sequence[Sequence[ComparedRun]]) -> tuple[View, ...]:
+def _views(image: np.ndarray, seen_by: Sequence[Sequence[ComparedRun]]) -> tuple[ShownImage, ...]:
     """An image, and what each group of runs sees of it, at its own size."""
     height, width = image.shape[:2]
-    views = [View(title="original", note=f"{width} × {height}", uri=image_uri(image))]
+    views = [ShownImage(title="original", note=f"{width} × {height}", uri=image_uri(image))]
     for group in seen_by:
         view = look(RunSettings(group[0].config).visual, image)
         height, width = view.decoded.shape[:2]
         loss = psnr_text(view.psnr).replace("dB", "dB PSNR")
         views.append(
-            View(
+            ShownImage(
                 title=", ".join(run.name for run in group),
                 note=f"{width} × {height}, {view.plan.num_llm_tokens} tokens, {loss}",
                 uri=image_uri(view.decoded),
@@ -227,19 +222,18 @@ def _filled(row: tuple[ItemScore, ...], asked: Asked | None) -> tuple[ItemScore,
     return tuple(replace(item, question=asked.question, truth=asked.truth) for item in row)
 
 
-def _read(path: str, split: str, wanted: set[str]) -> Iterator[HeldOut]:
-    left = set(wanted)
+def _read(path: str, split: str, wanted: set[str]) -> dict[str, Asked]:
+    found, left = {}, set(wanted)
     # a sample that does not follow the schema has no image to show
     for sample in read_split(path, split, on_fault=lambda key, error: left.discard(key)):
         if sample.key in left:
             left.remove(sample.key)
-            yield sample
+            turns = sample.record.turns
+            asked = [t.text.replace(IMAGE_MARK, "").strip() for t in turns if t.role == "user"]
+            told = [turn.text for turn in turns if turn.role == "assistant"]
+            found[sample.key] = Asked(
+                images=sample.images, question=" / ".join(asked), truth=" / ".join(told)
+            )
         if not left:
-            return
-
-
-def _asked(sample: HeldOut) -> Asked:
-    turns = sample.record.turns
-    asked = [turn.text.replace("<image>", "").strip() for turn in turns if turn.role == "user"]
-    told = [turn.text for turn in turns if turn.role == "assistant"]
-    return Asked(images=sample.images, question=" / ".join(asked), truth=" / ".join(told))
+            break
+    return found

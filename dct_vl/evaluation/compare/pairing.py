@@ -41,9 +41,9 @@ class PairedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class RunScore:
-    """One run on a set, beside the baseline."""
+    """One run on a set, beside the baseline; the fields are those of compare.json."""
 
-    share: float
+    score: float
     #: 95 %, or None where one sample leaves nothing to resample
     interval: tuple[float, float] | None
     #: this run less the baseline; 0 and None for the baseline itself
@@ -71,21 +71,16 @@ def pair(runs: Sequence[ComparedRun]) -> tuple[list[PairedSet], dict[str, list[s
     Raises:
         ValueError: no set in common, different scores, or no question in common.
     """
-    names = list(dict.fromkeys(name for run in runs for name in run.results))
-    holders = {name: [run for run in runs if name in run.results] for name in names}
-    common = [name for name in names if len(holders[name]) == len(runs)]
-    if not common:
+    names = dict.fromkeys(name for run in runs for name in run.results)
+    holders = {name: [run.name for run in runs if name in run.results] for name in names}
+    others = {name: held for name, held in holders.items() if len(held) < len(runs)}
+    if len(others) == len(names):
         listed = "; ".join(f"{run.name}: {', '.join(run.results)}" for run in runs)
         raise ValueError(
             f"the runs have no set of questions in common ({listed}): answer the same questions "
             "with each, or name files with --answers NAME=FILE"
         )
-    others = {
-        name: [run.name for run in holders[name]]
-        for name in names
-        if len(holders[name]) < len(runs)
-    }
-    return [_pair(name, runs) for name in common], others
+    return [_pair(name, runs) for name in names if name not in others], others
 
 
 def _pair(name: str, runs: Sequence[ComparedRun]) -> PairedSet:
@@ -128,26 +123,19 @@ def _pair(name: str, runs: Sequence[ComparedRun]) -> PairedSet:
 
 
 def score_runs(paired: PairedSet, baseline: int) -> list[RunScore]:
-    """Scores of all runs, in their order.
-
-    Args:
-        paired: the questions.
-        baseline: number of the run that the others are compared with.
-    """
+    """Scores of all runs, in their order; `baseline` is the number of one of them."""
     of, got = sample_points(paired)
     base = paired_share(got[baseline], of)
     scores = []
     for number, points in enumerate(got):
-        is_base = number == baseline
+        interval = difference_interval(points, got[baseline], of) if number != baseline else None
         better, worse = _wins(paired, number, baseline)
         scores.append(
             RunScore(
-                share=paired_share(points, of),
+                score=paired_share(points, of),
                 interval=share_interval(points, of),
                 difference=paired_share(points, of) - base,
-                difference_interval=(
-                    None if is_base else difference_interval(points, got[baseline], of)
-                ),
+                difference_interval=interval,
                 num_better=better,
                 num_worse=worse,
                 visual_tokens=_visual_tokens([row[number] for row in paired.items]),
@@ -176,8 +164,8 @@ def score_sources(paired: PairedSet) -> list[SourceScore]:
 
 def sample_points(paired: PairedSet) -> tuple[np.ndarray, list[np.ndarray]]:
     """(K,) points to get of each sample, and for each run (K,) points that it got."""
-    place = {key: number for number, key in enumerate(paired.keys)}
-    where = np.array([place[row[0].key] for row in paired.items])
+    number_of = {key: number for number, key in enumerate(paired.keys)}
+    where = np.array([number_of[row[0].key] for row in paired.items])
     of = np.bincount(where, [row[0].of for row in paired.items])
     got = [
         np.bincount(where, [item.got for item in column])

@@ -70,12 +70,8 @@ def read_quickstart(
     """Read what launch/quickstart.sh leaves.
 
     `folder` holds wds/, runs/{main,control,resumed}, answers/{main,blank,control}.jsonl, and hf/
-    with hf.answers.jsonl of the exported main run.
-
-    Args:
-        folder: the quickstart's output folder.
-        resumed_from: step of the checkpoint that runs/resumed went on from.
-        seconds_total: wall time of the whole quickstart.
+    with hf.answers.jsonl of the exported main run; runs/resumed went on from the checkpoint of the
+    step `resumed_from`. `seconds_total` is the wall time of the whole quickstart.
 
     Raises:
         ValueError: a part is missing or does not fit the others.
@@ -107,11 +103,7 @@ def resume_difference(
 ) -> ResumeProof:
     """Compare the losses of the steps after `from_step` that both runs logged.
 
-    Args:
-        uninterrupted_dir: folder of the run that was never stopped.
-        resumed_dir: folder of the run that went on from its checkpoint of `from_step`; of steps
-            that it did twice, the later ones count.
-        from_step: step of that checkpoint.
+    Of steps that the resumed run did twice, the later ones count.
 
     Raises:
         ValueError: there is no such step, or a loss that is not finite.
@@ -144,8 +136,8 @@ def _export(folder: Path) -> ExportProof:
         numbers = asked["max_abs_logit_diff"], asked["num_prompts_compared"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{record} does not say how the folder answered ({error!r}): write it with `python -m "
-            f"evaluation export RUN {folder} --outside 40`"
+            f"{record} does not say how the folder answered ({error!r}): write it with "
+            f"`dct-vl export RUN {folder} --outside 40`"
         ) from error
     return ExportProof(
         folder=folder,

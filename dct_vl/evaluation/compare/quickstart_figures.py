@@ -10,8 +10,7 @@ from dct_vl.evaluation.compare.figures import Comparison, collect
 from dct_vl.evaluation.compare.intervals import Interval, wilson_interval
 from dct_vl.evaluation.compare.quickstart import Quickstart
 from dct_vl.evaluation.compare.results import ItemScore, ResultFile
-from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.training.report import first_and_last_loss
+from dct_vl.runs.series import first_and_last_loss
 
 #: kinds of question with fewer are not what a page leads with
 _FEW_QUESTIONS = 10
@@ -72,23 +71,24 @@ def count(data: Quickstart) -> Figures:
     Raises:
         ValueError: answers that cannot be compared.
     """
-    answers = _answers(data.main), _answers(data.control), data.blank
+    (main,), (control,) = data.main.results.values(), data.control.results.values()
+    answers = main, control, data.blank
     for other in answers[1:]:
-        _check_paired(answers[0], other)
+        _check_paired(main, other)
     found = collect([data.main, data.control], data.control.name)
     (one,) = found.sets
-    pictured = {row[0].id for row in one.paired.items}
-    kinds = _groups(answers, lambda item: opening(item) if item.id in pictured else None)
-    (total,) = _groups(answers, lambda item: "all" if item.id in pictured else None)
+    with_image = {row[0].id for row in one.paired.items}
+    kinds = _groups(answers, lambda item: opening(item) if item.id in with_image else None)
+    (total,) = _groups(answers, lambda item: "all" if item.id in with_image else None)
     exported = differing = None
     if data.export is not None:
-        exported, differing = _count_export(data.export.answers, answers[0])
+        exported, differing = _count_export(data.export.answers, main)
     return Figures(
         found=found,
         total=total,
         kinds=tuple(sorted(kinds, key=_lead, reverse=True)),
         sources=tuple(_groups(answers, lambda item: item.source)),
-        tokens_per_image=(tokens_per_image(answers[0]), tokens_per_image(answers[1])),
+        tokens_per_image=(tokens_per_image(main), tokens_per_image(control)),
         losses=(first_and_last_loss(data.main.steps), first_and_last_loss(data.control.steps)),
         export=exported,
         num_export_differing=differing,
@@ -153,11 +153,6 @@ def summary(figures: Figures, data: Quickstart) -> dict[str, Any]:
     }
 
 
-def _answers(run: ComparedRun) -> ResultFile:
-    (file,) = run.results.values()
-    return file
-
-
 def _check_paired(ours: ResultFile, theirs: ResultFile) -> None:
     """Raises ValueError unless both answer the same questions: shares compare only then."""
     apart = ours.items.keys() ^ theirs.items.keys()
@@ -200,12 +195,8 @@ def _accuracy(items: Iterable[ItemScore]) -> Accuracy:
 
 def _lead(kind: Group) -> tuple[bool, float, float]:
     """How much more is right than can be guessed, and than the control has right."""
-    ours = kind.main.share
-    return (
-        kind.main.num_answers >= _FEW_QUESTIONS,
-        ours - kind.blank.share,
-        ours - kind.control.share,
-    )
+    ours, is_many = kind.main.share, kind.main.num_answers >= _FEW_QUESTIONS
+    return is_many, ours - kind.blank.share, ours - kind.control.share
 
 
 def _count_export(answers: ResultFile, own: ResultFile) -> tuple[Accuracy, int]:

@@ -10,16 +10,14 @@ import orjson
 from markupsafe import Markup
 
 from data_prep.durable import write_durably
-from dct_vl.evaluation.compare.figures import losses
 from dct_vl.evaluation.compare.gallery import first_of_each_source, gallery
 from dct_vl.evaluation.compare.quickstart import NUM_SAMPLES, Quickstart
 from dct_vl.evaluation.compare.quickstart_figures import Figures, count, summary
-from dct_vl.evaluation.compare.report import difference_text
+from dct_vl.evaluation.compare.report import difference_text, training_line, validation_line
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.pages.charts import Line, line_chart
+from dct_vl.pages.charts import line_chart
 from dct_vl.pages.page import figure, percent, render_page
-from dct_vl.runs.series import TOKEN_KINDS, token_rates
-from dct_vl.training.report import steady_steps
+from dct_vl.runs.series import TOKEN_KINDS, steady_steps, token_rates
 
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
@@ -40,10 +38,7 @@ NEXT_COMMANDS = (
         "Compare tokenizers: one run each, on the same samples",
         "dct-vl fit -m tokenizer=pixel,dct14,dct28_420 data.path=W model.path=M",
     ),
-    (
-        "Ask a run about held-out images",
-        "dct-vl answers RUN --output RUN/answers.jsonl",
-    ),
+    ("Ask a run about held-out images", "dct-vl answers RUN --output RUN/answers.jsonl"),
     (
         "Put runs beside each other: scores against cost, and where they disagree",
         "dct-vl compare RUN OTHER_RUN --output compare",
@@ -57,10 +52,6 @@ NEXT_COMMANDS = (
 
 def write_quickstart(data: Quickstart, output_dir: str | Path) -> Path:
     """Write report.html, which needs no other file, and summary.json; return the page's path.
-
-    Args:
-        data: from `read_quickstart`.
-        output_dir: made where it is missing.
 
     Raises:
         ValueError: answers that cannot be compared.
@@ -98,12 +89,11 @@ def _costs(figures: Figures, runs: list[ComparedRun]) -> list[tuple[str, list[st
     """(label, of each run) of what was learnt, and of what it cost."""
     costs = [run.cost for run in runs]
     accuracies = (figures.total.main, figures.total.control)
-    flops = [None if cost.flops is None else cost.flops / 1e9 for cost in costs]
     return [
         ("right answers", [percent(a.share) for a in accuracies]),
         ("95 % interval", [" to ".join(map(percent, a.interval)) for a in accuracies]),
         ("visual tokens an image", [figure(tokens) for tokens in figures.tokens_per_image]),
-        ("GFLOP a sample, forward", [figure(value) for value in flops]),
+        ("GFLOP a sample, forward", [figure(cost.gflops) for cost in costs]),
         ("training samples a second", [figure(cost.samples_per_second) for cost in costs]),
         ("peak memory, GiB", [figure(cost.peak_memory_gib) for cost in costs]),
         ("training loss", [f"{figure(first)} → {figure(last)}" for first, last in figures.losses]),
@@ -118,7 +108,7 @@ def _proofs(figures: Figures, data: Quickstart) -> list[dict[str, str]]:
             "value": figure(resume.max_abs_loss_diff),
             "label": "loss difference after resuming",
             "note": f"The largest one over {resume.num_steps:,} steps after the checkpoint of step "
-            f"{resume.from_step:,}; 0 is equal to the last digit.",
+            f"{resume.from_step:,}; 0 means equal to the last digit.",
         }
     ]
     if data.export and figures.export:
@@ -142,28 +132,14 @@ def _proofs(figures: Figures, data: Quickstart) -> list[dict[str, str]]:
 
 
 def _loss_chart(runs: list[ComparedRun]) -> Markup:
-    curves = [losses(run) for run in runs]
     lines = [
-        Line(
-            label=run.name,
-            x=of["steps"],
-            y=of["loss"],
-            color=color,
-            style="solid" if color == 1 else "dashed",
-            smoothed="mean",
-        )
-        for color, (run, of) in enumerate(zip(runs, curves, strict=True), start=1)
+        training_line(run, color, is_solid=color == 1, label=run.name)
+        for color, run in enumerate(runs, start=1)
     ]
     lines += [
-        Line(
-            label=f"{run.name}, validation",
-            x=of["val_steps"],
-            y=of["val_loss"],
-            color=color,
-            style="points",
-        )
-        for color, (run, of) in enumerate(zip(runs, curves, strict=True), start=1)
-        if len(of["val_steps"])
+        validation_line(run, color, label=f"{run.name}, validation", style="points")
+        for color, run in enumerate(runs, start=1)
+        if run.validation
     ]
     return line_chart("loss", lines, y_label="loss", description="Loss of both runs over steps")
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import orjson
 from markupsafe import Markup
 
 from data_prep.durable import write_durably
-from dct_vl.evaluation.compare.figures import Comparison, SetFigures, as_json, collect, losses
+from dct_vl.evaluation.compare.figures import Comparison, SetFigures, as_json, collect
 from dct_vl.evaluation.compare.gallery import GalleryEntry, disagreements
 from dct_vl.evaluation.compare.intervals import NUM_RESAMPLES
+from dct_vl.evaluation.compare.pairing import RunScore
 from dct_vl.evaluation.compare.runs import ComparedRun
 from dct_vl.pages.charts import Line, Point, line_chart, point_chart
 from dct_vl.pages.page import figure, percent, render_page
+from dct_vl.runs.series import column
 
 PAGE_NAME = "compare.html"
 JSON_NAME = "compare.json"
-_VISUAL_TOKENS = "visual tokens a sample"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def write_comparison(
     num_disagreements: int = 12,
     data: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Write the page, which needs no other file, and its figures as JSON.
+    """Write the page, which needs no other file, and its figures as JSON; return the page's path.
 
     Args:
         runs: from `read_runs`.
@@ -52,15 +52,12 @@ def write_comparison(
         num_disagreements: samples of each set that are shown with their images, at most.
         data: folders or files of benchmarks by their name, for the images of their questions.
 
-    Returns:
-        Path of the page.
-
     Raises:
         ValueError: see `collect`; or `data` names no set, or is not that benchmark's; or `output`
             is a file.
     """
     folder = Path(output)
-    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
         raise ValueError(f"{folder} is, or lies below, a file: --output names a folder")
     found = collect(runs, baseline)
     given = dict(data or {})
@@ -109,67 +106,74 @@ def _cost_charts(name: str, found: Comparison, one: SetFigures) -> list[tuple[st
     """Score against what it costs; a chart needs the cost of at least one run."""
     costs = [facts.run.cost for facts in found.runs]
     axes: list[tuple[str, str, list[float | None]]] = [
-        ("tokens", _VISUAL_TOKENS, [score.visual_tokens for score in one.scores]),
-        (
-            "flops",
-            "GFLOP a sample, forward",
-            [None if cost.flops is None else cost.flops / 1e9 for cost in costs],
-        ),
+        ("tokens", "visual tokens a sample", [score.visual_tokens for score in one.scores]),
+        ("flops", "GFLOP a sample, forward", [cost.gflops for cost in costs]),
         ("rate", "training samples a second", [cost.samples_per_second for cost in costs]),
         ("memory", "peak memory, GiB", [cost.peak_memory_gib for cost in costs]),
     ]
     scale = 100 if one.paired.is_share else 1
     y_label = one.paired.metric + (", %" if one.paired.is_share else "")
     charts = []
-    for short, x_label, places in axes:
+    for short, x_label, values in axes:
         points = [
-            _point(place, score.share, score.interval, scale, facts.color)
-            for place, score, facts in zip(places, one.scores, found.runs, strict=True)
-            if place is not None
+            _point(cost, score, scale, facts.color)
+            for cost, score, facts in zip(values, one.scores, found.runs, strict=True)
+            if cost is not None
         ]
         if points:
-            description = f"{one.paired.metric} of each run against {x_label}"
-            svg = point_chart(
-                f"{name}-{short}", points, x_label=x_label, y_label=y_label, description=description
-            )
-            charts.append((x_label, svg))
+            shown = f"{one.paired.metric} of each run against {x_label}"
+            labels = {"x_label": x_label, "y_label": y_label, "description": shown}
+            charts.append((x_label, point_chart(f"{name}-{short}", points, **labels)))
     return charts
 
 
-def _point(
-    place: float, share: float, interval: tuple[float, float] | None, scale: float, color: int
-) -> Point:
-    low, high = (None, None) if interval is None else (scale * end for end in interval)
-    return Point(x=place, y=scale * share, low=low, high=high, color=color)
+def _point(cost: float, score: RunScore, scale: float, color: int) -> Point:
+    low, high = (None, None) if score.interval is None else (scale * end for end in score.interval)
+    return Point(x=cost, y=scale * score.score, low=low, high=high, color=color)
+
+
+def training_line(
+    run: ComparedRun, color: int, *, is_solid: bool, label: str | None = None
+) -> Line:
+    """Moving mean of a run's training loss."""
+    return Line(
+        label=label,
+        x=column(run.steps, "step"),
+        y=column(run.steps, "loss"),
+        color=color,
+        style="solid" if is_solid else "dashed",
+        smoothed="mean",
+    )
+
+
+def validation_line(
+    run: ComparedRun,
+    color: int,
+    *,
+    label: str | None = None,
+    style: Literal["solid", "points"] = "solid",
+) -> Line:
+    """A run's validation losses."""
+    steps, losses = (column(run.validation, name) for name in ("step", "loss"))
+    return Line(label=label, x=steps, y=losses, color=color, style=style)
 
 
 def _loss_charts(found: Comparison) -> list[tuple[str, Markup]]:
-    curves = [(facts, losses(facts.run)) for facts in found.runs]
-    line = partial(Line, label=None)
-    training: list[Any] = [
-        line(
-            x=of["steps"],
-            y=of["loss"],
-            color=facts.color,
-            style="solid" if facts.is_baseline else "dashed",
-            smoothed="mean",
-        )
-        for facts, of in curves
-    ]
-    charts = [
-        (
-            "Training loss: moving mean, single steps behind it",
-            line_chart("loss", training, y_label="loss", description="Training loss over steps"),
-        )
+    training = [
+        training_line(facts.run, facts.color, is_solid=facts.is_baseline) for facts in found.runs
     ]
     validation = [
-        line(x=of["val_steps"], y=of["val_loss"], color=facts.color)
-        for facts, of in curves
-        if len(of["val_steps"])
+        validation_line(facts.run, facts.color) for facts in found.runs if facts.run.validation
     ]
-    if validation:
-        svg = line_chart(
-            "val-loss", validation, y_label="loss", description="Validation loss over steps"
+    curves = (
+        ("Training loss: moving mean, single steps behind it", "loss", "Training", training),
+        ("Validation loss", "val-loss", "Validation", validation),
+    )
+    return [
+        (
+            caption,
+            line_chart(name, lines, y_label="loss", description=f"{kind} loss over steps"),
         )
-        charts.append(("Validation loss", svg))
-    return charts
+        for caption, name, kind, lines in curves
+        if lines
+    ]

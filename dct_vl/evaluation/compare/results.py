@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class ItemScore:
     """One question, or one sample whose words were counted."""
 
     key: str
-    #: place of the answer in the conversation; 0 where a key is asked once
+    #: position of the answer in the conversation; 0 where a key is asked once
     turn: int = 0
     source: str
     #: points, and how many there are to get: the share of a set is Σ got / Σ of
@@ -47,6 +48,9 @@ class ItemScore:
     def id(self) -> tuple[str, int]:
         """What the same question is found by in another run's file."""
         return self.key, self.turn
+
+
+_Parser = Callable[[dict[str, Any]], ItemScore]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,44 +96,39 @@ def set_of(path: Path) -> str:
 
 
 def read_results(path: Path, metric: str | None = None) -> ResultFile:
-    """Read the lines of `evaluation answers`, `evaluation words` or `evaluation score --json`.
+    """Read the lines of `dct-vl answers`, `dct-vl words` or `dct-vl score --json`.
 
-    Args:
-        path: the file; its first line says which of the three it is.
-        metric: score of a samples file; the task's headline, or the only one there, by default.
+    `metric` is the score of a samples file; the task's headline, or the only one there, by default.
 
     Raises:
         ValueError: the file cannot be read, is none of these, or names a question twice.
     """
     lines = _lines(path)
     first = lines[0]
+    parse: _Parser
     higher_is_better, bounds = True, None
     if "filtered_resps" in first:
         match = _SAMPLES.match(path.name)
         task = match["task"] if match else ""
         name, higher_is_better = _metric_of(path, first, task, metric)
         bounds = _bounds_beside(path, match["date"] if match else "", task)
-        items = [
-            _parse(path, n, line, lambda line: _of_sample(line, name, task))
-            for n, line in enumerate(lines, 1)
-        ]
+        parse = partial(_of_sample, metric=name, task=task)
     elif "correct" in first:
-        name = ANSWERS_METRIC
-        items = [_parse(path, n, line, _of_answer) for n, line in enumerate(lines, 1)]
+        name, parse = ANSWERS_METRIC, _of_answer
     elif "num_words" in first:
-        name = WORDS_METRIC
-        items = [_parse(path, n, line, _of_words) for n, line in enumerate(lines, 1)]
-        items = [item for item in items if item.of]
+        name, parse = WORDS_METRIC, _of_words
     else:
         raise ValueError(
             f"{path} has no scores: its first line holds {', '.join(map(str, first)) or 'nothing'}."
             + (
-                " Answers of `evaluation generate` are scored by `dct-vl score TASK "
+                " Answers of `dct-vl generate` are scored by `dct-vl score TASK "
                 "--predictions FILE --data DATA --json FOLDER`"
                 if "answer" in first
-                else " Expected lines of `evaluation answers`, `words` or `score --json`"
+                else " Expected lines of `dct-vl answers`, `words` or `score --json`"
             )
         )
+    items = [_parse(path, number, line, parse) for number, line in enumerate(lines, start=1)]
+    items = [item for item in items if item.of]
     by_id = {item.id: item for item in items}
     if len(by_id) != len(items):
         (twice, _), *_ = Counter(item.id for item in items).most_common(1)
@@ -170,9 +169,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _parse(path: Path, number: int, line: dict[str, Any], parse: Any) -> ItemScore:
+def _parse(path: Path, number: int, line: dict[str, Any], parse: _Parser) -> ItemScore:
     try:
-        item: ItemScore = parse(line)
+        item = parse(line)
         if not (math.isfinite(item.got) and math.isfinite(item.of)):
             raise ValueError(f"{item.got} of {item.of} is no finite score")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -276,8 +275,5 @@ def _references(target: object) -> str | None:
         return target
     if not isinstance(listed, list):
         return target
-    return " | ".join(dict.fromkeys(map(str, _flat(listed))))
-
-
-def _flat(values: Sequence[Any]) -> list[Any]:
-    return [v for value in values for v in (value if isinstance(value, list) else [value])]
+    flat = (one for entry in listed for one in (entry if isinstance(entry, list) else [entry]))
+    return " | ".join(dict.fromkeys(map(str, flat)))

@@ -1,4 +1,4 @@
-"""The runs that are compared, each with the scores of its answers."""
+"""The runs that are compared, each with the scores of its answers and what it cost."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dct_tokenizer.registry import list_presets, preset_config
-from dct_vl.evaluation.compare.costs import TrainingCost, training_cost
+from dct_vl.errors import ConfigError
 from dct_vl.evaluation.compare.results import ResultFile, find_results, read_results, set_of
 from dct_vl.inputs.shard_index import data_identity
 from dct_vl.pages.svg import NUM_SERIES
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.derived import RunSettings
+from dct_vl.runs.flops import StepWork
 from dct_vl.runs.json_file import read_object
 from dct_vl.runs.ledger import read_ledger
 from dct_vl.runs.result_names import ANSWERS_NAME
 from dct_vl.runs.run_files import ENVIRONMENT_NAME, STEPS_NAME, latest_file, read_config, read_steps
-from dct_vl.runs.series import Steps
+from dct_vl.runs.series import Steps, column, steady_throughput
 from dct_vl.training.report import read_validation
 
 
@@ -76,7 +80,10 @@ def read_runs(
     given = dict(answers or {})
     for name in given.keys() - set(names):
         raise ValueError(f"--answers names {name!r}; the runs are {', '.join(names)}")
-    configs = [_config(folder) for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: expected a run's, LOG_DIR/EXPERIMENT_NAME")
+    configs = [read_config(folder) for folder in folders]
     files = {}
     # all are found before any is answered, which may take long
     for name, folder in zip(names, folders, strict=True):
@@ -114,12 +121,6 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in paths]
-
-
-def _config(folder: Path) -> RunConfig:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: expected a run's, LOG_DIR/EXPERIMENT_NAME")
-    return read_config(folder)
 
 
 def _read(
@@ -165,3 +166,42 @@ def label(preset: Mapping[str, object]) -> str:
     changed = {k: v for k, v in preset.items() if stock.get(k, v) != v}
     shown = (f"{k}={Path(v).name if isinstance(v, str) else v}" for k, v in changed.items())
     return " ".join((name, *shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCost:
+    """Means and medians over the logged steps of a run; the fields are those of compare.json."""
+
+    #: of a forward pass, images and text; None where the model is not at hand
+    flops_per_sample: float | None
+    #: median of the steady steps
+    samples_per_second: float
+    #: highest of any step, of the first rank's device, or of its process on a CPU
+    peak_memory_gib: float | None
+
+    @property
+    def gflops(self) -> float | None:
+        """The same in 10⁹."""
+        return None if self.flops_per_sample is None else self.flops_per_sample / 1e9
+
+
+def training_cost(config: RunConfig, steps: Steps) -> TrainingCost:
+    """Read the costs of a run with at least one step."""
+    peaks = column(steps, "peak_memory_gib")
+    return TrainingCost(
+        flops_per_sample=_forward_flops(config, steps),
+        samples_per_second=steady_throughput(steps),
+        peak_memory_gib=float(np.nanmax(peaks)) if np.isfinite(peaks).any() else None,
+    )
+
+
+def _forward_flops(config: RunConfig, steps: Steps) -> float | None:
+    try:
+        counter = RunSettings(config).step_flops()
+    except ConfigError:
+        return None
+    try:
+        total = sum(counter.forward(StepWork.of_totals(step)) for step in steps)
+    except KeyError:  # a log of an earlier version, which counted less
+        return None
+    return total / sum(step["num_samples"] for step in steps)

@@ -19,7 +19,8 @@ from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.json_file import read_object
 from dct_vl.runs.result_names import SPEED_NAME, WORDS_NAME
 from dct_vl.runs.run_files import read_config, read_steps
-from dct_vl.training.report import read_validation, steady_throughput
+from dct_vl.runs.series import steady_throughput
+from dct_vl.training.report import read_validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class StudyRun:
     flops: float
     #: uint8 bytes from loader to model, one image
     wire_bytes: int
-    #: samples/s of a forward and backward pass measured alone (`evaluation speed`), if it was
+    #: samples/s of a forward and backward pass measured alone (`dct-vl speed`), if it was
     measured_speed: float | None
     #: samples/s in training: the median over the steady steps, loading included
     training_speed: float
@@ -85,18 +86,14 @@ class Variant:
         return float(np.mean(self.shares))
 
     @property
-    def samples_per_second(self) -> float:
-        """Median over the seeds whose speed was measured alone, if any was, else over all."""
-        alone = self._measured_speeds()
-        return float(np.median(alone or [run.training_speed for run in self.runs]))
+    def measured_speeds(self) -> list[float]:
+        """Samples a second of the seeds whose speed was measured alone."""
+        return [run.measured_speed for run in self.runs if run.measured_speed is not None]
 
     @property
-    def is_speed_measured(self) -> bool:
-        """Whether `samples_per_second` is of runs alone, not of training beside others."""
-        return bool(self._measured_speeds())
-
-    def _measured_speeds(self) -> list[float]:
-        return [run.measured_speed for run in self.runs if run.measured_speed is not None]
+    def samples_per_second(self) -> float:
+        """Median over the seeds whose speed was measured alone, if any was, else over all."""
+        return float(np.median(self.measured_speeds or [r.training_speed for r in self.runs]))
 
     def share(self, chosen: np.ndarray) -> float:
         """Share of right words of the chosen samples, bool (K,), mean over the seeds."""
@@ -108,11 +105,9 @@ class Variant:
 
 
 def collect_study(folder: Path, image_size: tuple[int, int]) -> list[StudyRun]:
-    """All runs below `folder` that have been scored, by name.
+    """All runs below LOG_DIR that hold a words.jsonl, by name.
 
-    Args:
-        folder: LOG_DIR of the runs; each scored run holds a `words.jsonl`.
-        image_size: (height, width) in pixels for which FLOPs are counted.
+    `image_size` is the (height, width) in pixels for which FLOPs are counted.
 
     Raises:
         ValueError: no scored run, or runs that differ in more than tokenizer and seed.
@@ -120,8 +115,8 @@ def collect_study(folder: Path, image_size: tuple[int, int]) -> list[StudyRun]:
     runs = [read_run(path.parent, image_size) for path in sorted(folder.glob(f"*/{WORDS_NAME}"))]
     if not runs:
         raise ValueError(
-            f"no run below {folder} holds {WORDS_NAME}: score them first with `python -m "
-            f"evaluation words RUN --output RUN/{WORDS_NAME}`"
+            f"no run below {folder} holds {WORDS_NAME}: score them first with "
+            f"`dct-vl words RUN --output RUN/{WORDS_NAME}`"
         )
     check_comparable(runs)
     return runs
@@ -189,10 +184,7 @@ def read_run(folder: Path, image_size: tuple[int, int]) -> StudyRun:
 def write_study(runs: Sequence[StudyRun], output: Path, *, baseline: str) -> Path:
     """Write study.md, study.png and study.json into `output`; return the table's path.
 
-    Args:
-        runs: from `collect_study`.
-        output: folder.
-        baseline: tokenizer that every other one is compared with, paired by sample.
+    Every tokenizer is compared with the baseline's, paired by sample.
 
     Raises:
         ValueError: no run of the baseline.
@@ -234,7 +226,8 @@ def _row(variant: Variant, base: Variant) -> dict[str, object]:
         "gflops": run.flops / 1e9,
         "wire_bytes": run.wire_bytes,
         "samples_per_second": variant.samples_per_second,
-        "is_speed_measured": variant.is_speed_measured,
+        # else it is of training beside other runs
+        "is_speed_measured": bool(variant.measured_speeds),
         "accuracy": variant.accuracy,
         "accuracy_by_seed": variant.shares,
         "interval": share_interval(variant.got, variant.of),

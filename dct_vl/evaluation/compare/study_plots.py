@@ -25,8 +25,8 @@ def draw_study(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Three plots side by side into `path`; `rows` as in study.json."""
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     cost, kinds, steps = figure.subplots(1, 3)
-    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    palette = {row["tokenizer"]: colours[i % 20] for i, row in enumerate(rows)}
+    colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    palette = {row["tokenizer"]: colors[i % 20] for i, row in enumerate(rows)}
     _cost(cost, rows, palette)
     _sources(kinds, rows, palette)
     _curves(steps, rows, palette)
@@ -39,14 +39,9 @@ def _cost(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -
     for row in rows:
         share = 100 * row["accuracy"]
         low, high = (100 * end for end in row["interval"] or 2 * [row["accuracy"]])
-        axes.errorbar(
-            row["gflops"],
-            share,
-            yerr=[[max(0.0, share - low)], [max(0.0, high - share)]],
-            fmt="o",
-            color=palette[row["tokenizer"]],
-            capsize=3,
-        )
+        whisker = [[max(0.0, share - low)], [max(0.0, high - share)]]
+        style = {"fmt": "o", "color": palette[row["tokenizer"]], "capsize": 3}
+        axes.errorbar(row["gflops"], share, yerr=whisker, **style)
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
@@ -70,17 +65,16 @@ def _sources(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]
 
 def _curves(axes: Axes, rows: Sequence[dict[str, Any]], palette: dict[str, Any]) -> None:
     for row in rows:
-        colour = palette[row["tokenizer"]]
+        color = palette[row["tokenizer"]]
         curves = [np.array(curve["points"]) for curve in row["curves"] if curve["points"]]
         if not curves:
             continue
         steps = curves[0][:, 0]
         values = 100 * np.stack([c[:, 1] for c in curves if len(c) == len(steps)])
-        axes.plot(steps, values.mean(axis=0), color=colour, label=row["tokenizer"], marker=".")
+        axes.plot(steps, values.mean(axis=0), color=color, label=row["tokenizer"], marker=".")
         if len(values) > 1:
-            axes.fill_between(
-                steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2
-            )
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(steps, low, high, color=color, alpha=0.2)
     axes.set_xlabel("steps after the switch (band: range over seeds)")
     axes.set_ylabel("words read in validation, %")
     axes.set_title("along the fine-tuning")

@@ -55,7 +55,7 @@ def caption_scores(
             f"{len(candidates)} captions for {len(references)} images; expected one caption an "
             "image and at least one image"
         )
-    if without := [place for place, group in enumerate(references) if not group]:
+    if without := [position for position, group in enumerate(references) if not group]:
         raise ValueError(f"images {without[:5]} have no reference caption; leave them out")
     truth, given = _tokenize(references, candidates, tokenized)
     total: dict[str, float] = {}
@@ -119,5 +119,5 @@ def _tokenize(
     if not tokenized:
         flat, given = tokenize_captions(flat), tokenize_captions(given)
     texts = iter(flat)
-    truth = {place: [next(texts) for _ in group] for place, group in enumerate(references)}
-    return truth, {place: [text] for place, text in enumerate(given)}
+    truth = {position: [next(texts) for _ in group] for position, group in enumerate(references)}
+    return truth, {position: [text] for position, text in enumerate(given)}

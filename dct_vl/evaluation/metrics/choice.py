@@ -1,4 +1,4 @@
-"""Which option an answer to a multiple-choice question names."""
+"""Which option an answer names: multiple choice, and yes or no (POPE)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 
     if len(said) == 1:
         return said.pop()
     plain = _plain(text)
-    whole = [place for place, option in enumerate(options) if _plain(option) == plain]
+    whole = [position for position, option in enumerate(options) if _plain(option) == plain]
     if len(whole) == 1:
         return letters[whole[0]]
     named = {found.upper() for found in re.findall(rf"[(\[]({group})[)\]]", text)}
@@ -51,8 +51,8 @@ def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 
     if len(named) == 1:
         return named.pop()
     held = [
-        place
-        for place, option in enumerate(options)
+        position
+        for position, option in enumerate(options)
         if _plain(option) and re.search(rf"\b{re.escape(_plain(option))}\b", plain)
     ]
     return letters[held[0]] if len(held) == 1 else None
@@ -66,3 +66,34 @@ def parse_options(text: str) -> tuple[str, ...]:
 
 def _plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s%/-]", " ", text.lower()).split())
+
+
+def says_yes(answer: str) -> bool:
+    """How POPE (arXiv 2305.10355, evaluate.py) reads an answer.
+
+    Only its first sentence counts, and that is a "no" where the word no or not stands in it, else
+    a "yes".
+    """
+    first = answer.strip().partition(".")[0].replace(",", " ")
+    return not {"no", "not"} & set(re.findall(r"\w+", first.lower()))
+
+
+def pope_scores(said_yes: Sequence[bool], true_yes: Sequence[bool]) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 of "yes", and the share of "yes" said; all in [0, 1].
+
+    Raises:
+        ValueError: nothing to score, or lists of different lengths.
+    """
+    if len(said_yes) != len(true_yes) or not said_yes:
+        raise ValueError(f"{len(said_yes)} answers for {len(true_yes)} questions; expected as many")
+    pairs = list(zip(said_yes, true_yes, strict=True))
+    hits = sum(said and true for said, true in pairs)
+    precision = hits / sum(said_yes) if any(said_yes) else 0.0
+    recall = hits / sum(true_yes) if any(true_yes) else 0.0
+    return {
+        "accuracy": sum(said == true for said, true in pairs) / len(pairs),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        "yes_ratio": sum(said_yes) / len(pairs),
+    }

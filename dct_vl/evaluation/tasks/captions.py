@@ -9,15 +9,16 @@ from typing import Any
 
 from dct_vl.evaluation.tasks.files import (
     ImageFolder,
+    ReadOptions,
     TaskDataError,
     entries,
     find_file,
     read_json,
+    read_rows,
+    row_image,
     value,
 )
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
-from dct_vl.evaluation.tasks.rows import find_benchmark, has_rows, picture, read_rows
-from dct_vl.evaluation.tasks.task import ReadOptions
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 
 #: lmms-eval's words, so that scores compare
 PROMPT = "Provide a one-sentence caption for the provided image."
@@ -47,13 +48,13 @@ def read_coco(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             str(value(annotation, ("caption",), file))
         )
     split = file.stem.removeprefix("captions_")
-    folder = ImageFolder(path, (split, "images", "val2014", "val2017", "val", "test"))
+    folder = ImageFolder(path, options, split, "images", "val2014", "val2017", "val", "test")
     for image in entries(data, "images", file):
         name = str(value(image, ("file_name",), file))
         yield TaskItem(
             key=str(value(image, ("id",), file)),
             turns=user_turn(PROMPT),
-            images=(folder.find(name),) if options.images else (),
+            images=folder.find(name),
             references=tuple(captions[image["id"]]),
             max_new_tokens=_MAX_NEW_TOKENS,
             group=str(image.get("domain", "")),
@@ -70,7 +71,7 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             if row.get("split") in (None, options.split or "test"):
                 yield item
         return
-    folder = ImageFolder(path, ("images", "flickr30k-images", "flickr30k_images", "val2014"))
+    folder = ImageFolder(path, options, "images", "flickr30k-images", "flickr30k_images", "val2014")
     images = entries(read_json(file), "images", file)
     split = options.split or "test"
     chosen = [image for image in images if image.get("split") == split]
@@ -82,9 +83,7 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         yield TaskItem(
             key=str(image.get("cocoid", image.get("imgid", name))),
             turns=user_turn(PROMPT),
-            images=(folder.find(name, f"{image.get('filepath', '')}/{name}"),)
-            if options.images
-            else (),
+            images=folder.find(name, f"{image.get('filepath', '')}/{name}"),
             references=tuple(
                 str(value(s, ("raw",), file)) for s in entries(image, "sentences", file)
             ),
@@ -95,16 +94,12 @@ def read_karpathy(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
 def _items_of_rows(
     path: Path, options: ReadOptions, names: tuple[str, ...], splits: tuple[str, ...]
 ) -> Iterator[tuple[dict[str, Any], TaskItem]]:
-    root = find_benchmark(path, names)
-    if not has_rows(root):
-        raise TaskDataError(f"{path} has neither a captions JSON nor a Hugging Face dataset")
-    wanted = (options.split,) if options.split else splits
-    for number, row in read_rows(root, wanted, images=options.images):
-        texts = value(row, ("annotations_captions", "captions", "answer", "caption"), root)
+    for number, row in read_rows(path, options, names, splits):
+        texts = value(row, ("annotations_captions", "captions", "answer", "caption"), path)
         item = TaskItem(
-            key=str(value({**row, "number": number}, ("image_id", "img_id", "id", "number"), root)),
+            key=str(value({**row, "number": number}, ("image_id", "img_id", "id", "number"), path)),
             turns=user_turn(PROMPT),
-            images=picture(row),
+            images=row_image(row),
             references=(texts,) if isinstance(texts, str) else tuple(texts),
             max_new_tokens=_MAX_NEW_TOKENS,
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.schema import Turn
-from dct_vl.evaluation.tasks.files import TaskDataError, find_file, read_jsonl, value
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
-from dct_vl.evaluation.tasks.task import ReadOptions
+from dct_vl.evaluation.metrics.answers import parse_price
+from dct_vl.evaluation.tasks.files import ReadOptions, TaskDataError, find_file, read_jsonl, value
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 from dct_vl.inputs.chat import IMAGE_MARK
 
 
@@ -45,7 +47,6 @@ def read_prices(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             turns=tuple(turns),
             images=tuple(file.parent / image for image in images) if options.images else (),
             references=price,
-            max_new_tokens=16,
         )
 
 
@@ -111,3 +112,29 @@ def _list(found: Any) -> list[str]:
     if found is None:
         return []
     return [str(one) for one in found] if isinstance(found, list) else [str(found)]
+
+
+def write_price_file(
+    items: Sequence[TaskItem], answers: Mapping[str, str], train: Sequence[TaskItem], output: Path
+) -> int:
+    """Write ``sample_id,price``, a row for every product; return how many prices were filled in.
+
+    A product without an answer (by key), or whose answer has no number, gets the median of the
+    training prices.
+
+    Raises:
+        ValueError: no price in `train`.
+    """
+    known = [parse_price(reference) for item in train for reference in item.references]
+    prices = [price for price in known if price is not None]
+    if not prices:
+        raise ValueError("the training file has no price to fill missing ones with")
+    median = statistics.median(prices)
+    said = [parse_price(answers.get(item.key, "")) for item in items]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample_id", "price"])
+        for item, price in zip(items, said, strict=True):
+            writer.writerow([item.key, median if price is None else price])
+    return sum(price is None for price in said)

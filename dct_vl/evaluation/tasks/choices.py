@@ -10,27 +10,34 @@ from string import ascii_uppercase
 from typing import Any
 
 from dct_vl.evaluation.metrics.choice import parse_options
-from dct_vl.evaluation.tasks.files import ImageFolder, TaskDataError, find_file, read_jsonl, value
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
+from dct_vl.evaluation.tasks.files import (
+    ImageFolder,
+    ReadOptions,
+    TaskDataError,
+    find_file,
+    has_rows,
+    read_jsonl,
+    read_rows,
+    row_image,
+    value,
+)
 from dct_vl.evaluation.tasks.questions import SHORT_ANSWER, read_answer_rows
-from dct_vl.evaluation.tasks.rows import find_benchmark, has_rows, picture, read_rows
-from dct_vl.evaluation.tasks.task import ReadOptions
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 
 #: lmms-eval's words, so that scores compare
 LETTER_ONLY = "\nAnswer with the option's letter from the given choices directly."
 TEST_FIRST = ("test", "val", "validation", "train")
 #: MMVP's questions (from 1) whose published answers are swapped: github.com/tsb0601/MMVP/issues/30
 MMVP_CORRECTIONS = {99: "B", 100: "A", 279: "B", 280: "A"}
-_MAX_NEW_TOKENS = 16
 
 
 def read_ai2d(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
-    """Rows with question, options (a list), answer (the place of the right one) and image."""
-    for number, row, root in _rows(path, options, ("ai2d", "ai2d_test")):
-        texts = tuple(str(option) for option in value(row, ("options",), root))
-        answer = str(value(row, ("answer",), root)).strip()
+    """Rows with question, options (a list), answer (the position of the right one) and image."""
+    for number, row in read_rows(path, options, ("ai2d", "ai2d_test"), TEST_FIRST):
+        texts = tuple(str(option) for option in value(row, ("options",), path))
+        answer = str(value(row, ("answer",), path)).strip()
         letter = ascii_uppercase[int(answer)] if answer.isdigit() else answer.upper()
-        yield _choice(str(number), value(row, ("question",), root), texts, letter, picture(row))
+        yield _choice(str(number), value(row, ("question",), path), texts, letter, row_image(row))
 
 
 def read_mmvp(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
@@ -40,30 +47,29 @@ def read_mmvp(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """
     file = find_file(path, ("Questions.csv",))
     if file is not None:
-        folder = ImageFolder(file, ("MMVP Images", "images"))
+        folder = ImageFolder(file, options, "MMVP Images", "images")
         with open(file, newline="", encoding="utf-8-sig") as text:
             for entry in csv.DictReader(text):
                 index = int(value(entry, ("Index", "lndex"), file))
                 names = [f"{index}.{ending}" for ending in ("jpg", "png", "jpeg")]
-                yield _mmvp(index, entry, (folder.find(*names),) if options.images else ())
+                yield _mmvp(index, entry, folder.find(*names))
         return
-    for number, row, _ in _rows(path, options, ("MMVP", "mmvp_cache")):
+    for number, row in read_rows(path, options, ("MMVP", "mmvp_cache"), TEST_FIRST):
         index = next(
             (int(row[n]) for n in ("Index", "index") if row.get(n) is not None), number + 1
         )
-        yield _mmvp(index, row, picture(row))
+        yield _mmvp(index, row, row_image(row))
 
 
 def read_mmstar(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     """Rows with question (options in it), answer (a letter), category and image."""
-    for number, row, root in _rows(path, options, ("MMStar",), ("val", "validation", "test")):
-        question = str(value(row, ("question",), root)).strip()
+    for number, row in read_rows(path, options, ("MMStar",), ("val", "validation", "test")):
+        question = str(value(row, ("question",), path)).strip()
         yield TaskItem(
             key=str(row.get("index", number)),
             turns=user_turn(question + LETTER_ONLY),
-            images=picture(row),
-            references=(str(value(row, ("answer",), root)).strip().upper(),),
-            max_new_tokens=_MAX_NEW_TOKENS,
+            images=row_image(row),
+            references=(str(value(row, ("answer",), path)).strip().upper(),),
             options=_options_in(question),
             group=str(row.get("category", "")),
         )
@@ -80,32 +86,15 @@ def read_pope(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         return
     for file in files:
         group = file.stem.rpartition("_")[2]
-        folder = ImageFolder(path, ("val2014", "images"))
+        folder = ImageFolder(path, options, "val2014", "images")
         for _, entry in read_jsonl(file):
             yield TaskItem(
                 key=f"{group}-{value(entry, ('question_id',), file)}",
                 turns=user_turn(str(value(entry, ("text",), file)).strip() + SHORT_ANSWER),
-                images=(folder.find(str(value(entry, ("image",), file))),)
-                if options.images
-                else (),
+                images=folder.find(str(value(entry, ("image",), file))),
                 references=(str(value(entry, ("label",), file)).strip().lower(),),
-                max_new_tokens=_MAX_NEW_TOKENS,
                 group=group,
             )
-
-
-def _rows(
-    path: Path,
-    options: ReadOptions,
-    names: tuple[str, ...],
-    splits: tuple[str, ...] = TEST_FIRST,
-) -> Iterator[tuple[int, dict[str, Any], Path]]:
-    root = find_benchmark(path, names)
-    if not has_rows(root):
-        raise TaskDataError(f"{path} holds no Hugging Face dataset of {names[0]}")
-    wanted = (options.split,) if options.split else splits
-    for number, row in read_rows(root, wanted, images=options.images):
-        yield number, row, root
 
 
 def _choice(
@@ -125,7 +114,6 @@ def _choice(
         turns=user_turn("\n".join([question.strip(), *lines]) + LETTER_ONLY),
         images=images,
         references=(answer,),
-        max_new_tokens=_MAX_NEW_TOKENS,
         options=options,
         group=group,
     )

@@ -8,15 +8,16 @@ from typing import Any
 
 from dct_vl.evaluation.tasks.files import (
     ImageFolder,
+    ReadOptions,
     TaskDataError,
     entries,
     find_file,
     read_json,
+    read_rows,
+    row_image,
     value,
 )
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
-from dct_vl.evaluation.tasks.rows import find_benchmark, has_rows, picture, read_rows
-from dct_vl.evaluation.tasks.task import ReadOptions
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 
 #: lmms-eval's words, so that scores compare
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -37,7 +38,7 @@ def read_vqav2(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         for note in entries(read_json(notes), "annotations", notes):
             texts = tuple(str(a["answer"]) for a in entries(note, "answers", notes))
             answers[value(note, ("question_id",), notes)] = texts
-    folder = ImageFolder(path, (subset, "images"))
+    folder = ImageFolder(path, options, subset, "images")
     for question in entries(data, "questions", file):
         number = int(value(question, ("image_id",), file))
         key = value(question, ("question_id",), file)
@@ -45,9 +46,8 @@ def read_vqav2(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
         yield TaskItem(
             key=str(key),
             turns=user_turn(value(question, ("question",), file) + SHORT_ANSWER),
-            images=(folder.find(f"COCO_{subset}_{name}", name),) if options.images else (),
+            images=folder.find(f"COCO_{subset}_{name}", name),
             references=answers.get(key, ()),
-            max_new_tokens=16,
         )
 
 
@@ -60,16 +60,13 @@ def read_textvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             path, options, ("TextVQA", "textvqa_val"), VAL_FIRST, _ask_textvqa
         )
         return
-    folder = ImageFolder(path, ("train_images", "train_val_images", "test_images", "images"))
+    folder = ImageFolder(path, options, "train_images", "train_val_images", "test_images", "images")
     for entry in entries(read_json(file), "data", file):
         yield TaskItem(
             key=str(value(entry, ("question_id",), file)),
             turns=user_turn(_ask_textvqa(value(entry, ("question",), file))),
-            images=(folder.find(f"{value(entry, ('image_id',), file)}.jpg"),)
-            if options.images
-            else (),
+            images=folder.find(f"{value(entry, ('image_id',), file)}.jpg"),
             references=_texts(entry.get("answers") or ()),
-            max_new_tokens=16,
         )
 
 
@@ -81,13 +78,13 @@ def read_docvqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             path, options, ("DocVQA", "docvqa_val"), VAL_FIRST, max_new_tokens=32
         )
         return
-    folder = ImageFolder(path, ("images", "val", "test", "documents"))
+    folder = ImageFolder(path, options, "images", "val", "test", "documents")
     for entry in entries(read_json(file), "data", file):
         name = str(value(entry, ("image",), file))
         yield TaskItem(
             key=str(value(entry, ("questionId", "question_id"), file)),
             turns=user_turn(value(entry, ("question",), file) + SHORT_ANSWER),
-            images=(folder.find(name, Path(name).name),) if options.images else (),
+            images=folder.find(name, Path(name).name),
             references=_texts(entry.get("answers") or ()),
             max_new_tokens=32,
         )
@@ -104,7 +101,7 @@ def read_chartqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
     if not files:
         yield from read_answer_rows(path, options, ("ChartQA",), ("test", *VAL_FIRST))
         return
-    folder = ImageFolder(path, ("png", f"{split}/png"))
+    folder = ImageFolder(path, options, "png", f"{split}/png")
     for file in files:
         kind = file.stem.rpartition("_")[2]
         data = read_json(file)
@@ -114,9 +111,8 @@ def read_chartqa(path: Path, options: ReadOptions) -> Iterator[TaskItem]:
             yield TaskItem(
                 key=f"{kind}-{number}",
                 turns=user_turn(value(entry, ("query",), file) + SHORT_ANSWER),
-                images=(folder.find(value(entry, ("imgname",), file)),) if options.images else (),
+                images=folder.find(value(entry, ("imgname",), file)),
                 references=(str(value(entry, ("label",), file)),),
-                max_new_tokens=16,
                 group=kind,
             )
 
@@ -135,13 +131,7 @@ def read_answer_rows(
     Raises:
         TaskDataError: there is no dataset, or rows of another kind.
     """
-    root = find_benchmark(path, names)
-    if not has_rows(root):
-        raise TaskDataError(
-            f"{path} has neither the benchmark's own files nor a Hugging Face dataset"
-        )
-    wanted = (options.split,) if options.split else splits
-    for number, row in read_rows(root, wanted, images=options.images):
+    for number, row in read_rows(path, options, names, splits):
         answers = row.get("answers") or row.get("answer") or ()
         group = row.get("type") or row.get("category") or ""
         key = row.get("question_id", row.get("questionId"))
@@ -149,8 +139,8 @@ def read_answer_rows(
         prefix = f"{group}-" if group else ""
         yield TaskItem(
             key=f"{prefix}{number if key is None else key}",
-            turns=user_turn(prompt(value(row, ("question", "query"), root))),
-            images=picture(row),
+            turns=user_turn(prompt(value(row, ("question", "query"), path))),
+            images=row_image(row),
             references=_texts(answers),
             max_new_tokens=max_new_tokens,
             group=str(group),

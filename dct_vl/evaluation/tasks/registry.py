@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dct_vl.evaluation.metrics.strings import anls, exact_match, relaxed_match
-from dct_vl.evaluation.metrics.vqa import vqa_accuracy
+from dct_vl.evaluation.metrics.answers import anls, exact_match, relaxed_match, vqa_accuracy
 from dct_vl.evaluation.tasks import captions, chats, choices, questions, scorers
 from dct_vl.evaluation.tasks.task import Task
 
@@ -78,7 +77,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="mmvp",
-        summary="MMVP: pairs of pictures that CLIP cannot tell apart",
+        summary="MMVP: pairs of images that CLIP cannot tell apart",
         layout=f"Questions.csv and MMVP Images/, {_ROWS}",
         read=choices.read_mmvp,
         score=scorers.choice_pairs,
@@ -86,7 +85,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="mmstar",
-        summary="MMStar: multiple choice that needs the picture",
+        summary="MMStar: multiple choice that needs the image",
         layout="its Hugging Face dataset on disk",
         read=choices.read_mmstar,
         score=scorers.choices,
@@ -102,7 +101,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="price",
-        summary="price from a product's picture and text, SMAPE in percent",
+        summary="price from a product's image and text, SMAPE in percent",
         layout="chat JSON lines (sample_id, messages)",
         read=chats.read_prices,
         score=scorers.prices,
@@ -122,11 +121,7 @@ _BY_NAME = {task.name: task for task in TASKS}
 
 
 def find_task(name: str) -> Task:
-    """The task of a name.
-
-    Raises:
-        ValueError: there is none; the message lists those there are.
-    """
+    """The task of a name; a ValueError that lists those there are where there is none."""
     if name not in _BY_NAME:
         raise ValueError(f"there is no task {name!r}; there are {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

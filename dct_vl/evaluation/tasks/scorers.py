@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from dct_vl.evaluation.metrics.choice import extract_choice
-from dct_vl.evaluation.metrics.smape import WORST_SMAPE, parse_price, smape
-from dct_vl.evaluation.metrics.yes_no import pope_scores, says_yes
-from dct_vl.evaluation.tasks.item import TaskItem
-from dct_vl.evaluation.tasks.task import Scorer, TaskScores
+from dct_vl.evaluation.metrics.answers import WORST_SMAPE, parse_price, smape
+from dct_vl.evaluation.metrics.choice import extract_choice, pope_scores, says_yes
+from dct_vl.evaluation.tasks.task import Scorer, TaskItem, TaskScores
 
 
 def mean_of(
@@ -72,8 +70,8 @@ def pope(items: Sequence[TaskItem], answers: Sequence[str]) -> TaskScores:
         for answer, is_true in zip(answers, true, strict=True)
     ]
     total = pope_scores(said, true)
-    for group, places in _groups(items).items():
-        part = pope_scores([said[p] for p in places], [true[p] for p in places])
+    for group, positions in _groups(items).items():
+        part = pope_scores([said[p] for p in positions], [true[p] for p in positions])
         total |= {f"{name}/{group}": value for name, value in part.items()}
     each = [{"accuracy": float(s == t)} for s, t in zip(said, true, strict=True)]
     return TaskScores(total=total, each=each)
@@ -99,11 +97,11 @@ def _chosen(items: Sequence[TaskItem], answers: Sequence[str]) -> list[str | Non
 
 
 def _groups(items: Sequence[TaskItem]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, item in enumerate(items):
         if item.group:
-            places[item.group].append(place)
-    return dict(sorted(places.items()))
+            positions[item.group].append(position)
+    return dict(sorted(positions.items()))
 
 
 def _means(
@@ -112,7 +110,8 @@ def _means(
     total = {name: _mean(values)}
     groups = _groups(items) if by_group else {}
     parts = {
-        f"{name}/{group}": _mean([values[p] for p in places]) for group, places in groups.items()
+        f"{name}/{group}": _mean([values[p] for p in positions])
+        for group, positions in groups.items()
     }
     if len(parts) > 1:
         total |= {f"{name}_mean_of_groups": _mean(parts.values()), **parts}

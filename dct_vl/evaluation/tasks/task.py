@@ -1,4 +1,4 @@
-"""A task: a reader and a scorer under a name."""
+"""A task: the items of a benchmark, a reader of them and a scorer under a name."""
 
 from __future__ import annotations
 
@@ -6,18 +6,47 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dct_vl.evaluation.tasks.files import TaskDataError
-from dct_vl.evaluation.tasks.item import TaskItem
+from data_prep.schema import Turn
+from dct_vl.evaluation.tasks.files import ReadOptions, TaskDataError
+from dct_vl.inference.generate.requests import Request, Requests, digest_of
+from dct_vl.inputs.chat import IMAGE_MARK
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """What of a benchmark's data is read."""
+class TaskItem:
+    """What to ask, and what the metric needs to know of the answer."""
 
-    #: part of the data, in the benchmark's own words; None takes the one that the task is about
-    split: str | None = None
-    #: False leaves the pictures out, which scoring does not need
-    images: bool = True
+    #: unique within its task; predictions name it
+    key: str
+    #: ends with a user's turn; ``<image>`` marks the place of each of `images`
+    turns: tuple[Turn, ...]
+    #: encoded bytes or the files they lie in; () where the reader was asked for text only
+    images: tuple[bytes | Path, ...]
+    #: true answers; () where the benchmark keeps them back
+    references: tuple[str, ...]
+    max_new_tokens: int = 16
+    #: texts of the options of a multiple-choice question, in the order of their letters
+    options: tuple[str, ...] = ()
+    #: part of the benchmark that it is also scored by: a category, a split, a pair
+    group: str = ""
+
+    @property
+    def question(self) -> str:
+        """The last turn's text without the marks of its images."""
+        return self.turns[-1].text.replace(IMAGE_MARK, "").strip()
+
+    def image_bytes(self) -> tuple[bytes, ...]:
+        """Encoded images, read where they are files.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return tuple(i if isinstance(i, bytes) else i.read_bytes() for i in self.images)
+
+
+def user_turn(text: str, num_images: int = 1) -> tuple[Turn, ...]:
+    """A conversation of one user's turn, its images first, as Qwen2-VL's template places them."""
+    return (Turn(role="user", text=f"{IMAGE_MARK}\n" * num_images + text),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +108,44 @@ def items_of(task: Task, path: Path, options: ReadOptions) -> list[TaskItem]:
             raise ValueError(f"{path} has two items of {task.name} with the key {item.key}")
         seen.add(item.key)
     return items
+
+
+class TaskRequests(Requests):
+    """Items of a benchmark; images are read as the items come by, never all at once.
+
+    Args:
+        task, path: the benchmark and its data.
+        split: part of it; None for the usual one.
+        max_new_tokens: instead of the items' own.
+        limit: only the first so many.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        path: Path,
+        *,
+        split: str | None = None,
+        max_new_tokens: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._task, self._path, self._split = task, path, split
+        self._max_new_tokens = max_new_tokens
+        items = items_of(task, path, ReadOptions(split=split, images=False))[:limit]
+        self.keys = [item.key for item in items]
+        self.rejected = []
+        self.digest = digest_of(map(self._of, items))
+
+    def __iter__(self) -> Iterator[Request]:
+        items = self._task.read(self._path, ReadOptions(split=self._split))
+        for _, item in zip(self.keys, items, strict=False):
+            yield self._of(item)
+
+    def _of(self, item: TaskItem) -> Request:
+        return Request(
+            key=item.key,
+            turns=item.turns,
+            images=item.images,
+            videos=(),
+            max_new_tokens=self._max_new_tokens or item.max_new_tokens,
+        )

@@ -1,4 +1,4 @@
-"""Folders of finished runs with their answers, as training and `evaluation answers` leave them."""
+"""Folders of finished runs with their answers, as training and `dct-vl answers` leave them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_run(
 
 
 def answer(key: str, right: bool | int, *, turn: int = 1, **changes: Any) -> dict[str, Any]:
-    """A line of `evaluation answers`."""
+    """A line of `dct-vl answers`."""
     line = {
         "key": key,
         "turn": turn,

@@ -23,7 +23,7 @@ RATES = [1.0] * 10 + [30.0, 50.0, 40.0]
 
 
 def answer(key: str, turn: int, right: bool, **changes: object) -> dict[str, object]:
-    """A line of `evaluation answers`."""
+    """A line of `dct-vl answers`."""
     question = "<image>\nWhich shape?" if turn == 1 else "Which color?"
     line = compared_runs.answer(key, right, turn=turn, question=question, truth="circle")
     return {**line, "answer": "circle" if right else "square", **changes}

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from compared_runs import STEP, write_run
 
-from dct_vl.evaluation.compare.costs import training_cost
+from dct_vl.evaluation.compare.runs import training_cost
 from dct_vl.runs.run_files import read_config, read_steps
 
 WINDOWED = {**STEP, "num_window_pairs": 3_000}
 
 
 def flops_of(folder: Path) -> float:
-    found = training_cost(read_config(folder), read_steps(folder)).flops
+    found = training_cost(read_config(folder), read_steps(folder)).flops_per_sample
     assert found is not None
     return found
 
@@ -31,4 +31,4 @@ def test_attention_in_windows_is_counted(tiny_model_25, tmp_path):
 def test_a_log_that_counted_no_windows_says_nothing(tiny_model_25, tmp_path):
     earlier = {k: v for k, v in STEP.items() if k != "num_window_pairs"}
     folder = write_run(tmp_path / "run", data=tmp_path, model=tiny_model_25, step=earlier)
-    assert training_cost(read_config(folder), read_steps(folder)).flops is None
+    assert training_cost(read_config(folder), read_steps(folder)).flops_per_sample is None

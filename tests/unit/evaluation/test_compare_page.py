@@ -206,7 +206,7 @@ def coordinates(svg: Element) -> list[tuple[float, float]]:
     across, up = scale("x", "x"), scale("y", "y")
     points = []
     for group in svg.iter("g"):
-        # a line with one marker in a run's colour: a point, or the cap of its whisker
+        # a line with one marker in a run's color: a point, or the cap of its whisker
         uses = list(group.iter("use")) if "-line2d_" in group.attrib.get("id", "") else []
         if len(uses) == 1 and "var(--series" in uses[0].attrib.get("style", ""):
             x, y = (float(uses[0].attrib[name]) for name in ("x", "y"))

@@ -43,8 +43,8 @@ def test_scores_count_only_what_all_answered_about_pictures(two):
     assert paired.num_without_image == 1
     assert paired.num_unpaired == (1, 0)
     first, second = score_runs(paired, 0)
-    assert first.share == pytest.approx(2 / 3)
-    assert second.share == pytest.approx(2 / 3)
+    assert first.score == pytest.approx(2 / 3)
+    assert second.score == pytest.approx(2 / 3)
     assert (second.num_better, second.num_worse, second.difference) == (1, 1, 0)
     assert first.difference_interval is None
     assert (first.visual_tokens, second.visual_tokens) == ((18 + 9) / 2, 9)
@@ -122,7 +122,7 @@ def test_folders_that_are_no_runs_are_refused_with_the_next_step(two, tmp_path):
     with pytest.raises(ValueError, match=r"--answers names 'c'; the runs are ours, b"):
         read_runs([good, bare], answers={"c": tmp_path / "x"})
     (bare / "answers.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"b has no scores .*add --ask, or run `python -m evalua"):
+    with pytest.raises(ValueError, match=r"b has no scores .*add --ask, or run `dct-vl answers "):
         read_runs([good, bare])
     write_lines(bare / "answers.jsonl", [answer("a", 1)])
     (bare / "steps.jsonl").unlink()

@@ -7,10 +7,9 @@ import pytest
 from compared_runs import answer, write_lines
 
 from dct_vl.evaluation.compare.results import find_results, read_results
-from dct_vl.evaluation.score import Prediction, Predictions, score_predictions
-from dct_vl.evaluation.score_files import write_results
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
+from dct_vl.evaluation.score import Prediction, Predictions, score_predictions, write_results
 from dct_vl.evaluation.tasks.registry import find_task
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 
 
 def test_answers_are_found_by_key_and_turn_and_more_keys_are_allowed(tmp_path):
@@ -121,7 +120,7 @@ def test_other_peoples_samples_need_a_metric_where_there_are_several(tmp_path):
 
 def test_what_is_no_file_of_scores_is_refused_with_the_next_step(tmp_path):
     generated = write_lines(tmp_path / "g.jsonl", [{"key": "a", "answer": "b", "finish": "stop"}])
-    with pytest.raises(ValueError, match=r"g\.jsonl has no scores.*evaluation score TASK"):
+    with pytest.raises(ValueError, match=r"g\.jsonl has no scores.*dct-vl score TASK"):
         read_results(generated)
     twice = write_lines(tmp_path / "t.jsonl", [answer("c", 1), answer("a", 1), answer("a", 0)])
     with pytest.raises(ValueError, match=r"t\.jsonl has a \(turn 1\) twice"):

@@ -24,7 +24,7 @@ def test_intervals_hold_the_truth_and_shrink_with_samples():
 
 
 def test_a_difference_of_runs_on_the_same_pictures_is_paired():
-    """Pictures differ far more from each other than the two runs do on each of them."""
+    """Images differ far more from each other than the two runs do on each of them."""
     words = np.full(500, 10)
     easy = np.random.default_rng(0).integers(0, 2, 500) * 5
     ours, theirs = (easy + 2)[None], (easy + 1)[None]
@@ -49,7 +49,7 @@ def test_intervals_are_those_of_resampled_samples():
     wanted = resampled(lambda rows: (ours - theirs)[rows].sum() / of[rows].sum(), 300)
     found = difference_interval(ours, theirs, of)
     assert found == pytest.approx(wanted, abs=0.004)
-    # were the runs resampled apart, the pictures' own difficulty would come on top
+    # were the runs resampled apart, the images' own difficulty would come on top
     apart = np.hypot(*(np.ptp(share_interval(x, of)) for x in (ours, theirs)))
     assert np.ptp(found) < 0.9 * apart
 

@@ -199,8 +199,7 @@ def test_samples_that_cannot_be_asked_about_are_listed(model, odd_shards, tmp_pa
 
 
 def test_words_and_speed_leave_out_what_training_would(model, odd_shards, tmp_path):
-    from dct_vl.evaluation.step_speed import write_speed
-    from dct_vl.evaluation.words import write_words
+    from dct_vl.evaluation.forward_pass import write_speed, write_words
     from dct_vl.inference.loading import with_data_path
 
     odd = with_data_path(model, str(odd_shards))

@@ -208,10 +208,9 @@ def _assert_same_shape(found: dict, tmp_path: Path) -> None:
     """What lmms-eval writes of its results has the keys of what `score` writes."""
     from lmms_eval.loggers import EvaluationTracker
 
-    from dct_vl.evaluation.score import read_predictions, score_predictions
-    from dct_vl.evaluation.score_files import write_results
-    from dct_vl.evaluation.tasks.item import TaskItem
+    from dct_vl.evaluation.score import read_predictions, score_predictions, write_results
     from dct_vl.evaluation.tasks.registry import find_task
+    from dct_vl.evaluation.tasks.task import TaskItem
 
     tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
     tracker.general_config_tracker.model_name_sanitized = "model"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dct_vl.evaluation.score import read_predictions
 from dct_vl.evaluation.tasks.registry import find_task
-from dct_vl.evaluation.tasks.requests import TaskRequests
+from dct_vl.evaluation.tasks.task import TaskRequests
 from dct_vl.inference.generate.engine import AnswerSettings, Reply
 from dct_vl.inference.generate.journal import Journal
 from dct_vl.inference.generate.requests import FileRequests
@@ -292,7 +292,7 @@ def test_a_lost_picture_of_a_benchmark_costs_one_question(tmp_path):
     assert (rejected["key"], rejected["reason"]) == ("human-1", "unreadable")
     assert "png/b.png" in rejected["detail"]
     (tmp_path / "png" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"picture a\.png is in none of"):
+    with pytest.raises(ValueError, match=r"image a\.png is in none of"):
         list(TaskRequests(find_task("chartqa"), tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""The frame and the curves of every page."""
+"""The frame, the curves and the bars of every page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dct_vl.pages.bars import bar_width
 from dct_vl.pages.charts import frame_top, smooth, thin
 from dct_vl.pages.page import amount, duration, figure, image_uri, percent
 
@@ -86,3 +87,11 @@ def test_other_formats() -> None:
         "3 min 5 s",
         "2 h 10 min",
     ]
+
+
+@pytest.mark.parametrize(
+    ("places", "width"),
+    [([1.0, 2.0, 4.0], 0.8), ([3.0], 0.8), ([0.75, 1.0, 1.0001, 1.75], 0.01)],
+)
+def test_bars_are_apart_and_visible(places: list[float], width: float) -> None:
+    assert bar_width(places) == pytest.approx(width)

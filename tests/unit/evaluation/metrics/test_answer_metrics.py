@@ -8,11 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dct_vl.evaluation.metrics.choice import extract_choice, parse_options
-from dct_vl.evaluation.metrics.smape import parse_price, smape
-from dct_vl.evaluation.metrics.strings import anls, exact_match, relaxed_match
-from dct_vl.evaluation.metrics.vqa import normalize_answer, normalize_textvqa, vqa_accuracy
-from dct_vl.evaluation.metrics.yes_no import pope_scores, says_yes
+from dct_vl.evaluation.metrics.answers import (
+    anls,
+    exact_match,
+    normalize_answer,
+    normalize_textvqa,
+    parse_price,
+    relaxed_match,
+    smape,
+    vqa_accuracy,
+)
+from dct_vl.evaluation.metrics.choice import extract_choice, parse_options, pope_scores, says_yes
 
 #: github.com/google-research/pix2struct: pix2struct/metrics_test.py
 PIX2STRUCT_GIVEN = ["abc", "abc", "Abc", "100%", "100%", "100%", "100%", "Don't"]

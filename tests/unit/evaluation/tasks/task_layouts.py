@@ -9,8 +9,9 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
+from dct_vl.evaluation.tasks.files import ReadOptions
 from dct_vl.evaluation.tasks.registry import find_task
-from dct_vl.evaluation.tasks.task import ReadOptions, items_of
+from dct_vl.evaluation.tasks.task import items_of
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

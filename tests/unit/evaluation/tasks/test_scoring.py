@@ -11,10 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from dct_vl.evaluation.metrics.captions import caption_scores
-from dct_vl.evaluation.score import read_predictions, score_predictions
-from dct_vl.evaluation.score_files import results_of, sample_lines, write_results
-from dct_vl.evaluation.tasks.item import TaskItem, user_turn
+from dct_vl.evaluation.score import (
+    read_predictions,
+    results_of,
+    sample_lines,
+    score_predictions,
+    write_results,
+)
 from dct_vl.evaluation.tasks.registry import TASKS, find_task
+from dct_vl.evaluation.tasks.task import TaskItem, user_turn
 from dct_vl.verbs.evaluation import app
 
 

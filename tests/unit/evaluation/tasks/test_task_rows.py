@@ -11,7 +11,7 @@ from task_layouts import LETTER, jpeg, one, put, read, rows_dataset
 
 from dct_vl.evaluation.tasks.files import TaskDataError
 from dct_vl.evaluation.tasks.registry import find_task
-from dct_vl.evaluation.tasks.requests import TaskRequests
+from dct_vl.evaluation.tasks.task import TaskRequests
 from dct_vl.inputs.images import decode_rgb
 
 AI2D_ROWS = [

@@ -1,9 +1,92 @@
-"""VQA accuracy against ten annotators (VQAv2, TextVQA)."""
+"""Metrics of one short answer: exact match, ANLS, relaxed accuracy, VQA accuracy, SMAPE."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+
+def exact_match(answer: str, references: Sequence[str], *, ignore_case: bool = True) -> float:
+    """1.0 where the answer is one of the true ones but for outer space (and case), else 0.0."""
+    given = answer.strip()
+    truths = [reference.strip() for reference in references]
+    if ignore_case:
+        given, truths = given.lower(), [truth.lower() for truth in truths]
+    return float(given in truths)
+
+
+def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> float:
+    """Normalised Levenshtein similarity to the closest true answer in [0, 1], 0 below `threshold`.
+
+    DocVQA (arXiv 2007.00398) after Biten et al. 2019 (arXiv 1907.00490, equation 1); its mean over
+    questions is ANLS. Case and runs of spaces do not count. A similarity of exactly 0.5 counts, as
+    in the challenge's evaluation script.
+    """
+    given = " ".join(answer.lower().split())
+    best = max(
+        (
+            Levenshtein.normalized_similarity(given, " ".join(truth.lower().split()))
+            for truth in references
+        ),
+        default=0.0,
+    )
+    return best if best >= threshold else 0.0
+
+
+def relaxed_match(answer: str, references: Sequence[str], tolerance: float = 0.05) -> float:
+    """1.0 where a number is within `tolerance` of the true one or a text equal, else 0.0.
+
+    ChartQA (arXiv 2203.10244, end of section 5.1). "94%" reads as 0.94; a true value of 0 has no
+    relative error and is compared as text; case does not count.
+    """
+    return float(any(_is_close(answer.strip(), truth.strip(), tolerance) for truth in references))
+
+
+def _is_close(answer: str, truth: str, tolerance: float) -> bool:
+    given, true = _number(answer), _number(truth)
+    if given is None or not true:
+        return answer.lower() == truth.lower()
+    return abs(given - true) / abs(true) <= tolerance
+
+
+def _number(text: str) -> float | None:
+    percent = text.endswith("%")
+    try:
+        value = float(text.rstrip("%"))
+    except ValueError:
+        return None
+    return value / 100 if percent else value
+
+
+#: error of an answer without a number: the worst there is
+WORST_SMAPE = 200.0
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d+)?|(?<![^\W\d_])-?\.\d+")
+
+
+def smape(truth: float, prediction: float) -> float:
+    """Symmetric absolute percentage error of one value, in [0, 200].
+
+    100·|p - t| / ((|t| + |p|) / 2), so that 100 and 120 differ by 18.18 %. Two zeros differ by 0;
+    the mean over values is SMAPE.
+    """
+    scale = (abs(truth) + abs(prediction)) / 2
+    return 100 * (abs(prediction - truth) / scale) if scale else 0.0
+
+
+def parse_price(text: str) -> float | None:
+    """First number in an answer ("$1,299.00" → 1299.0), or None where it has none.
+
+    Groups may have two digits, as in India ("₹1,29,999" → 129999.0), the last one has three.
+    The period of a short form is no decimal point ("Rs.1299" → 1299.0), and a run of digits beyond
+    the range of floats is no number.
+    """
+    found = _NUMBER.search(text)
+    price = float(found[0].replace(",", "")) if found else math.inf
+    return price if math.isfinite(price) else None
+
 
 _NUMBERS = "zero one two three four five six seven eight nine ten"
 _DIGITS = {"none": "0"} | {word: str(digit) for digit, word in enumerate(_NUMBERS.split())}
@@ -28,9 +111,9 @@ def _misspellings() -> dict[str, str]:
     """Contraction by each way of writing it with one apostrophe missing."""
     found = {"somebody'd": "somebodyd"}  # a slip of the official table, which scores depend on
     for word in _CONTRACTIONS.split():
-        for place, sign in enumerate(word):
+        for position, sign in enumerate(word):
             if sign == "'":
-                found[word[:place] + word[place + 1 :]] = word
+                found[word[:position] + word[position + 1 :]] = word
     return found
 
 
