@@ -1,6 +1,6 @@
 """Answer questions with an exported folder as somebody would who does not have this project.
 
-`dct_vl.export.outside` starts this file with `python -I`, and it closes the door to the
+`dct_vl.export.check` starts this file with `python -I`, and it closes the door to the
 project's packages before anything else. It reads requests (JSON lines with messages,
 images, max_new_tokens) and the logits that are expected of some of them, and writes one JSON line a
 request: answer, num_visual_tokens, and max_abs_logit_diff where logits were expected.

@@ -1,4 +1,4 @@
-"""The command `dct-vl layout-check`."""
+"""`dct-vl layout-check`: the same losses in every parallel layout that fits."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dct_vl.training.layout_check.verdict import BF16, FP32, Verdict, judge
 
 def layout_check(
     ranks: Annotated[
-        int | None, typer.Option(help="CPU processes to use; without it all GPUs, or 2 of these.")
+        int | None, typer.Option(help="CPU processes to use; by default all GPUs, or 2 processes.")
     ] = None,
-    tokenizer: Annotated[str, typer.Option(help="A preset of dct_tokenizer.")] = "dct28_420",
+    tokenizer: Annotated[str, typer.Option(help="Preset of the visual tokenizer.")] = "dct28_420",
     model_type: Annotated[str, typer.Option(help="qwen2_vl or qwen2_5_vl.")] = "qwen2_vl",
     layer_spec: Annotated[str, typer.Option(help="auto, te or local.")] = "auto",
-    only: Annotated[str, typer.Option(help="Layouts, with commas: tp2pp2,dp4.")] = "",
+    only: Annotated[str, typer.Option(help="Comma-separated layouts, like tp2pp2,dp4.")] = "",
     variants: Annotated[str, typer.Option(help="padded, packed, or both.")] = "padded,packed",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="JSON of the table.")] = None,
     work_dir: Annotated[
-        Path, typer.Option(help="Data, model, runs and logs; made anew every time.")
+        Path, typer.Option(help="Folder of data, model, runs and logs, made anew every time.")
     ] = Path("outputs/layout_check"),
 ) -> None:
     """Train a tiny model in every parallel layout that fits, and compare it with one process.

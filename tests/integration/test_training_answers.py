@@ -13,7 +13,7 @@ import pytest
 from dct_vl.evaluation.compare.study import read_run
 from dct_vl.evaluation.step_speed import write_speed
 from dct_vl.evaluation.words import write_words
-from dct_vl.inference.answers import AnswerOptions, write_answers
+from dct_vl.inference.generate.answers import AnswerOptions, write_answers
 from dct_vl.inference.loading import load_checkpoint
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
 

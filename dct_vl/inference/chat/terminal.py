@@ -11,8 +11,7 @@ from typing import TextIO
 
 import torch
 
-from dct_vl.inference.chat.conversation import Conversation, read_medium
-from dct_vl.inference.chat.seen import describe, write_seen
+from dct_vl.inference.chat.conversation import Conversation, describe, read_medium, write_seen
 from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inputs.chat import Kind
 

@@ -20,8 +20,7 @@ import torch
 
 from dct_tokenizer import build_tokenizer, list_presets
 from dct_tokenizer.show import look
-from dct_vl.inference.chat.conversation import Conversation, read_medium
-from dct_vl.inference.chat.seen import numbers
+from dct_vl.inference.chat.conversation import Conversation, numbers, read_medium
 from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inputs.images import decode_rgb
 

@@ -26,8 +26,13 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_vl.inference.decode import cut_at
-from dct_vl.inference.generate.engine import AnswerSettings, Reply, Watch, score_of
-from dct_vl.inference.generate.fingerprint import files_fingerprint
+from dct_vl.inference.generate.engine import (
+    AnswerSettings,
+    Reply,
+    Watch,
+    files_fingerprint,
+    score_of,
+)
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling, TokenChooser
 from dct_vl.inputs.chat import ChatTokenizer

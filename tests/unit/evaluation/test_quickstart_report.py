@@ -27,6 +27,7 @@ from quickstart_results import (
 
 from data_prep.cli import app as data_prep_app
 from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_vl.cli import app_for
 from dct_vl.evaluation.compare import read_runs
 from dct_vl.evaluation.compare.gallery import Asked, first_of_each_source
 from dct_vl.evaluation.compare.pairing import pair
@@ -34,7 +35,6 @@ from dct_vl.evaluation.compare.quickstart import Quickstart
 from dct_vl.evaluation.compare.quickstart_figures import tokens_per_image
 from dct_vl.evaluation.compare.quickstart_page import NEXT_COMMANDS, write_quickstart
 from dct_vl.evaluation.compare.results import read_results
-from dct_vl.verbs.evaluation import app as evaluation_app
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'
@@ -365,15 +365,17 @@ def test_an_export_that_was_asked_something_else_is_refused(
 
 
 def test_the_next_commands_exist() -> None:
-    apps = {"data_prep": data_prep_app, "evaluation": evaluation_app}
     for _, command in NEXT_COMMANDS:
         words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
         if words[0] == "bash":
             assert (ROOT / words[1]).is_file()
             continue
-        assert words[:2] == ["python", "-m"]
-        assert (ROOT / words[2] / "__main__.py").is_file()
-        if words[2] in apps:
-            verb = typer.main.get_command(apps[words[2]]).commands[words[3]]  # type: ignore[attr-defined]
+        if words[0] == "dct-vl":
+            app, name = app_for(words[1:]), words[1]
+        else:
+            assert words[:3] == ["python", "-m", "data_prep"]
+            app, name = data_prep_app, words[3]
+        verb = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        if not verb.ignore_unknown_options:
             known = {option for parameter in verb.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known

@@ -14,7 +14,7 @@ from trainers_side import loaded, prompt_logits, question
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForConditionalGeneration
 
 from dct_tokenizer import build_tokenizer
-from dct_vl.export.model import ExportOptions, export_module
+from dct_vl.export.checkpoint import ExportOptions, export_module
 from dct_vl.export.tensors import ExportError
 from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
 

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.export.model import ExportOptions, export_module
+from dct_vl.export.checkpoint import ExportOptions, export_module
 
 BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
 PRESETS = ("dct28_420", "pixel_downscale", "post_dct", "adaptive", "pixel28", "dct14_t4")

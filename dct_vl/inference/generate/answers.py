@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 
 from data_prep.durable import atomic_write
-from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine
-from dct_vl.inference.generate.engine import AnswerSettings
+from dct_vl.inference.generate.engine import CheckpointEngine
 from dct_vl.inference.generate.journal import Journal
+from dct_vl.inference.generate.replicas import ParallelSizes, ReplicaGroup, join_replica_group
 from dct_vl.inference.generate.requests import Request, Requests, digest_of
 from dct_vl.inference.generate.run import generate
-from dct_vl.inference.generate.teams import Layout, Team, start_team
 from dct_vl.inference.loading import LoadedModel
+from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError
 from dct_vl.inputs.held_out import HeldOut, OnFault, read_split
 from dct_vl.inputs.rejected import RejectedSamples
@@ -166,7 +166,7 @@ def _key(number: int, line: dict[str, Any]) -> str:
 
 
 def write_answers(
-    model: LoadedModel, options: AnswerOptions, output: Path, team: Team | None = None
+    model: LoadedModel, options: AnswerOptions, output: Path, group: ReplicaGroup | None = None
 ) -> Answered | None:
     """Write one JSON line a question to `output`, e.g. val.jsonl, in the order of the split.
 
@@ -179,7 +179,7 @@ def write_answers(
         model: this process's part of it.
         options: what is asked, and how.
         output: JSONL to write.
-        team: of this process, among those that share the questions; alone by default.
+        group: of this process, among those that share the questions; alone by default.
 
     Returns:
         How it went, on the first leader; None elsewhere.
@@ -188,13 +188,13 @@ def write_answers(
         ValueError: the split has no sample, or none that can be asked about.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    team = team or start_team(Layout())
-    rejected = RejectedSamples(beside(output, "rejected.jsonl")) if team.is_first else None
+    group = group or join_replica_group(ParallelSizes())
+    rejected = RejectedSamples(beside(output, "rejected.jsonl")) if group.is_first else None
     requests = SplitRequests(model, options, rejected.add if rejected else lambda key, error: None)
     settings = AnswerSettings()
     engine = CheckpointEngine(model, settings, is_blank=options.blank)
     journal = Journal(output.with_name(f"{output.name}.partial"), starts_over=True)
-    done = generate(engine, requests, journal, team, settings, batch_size=options.batch_size)
+    done = generate(engine, requests, journal, group, settings, batch_size=options.batch_size)
     if done is None or rejected is None:
         return None
     try:
