@@ -78,7 +78,7 @@ class _OneLineErrors(TyperGroup):
             sys.exit(2)
         except typer.Abort:
             sys.exit(1)
-        sys.exit(status)
+        sys.exit(status or 0)
 
 
 def app_for(words: Sequence[str]) -> typer.Typer:

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dct_vl.export.tensors import ExportError
 from dct_vl.inference.decode import logits_of
-from dct_vl.inference.generate.answers import Question, compared, questions_of
+from dct_vl.inference.generate.answers import Question, is_exact, questions_of
 from dct_vl.inference.generate.engine import encode_request, encode_sample
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
@@ -39,7 +39,7 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
     Args:
         model: what was exported.
         folder: the exported folder.
-        samples: conversations with pictures or without; what `can_be_asked` refuses is left out.
+        samples: conversations; those that `can_be_asked` refuses are left out.
 
     Raises:
         ExportError: nothing could be compared, or a logit is not finite.
@@ -61,8 +61,8 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
             tokenize=False,
             add_generation_prompt=True,
         )
-        pictures = [Image.open(io.BytesIO(data)) for data in images]
-        inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
+        opened = [Image.open(io.BytesIO(data)) for data in images]
+        inputs = processor(text=[text], images=opened or None, return_tensors="pt")
         wanted = prompt_logits(model, request)
         found = theirs(**inputs.to(model.device)).logits[0]
         if found.shape != wanted.shape:
@@ -165,7 +165,8 @@ def ask_outside(
     answered = [
         {
             **line,
-            **compared(reply["answer"], line["truth"]),
+            "answer": reply["answer"],
+            "correct": is_exact(reply["answer"], line["truth"]),
             "num_visual_tokens": reply["num_visual_tokens"],
         }
         for line, reply in zip(lines, said, strict=True)
@@ -188,8 +189,8 @@ def _questions(model: LoadedModel, limit: int) -> Iterator[Question]:
 def _request(model: LoadedModel, request: Request, work: Path, number: int) -> dict[str, Any]:
     images, _ = request.read()
     files = []
-    for place, data in enumerate(images):
-        files.append(work / f"{number}.{place}")
+    for index, data in enumerate(images):
+        files.append(work / f"{number}.{index}")
         files[-1].write_bytes(data)
     return {
         "messages": model.chat.messages(request.turns, len(images)),

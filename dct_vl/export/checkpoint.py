@@ -67,8 +67,8 @@ def export_module(
     """Write a folder that transformers loads without this project.
 
     Where the tokenizer folds into the stock patch embedding it is a plain Qwen2-VL or Qwen2.5-VL;
-    otherwise it brings the tokenizer's code along, for `trust_remote_code=True`. The folder is made
-    under another name beside its place and renamed when it is whole.
+    otherwise it brings the tokenizer's code along, for `trust_remote_code=True`. The folder is
+    written atomically: under another name beside it, and renamed once it is complete.
 
     Args:
         module: a whole model on any device; adapters are merged into it.

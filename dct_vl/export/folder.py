@@ -126,7 +126,7 @@ def processor_settings(base: Path, visual: VisualTokenizer) -> dict[str, Any]:
 
 
 def pixel_bounds(visual: VisualTokenizer) -> dict[str, Any]:
-    """The bounds of a picture's area for every release: 4.51.3 reads the first two, later ones
+    """The bounds of an image's area for every release: 4.51.3 reads the first two, later ones
     `size`, whose edges are areas all the same.
     """
     low, high = visual.min_pixels, visual.max_pixels
@@ -178,7 +178,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     step = meta["step"]
     facts = [
-        ("pixels of a picture", f"{visual.min_pixels:,} to {visual.max_pixels:,}"),
+        ("pixels of an image", f"{visual.min_pixels:,} to {visual.max_pixels:,}"),
         ("steps", f"{step:,} of {run.trainer.max_steps:,}" if run.data.path else f"{step:,}"),
     ]
     if run.data.path:

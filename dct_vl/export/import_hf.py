@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a NeMo checkpoint that evaluation reads like a run's."""
+"""Import a Hugging Face folder as a NeMo checkpoint that every verb takes like a run's."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
     )
     model = model.to(device).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, use_fast=False)
-    # use_fast is about pictures; the slow text tokenizer cannot decode ids that no token has
+    # use_fast is about images; the slow text tokenizer cannot decode ids that no token has
     processor.tokenizer = AutoTokenizer.from_pretrained(folder)
     marks = processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
     with open(requests, encoding="utf-8") as lines, open(output, "w", encoding="utf-8") as file:
@@ -61,8 +61,8 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
             text = processor.apply_chat_template(
                 request["messages"], tokenize=False, add_generation_prompt=True
             )
-            pictures = [Image.open(path).convert("RGB") for path in request["images"]]
-            inputs = processor(text=[text], images=pictures or None, return_tensors="pt").to(device)
+            images = [Image.open(path).convert("RGB") for path in request["images"]]
+            inputs = processor(text=[text], images=images or None, return_tensors="pt").to(device)
             ids = inputs["input_ids"]
             with torch.inference_mode():
                 answer = model.generate(

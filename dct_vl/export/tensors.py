@@ -152,16 +152,16 @@ _PROBES = ((90, 130, 1), (420, 588, 1), (61, 1203, 1), (2000, 1500, 1), (112, 16
 def why_not_plain(visual: VisualTokenizer) -> str | None:
     """Why a tokenizer's model is not a plain Qwen2-VL or Qwen2.5-VL, or None where it is.
 
-    It is where pictures become the very cells of the stock processor, and nothing but one
+    It is where images become the very cells of the stock processor, and nothing but one
     convolution without bias lies between them and the vision tower's blocks.
     """
     if visual.content_dependent:
-        return "its cells depend on the picture's content"
+        return "its cells depend on the image's content"
     if visual.post_merge() is not None:
         return "it has a module between the vision tower and the language model"
     stock = build_tokenizer("pixel", min_pixels=visual.min_pixels, max_pixels=visual.max_pixels)
     if any(visual.plan(*probe) != stock.plan(*probe) for probe in _PROBES):
-        return "it cuts pictures into other cells than the stock processor"
+        return "it cuts images into other cells than the stock processor"
     weight, bias = visual.front_end(1).folded()
     if tuple(weight.shape[1:]) != (3, PATCH_FRAMES, PATCH, PATCH):
         return f"its convolution has a kernel of {tuple(weight.shape[2:])}"

@@ -182,5 +182,5 @@ class _Answers:
 
 def cut_at(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first of the stop texts, and whether there was one."""
-    places = [place for mark in stop if (place := text.find(mark)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+    found = [start for mark in stop if (start := text.find(mark)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)

@@ -37,7 +37,7 @@ _PREFIX = "module."
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model ready to answer, with what it needs to read pictures and text."""
+    """A model ready to answer, with what it needs to read images and text."""
 
     run: RunConfig
     #: folder that the weights were read from

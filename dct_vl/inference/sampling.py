@@ -93,8 +93,8 @@ def draw(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch
     reached = shares.cumsum(dim=-1)
     # rounding must not lead past the last token that has a share
     last = (shares > 0).sum(dim=-1, keepdim=True) - 1
-    place = (reached <= draws[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
-    return ids.gather(-1, place.minimum(last)).squeeze(-1)
+    rank = (reached <= draws[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
+    return ids.gather(-1, rank.minimum(last)).squeeze(-1)
 
 
 def _stream(seed: int, key: str) -> np.random.Generator:

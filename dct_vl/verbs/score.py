@@ -85,10 +85,10 @@ def show_task(
     answered = sum(bool(item.references) for item in items)
     typer.echo(f"{found.name}: {len(items)} items, {answered} with a true answer")
     for item in first:
-        pictures = ", ".join(
+        images = ", ".join(
             f"{len(i)} bytes" if isinstance(i, bytes) else str(i) for i in item.images
         )
-        typer.echo(f"\nkey      {item.key}\npictures {pictures or 'none'}")
+        typer.echo(f"\nkey      {item.key}\npictures {images or 'none'}")
         typer.echo(f"question {item.question}\nanswers  {list(item.references)}")
 
 
@@ -124,7 +124,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _load(name: str, data: Path, split: str | None) -> tuple[Task, list[TaskItem]]:
-    """The task and all its items, without their pictures."""
+    """The task and all its items, without their images."""
     from dct_vl.evaluation.tasks.registry import find_task
     from dct_vl.evaluation.tasks.task import ReadOptions, items_of
 

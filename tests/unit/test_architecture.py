@@ -25,7 +25,8 @@ ROWS = (
     ("dct_vl.training", "dct_vl.captioning"),
     ("dct_vl.evaluation", "dct_vl.export"),
     ("dct_vl.verbs",),
-    ("dct_vl.cli", "dct_vl.__main__"),
+    ("dct_vl.cli",),
+    ("dct_vl.__main__",),
 )
 RANKS = {room: number for number, row in enumerate(ROWS) for room in row}
 #: modules on top of their package, which import what the package's rooms do

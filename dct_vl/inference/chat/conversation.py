@@ -32,7 +32,7 @@ _MARK = re.compile("<(image|video)>")
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
-    """A picture or a video, read once so that its file may change or go away."""
+    """An image or a video, read once so that its file may change or go away."""
 
     kind: Kind
     name: str
@@ -60,13 +60,13 @@ class Conversation:
 
     @property
     def everything(self) -> list[Medium]:
-        """All pictures and videos, those of the next question last."""
+        """All images and videos, those of the next question last."""
         return [*self.media, *self.pending]
 
     def request(self, question: str, max_new_tokens: int) -> Request:
         """The whole conversation with one more question.
 
-        Pictures and videos precede the question in the order in which they came, unless it says
+        Images and videos precede the question in the order in which they came, unless it says
         with `<image>` and `<video>` where they belong.
         """
         text = question
@@ -93,7 +93,7 @@ class Conversation:
         with closing(stream(engine, engine.encode(request))) as pieces:
             for piece in pieces:
                 if isinstance(piece, Reply):
-                    # a mark in what the model said would ask for a picture in the next turn
+                    # a mark in what the model said would ask for an image in the next turn
                     said = _MARK.sub(r"< \1>", piece.text)
                     self.turns = [*request.turns, Turn(role="assistant", text=said)]
                     self.media, self.pending = self.everything, []
@@ -159,7 +159,7 @@ def settled(text: str, stop: Sequence[str]) -> str:
     stop text are held back.
     """
     text = text.rstrip(_INCOMPLETE)
-    found = [place for mark in stop if (place := text.find(mark)) >= 0]
+    found = [start for mark in stop if (start := text.find(mark)) >= 0]
     end = min(found, default=len(text))
     for mark in () if found else stop:
         begun = (n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
@@ -204,12 +204,12 @@ def numbers(view: View) -> str:
 
 
 def write_seen(medium: Medium, engine: Engine, path: Path) -> str:
-    """Draw a picture, or frames of a video above what is seen of them; returns what was written.
+    """Draw an image, or frames of a video above what is seen of them; returns what was written.
 
     Args:
         medium: of a conversation.
         engine: whose tokenizer looks.
-        path: PNG to write; a picture's page with a slider has the same name in .html.
+        path: PNG to write; an image's page with a slider has the same name in .html.
 
     Raises:
         ValueError, OSError: the medium is damaged, or the file cannot be written.
@@ -237,8 +237,8 @@ def _write_strip(medium: Medium, engine: Engine, path: Path) -> str:
         resize_frames(taken, plan.height, plan.width),
         resize_frames(seen, plan.height, plan.width),
     )
-    places = np.linspace(0, len(taken) - 1, min(_MOST_FRAMES, len(taken))).round().astype(int)
-    strips = [np.concatenate([row[place] for place in places], axis=1) for row in rows]
+    shown = np.linspace(0, len(taken) - 1, min(_MOST_FRAMES, len(taken))).round().astype(int)
+    strips = [np.concatenate(list(row[shown]), axis=1) for row in rows]
     gap = np.full((_GAP, *strips[0].shape[1:]), 255, np.uint8)
     Image.fromarray(np.concatenate([strips[0], gap, strips[1]])).save(path)
     tokens = f"{engine.visual.name}: {plan.num_llm_tokens} visual tokens"

@@ -16,7 +16,7 @@ from dct_tokenizer import VisualTokenizer
 from dct_vl.inference.decode import cut_at, decode, logits_of
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.loading import LoadedModel
+from dct_vl.inference.loading import LoadedModel, load_checkpoint
 from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inputs.encode import encode_chat, plan_chat
 from dct_vl.inputs.held_out import HeldOut
@@ -48,13 +48,13 @@ class Engine(Protocol):
 
     #: may be changed between batches, but for the pixel bounds
     settings: AnswerSettings
-    #: bounds of a picture's area that hold
+    #: bounds of an image's area that hold
     min_pixels: int
     max_pixels: int
 
     @property
     def visual(self) -> VisualTokenizer:
-        """The tokenizer through which pictures are seen, under these bounds."""
+        """The tokenizer through which images are seen, under these bounds."""
 
     @property
     def video_rules(self) -> VideoRules:
@@ -211,8 +211,8 @@ class CheckpointEngine:
                 (prompt.position_ids, np.broadcast_to(positions, (3, len(tokens)))), axis=1
             ),
         )
-        places = torch.arange(length - 1, length - 1 + len(tokens))
-        return score_of(logits_of(self.model, whole, places), tokens)
+        indices = torch.arange(length - 1, length - 1 + len(tokens))
+        return score_of(logits_of(self.model, whole, indices), tokens)
 
 
 def encode_request(model: LoadedModel, request: Request, *, is_blank: bool = False) -> EncodedChat:
@@ -259,9 +259,6 @@ def open_engine(
     cuda = torch.cuda.is_available()
     chosen = dtype or (torch.bfloat16 if cuda else torch.float32)
     if not (model / "config.json").is_file():
-        from dct_vl.inference.generate.engine import CheckpointEngine
-        from dct_vl.inference.loading import load_checkpoint
-
         return CheckpointEngine(load_checkpoint(model, dtype=chosen), settings)
     if sizes.processes_each > 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The file of answers: appended line by line, repaired after a kill, ordered at the end."""
+"""The file of answers: appended in batches, repaired after a kill, ordered at the end."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ class Journal:
 
     def finish(self, keys: Sequence[str]) -> tuple[int, int]:
         """Put lines into the order of the requests; returns how many are answered and rejected."""
-        place = {key: number for number, key in enumerate(keys)}
+        position = {key: number for number, key in enumerate(keys)}
         counts = []
         for file in (self.output, self.rejected):
             lines = _whole_lines(file)
-            ordered = sorted(lines, key=lambda line: place.get(line["key"], len(place)))
+            ordered = sorted(lines, key=lambda line: position.get(line["key"], len(position)))
             if ordered != lines:
                 _replace(file, ordered)
             counts.append(len(lines))
