@@ -25,7 +25,7 @@ PANELS = {
         "doctor": ("dct_vl.verbs.fit:doctor", "Check versions, devices, data, model and disk."),
         "estimate": (
             "dct_vl.verbs.estimate:estimate_command",
-            "Memory a GPU, time a step.",
+            "Memory per GPU, time per step.",
         ),
         "layout-check": (
             "dct_vl.verbs.layout_check:layout_check",
@@ -42,7 +42,7 @@ PANELS = {
         ),
         "chat": ("dct_vl.verbs.chat:chat", "Talk about images and videos."),
         "words": ("dct_vl.verbs.compare:words", "Share of answer words predicted right."),
-        "speed": ("dct_vl.verbs.compare:speed", "Samples a second of a step without a loader."),
+        "speed": ("dct_vl.verbs.compare:speed", "Samples per second of a step, alone."),
         "export": ("dct_vl.verbs.models:export", "Write a Hugging Face folder from a checkpoint."),
         "import": ("dct_vl.verbs.models:import_", "Write a checkpoint from a Hugging Face folder."),
         "random-model": (

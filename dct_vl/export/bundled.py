@@ -29,19 +29,19 @@ _CLASSES: dict[str, tuple[type[DctVLConfig] | type[DctVL25Config], str]] = {
     "qwen2_vl": (DctVLConfig, "DctVLForConditionalGeneration"),
     "qwen2_5_vl": (DctVL25Config, "DctVL25ForConditionalGeneration"),
 }
-#: where the model keeps `CellEmbedding`
-_PLACE = "visual.patch_embed."
+#: name of `CellEmbedding` in the model
+_PREFIX = "visual.patch_embed."
 
 
 def cell_embedding(front_end: FrontEnd, dtype: torch.dtype) -> list[TensorGroup]:
     """Parameters in `dtype`, and the bits of the fixed float32 numbers."""
     groups = [
-        _group(f"{_PLACE}front_end.{name}", dtype, parameter)
+        _group(f"{_PREFIX}front_end.{name}", dtype, parameter)
         for name, parameter in front_end.named_parameters()
     ]
     state = front_end.state_dict()
     return groups + [
-        _group(f"{_PLACE}{name}_bits", torch.int32, float_bits(state[name]))
+        _group(f"{_PREFIX}{name}_bits", torch.int32, float_bits(state[name]))
         for name in fixed_numbers(front_end)
     ]
 

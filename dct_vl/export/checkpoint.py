@@ -20,11 +20,11 @@ from dct_vl.export.bundled import (
 )
 from dct_vl.export.check import Outside, ask_outside, max_abs_logit_diff
 from dct_vl.export.folder import (
-    check_place,
+    atomic_folder,
+    check_new,
     copy_text_files,
     model_settings,
     processor_settings,
-    whole_folder,
     write_card,
     write_json,
 )
@@ -47,21 +47,14 @@ from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How a folder is written."""
-
-    dtype: torch.dtype
-    max_shard_bytes: int = MAX_SHARD_BYTES
-
-
 def export_module(
     module: QwenVLWithVisualTokenizer,
     visual: VisualTokenizer,
     base: str | Path,
     out: str | Path,
-    options: ExportOptions,
     *,
+    dtype: torch.dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     add_files: Callable[[Path], None] = lambda folder: None,
 ) -> int:
     """Write a folder that transformers loads without this project.
@@ -75,7 +68,8 @@ def export_module(
         visual: its tokenizer, with the pixel bounds to write.
         base: the Hugging Face folder that the run started from.
         out: a new or empty folder.
-        options: dtype and file sizes.
+        dtype: of the written tensors.
+        max_shard_bytes: of one file.
         add_files: writes what else belongs into the folder, before that has its name.
 
     Returns:
@@ -86,35 +80,30 @@ def export_module(
             config.json.
     """
     base = Path(base)
-    with whole_folder(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         copy_text_files(base, unfinished)
         merge_lora(module)
         stock = stock_shapes(base)
-        groups = list(megatron_groups(module, stock, options.dtype))
+        groups = list(megatron_groups(module, stock, dtype))
         reason = why_not_plain(visual)
         if reason is None:
-            settings = model_settings(base, options.dtype)
+            settings = model_settings(base, dtype)
             processor = processor_settings(base, visual)
-            front_end = [folded_patch_embed(module.vision_model.front_end, options.dtype)]
+            front_end = [folded_patch_embed(module.vision_model.front_end, dtype)]
         else:
             write_code(unfinished)
-            settings = bundled_model_settings(base, options.dtype, visual)
+            settings = bundled_model_settings(base, dtype, visual)
             processor = bundled_processor_settings(base, visual)
-            front_end = cell_embedding(module.vision_model.front_end, options.dtype)
+            front_end = cell_embedding(module.vision_model.front_end, dtype)
         write_json(unfinished / "config.json", settings)
         write_json(unfinished / "preprocessor_config.json", processor)
         expected = {name: shape for name, shape in stock.items() if name != PATCH_EMBED}
         for group in front_end:
             expected.update(group.shapes)
         groups += front_end
-        num_bytes = write_tensors(
-            unfinished, groups, expected, max_shard_bytes=options.max_shard_bytes
-        )
+        num_bytes = write_tensors(unfinished, groups, expected, max_shard_bytes=max_shard_bytes)
         add_files(unfinished)
     return num_bytes
-
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def checkpoint_dtype(checkpoint: str | Path) -> torch.dtype:
@@ -160,9 +149,9 @@ def export_adapters(path: str | Path, out: str | Path, dtype: torch.dtype | None
     """
     _, checkpoint = find_checkpoint(path)
     stored = checkpoint_dtype(checkpoint)
-    check_place(out)
+    check_new(out)
     model = load_checkpoint(path, dtype=stored, merge=False)
-    with whole_folder(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         return export_adapter(
             model.module,
             model.visual,
@@ -197,7 +186,7 @@ def export_checkpoint(
         ValueError: no checkpoint there, or no samples to ask about; or see `export_module`.
     """
     run_folder, checkpoint = find_checkpoint(path)
-    check_place(out)
+    check_new(out)
     if check or outside:
         _check_samples(read_config(run_folder).data.path)
     stored = checkpoint_dtype(checkpoint)
@@ -205,13 +194,12 @@ def export_checkpoint(
     # adapters are merged in the wider of the two, and rounded once when they are written
     model = load_checkpoint(path, dtype=torch.promote_types(stored, written))
     base = model.run.model.path
-    options = ExportOptions(dtype=written)
     num_bytes = export_module(
         model.module,
         model.visual,
         base,
         out,
-        options,
+        dtype=written,
         add_files=lambda folder: write_card(
             folder, model.run, run_folder, checkpoint, model.visual
         ),

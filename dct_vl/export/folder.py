@@ -50,7 +50,7 @@ _STOCK_PROCESSOR = {
 }
 
 
-def check_place(out: str | Path) -> Path:
+def check_new(out: str | Path) -> Path:
     """The folder to write, which must be new or empty; raises ExportError where it is not."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -59,13 +59,13 @@ def check_place(out: str | Path) -> Path:
 
 
 @contextmanager
-def whole_folder(out: str | Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends, and is gone after an error.
+def atomic_folder(out: str | Path) -> Iterator[Path]:
+    """An atomic write of a folder: one beside `out`, renamed when the block ends without an error.
 
     Raises:
         ExportError: `out` holds something, or cannot be made.
     """
-    out = check_place(out)
+    out = check_new(out)
     unfinished = out.parent / f".{out.name}-unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

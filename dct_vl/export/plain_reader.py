@@ -1,6 +1,6 @@
 """Answer questions with an exported folder as somebody would who does not have this project.
 
-`dct_vl.export.check` starts this file with `python -I`, and it closes the door to the
+`dct_vl.export.check` starts this file with `python -I`, and it blocks the
 project's packages before anything else. It reads requests (JSON lines with messages,
 images, max_new_tokens) and the logits that are expected of some of them, and writes one JSON line a
 request: answer, num_visual_tokens, and max_abs_logit_diff where logits were expected.
@@ -16,7 +16,7 @@ from typing import Any
 PROJECT = ("dct_tokenizer", "data_prep", "dct_vl")
 
 
-def close_the_door() -> None:
+def block_project() -> None:
     """Make the project's packages impossible to import, also where it is installed."""
     for name in PROJECT:
         sys.modules[name] = None  # type: ignore[assignment]
@@ -85,5 +85,5 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
 
 
 if __name__ == "__main__":
-    close_the_door()
+    block_project()
     main(*sys.argv[1:])

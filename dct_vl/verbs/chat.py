@@ -23,7 +23,6 @@ from dct_vl.verbs.generate import (
     TopP,
     TrustRemoteCode,
     answer_settings,
-    check_dtype,
     torch_dtype,
 )
 
@@ -56,7 +55,7 @@ def chat(
     Through a pipe, each line is a command or a question, answers alone go to the standard output,
     and the exit status says whether every line could be done.
     """
-    check_dtype(dtype)
+    compute_dtype = torch_dtype(dtype)
     if len(models) > 1 and not web:
         raise ConfigError(f"{len(models)} models: the terminal takes one, --web several")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -70,24 +69,12 @@ def chat(
     from dct_vl.inference.generate.replicas import ParallelSizes, join_replica_group
 
     with one_line_errors():
-        settings = answer_settings(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=stop,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-        )
+        settings = answer_settings(temperature, top_p, top_k, seed, stop, min_pixels, max_pixels)
         alone = ParallelSizes()
         join_replica_group(alone)
         engines = [
             open_engine(
-                path,
-                settings,
-                alone,
-                trust_remote_code=trust_remote_code,
-                dtype=torch_dtype(dtype),
+                path, settings, alone, trust_remote_code=trust_remote_code, dtype=compute_dtype
             )
             for path in models
         ]

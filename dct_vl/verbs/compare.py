@@ -24,7 +24,7 @@ def words(
     limit: Limit = None,
     batch_size: Annotated[int, typer.Option(help="Samples of a batch.")] = 64,
 ) -> None:
-    """Share of answer words predicted right, given the true text before them (teacher forcing)."""
+    """Measure the share of answer words predicted right, given the true text before them."""
     from dct_vl.evaluation.words import write_words
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint, with_data_path
     from dct_vl.runs.result_names import WORDS_NAME
@@ -48,7 +48,7 @@ def speed(
     split: Annotated[str, typer.Option(help="Split whose first samples are the batch.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of the batch.")] = 256,
 ) -> None:
-    """Samples a second of a forward and backward pass, alone and without a loader: speed.json."""
+    """Measure samples per second of a forward and backward pass without a loader: speed.json."""
     from dct_vl.evaluation.step_speed import write_speed
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint
     from dct_vl.runs.result_names import SPEED_NAME

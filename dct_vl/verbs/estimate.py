@@ -31,7 +31,7 @@ _NOTHING_FITS = (
 
 def estimate_command(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings, as of `dct-vl fit`.")
+        list[str] | None, typer.Argument(help="Settings, as for `dct-vl fit`.")
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="2b, 7b, 3b25, 7b25 or a folder; model.path by default.")
@@ -49,7 +49,7 @@ def estimate_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
 ) -> None:
-    """Expected memory a GPU, time a step and samples a day, computed without any GPU."""
+    """Estimate memory per GPU, time per step and samples per day, without any GPU."""
     run = compose_estimated(overrides or [])
     sizes = model_sizes(shape or run.model.path)
     work = Workload(

@@ -13,6 +13,7 @@ from dct_vl.verbs import one_line_errors
 if TYPE_CHECKING:
     import torch
 
+    from dct_vl.inference.generate.replicas import ParallelSizes
     from dct_vl.inference.generate.requests import Requests
     from dct_vl.inference.sampling import AnswerSettings
 
@@ -20,7 +21,9 @@ Checkpoint = Annotated[Path, typer.Argument(help="A run's folder, or one checkpo
 Shards = Annotated[Path | None, typer.Option(help="Prepared shards; the run's own by default.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of samples.")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this probability.")]
+TopP = Annotated[
+    float, typer.Option(help="Sample among the likeliest tokens of this joint probability.")
+]
 TopK = Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 for all.")]
 Seed = Annotated[int, typer.Option(help="Sampling seed, combined with each request's key.")]
 Stop = Annotated[
@@ -79,36 +82,36 @@ def generate(
     """
     if (input is None) == (task is None) or (task is None) != (data is None):
         raise ConfigError("expected either --input, or --task with --data")
-    check_dtype(dtype)
-    from dct_vl.inference.generate.replicas import parallel_sizes, start_processes
-
+    compute_dtype = torch_dtype(dtype)
     # OSError: no room or no right to write; transformers says so of damaged folders too
     with one_line_errors(OSError):
-        sizes = parallel_sizes(tp, pp, workers)
-        if (status := start_processes(sizes)) is not None:
-            raise typer.Exit(status)
-        settings = answer_settings(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=stop,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-        )
-        requests = _requests(input, task, data, split, limit, max_new_tokens)
+        sizes = _started(tp, pp, workers)
         from dct_vl.inference.generate.engine import open_engine
         from dct_vl.inference.generate.journal import Journal
         from dct_vl.inference.generate.replicas import join_replica_group
+        from dct_vl.inference.generate.requests import FileRequests
         from dct_vl.inference.generate.run import generate as run
 
+        settings = answer_settings(temperature, top_p, top_k, seed, stop, min_pixels, max_pixels)
+        requests: Requests
+        if input is not None:
+            requests = FileRequests(input, max_new_tokens=max_new_tokens or 128, limit=limit)
+        else:
+            from dct_vl.evaluation.tasks.registry import find_task
+            from dct_vl.evaluation.tasks.requests import TaskRequests
+
+            assert task is not None
+            assert data is not None
+            requests = TaskRequests(
+                find_task(task), data, split=split, max_new_tokens=max_new_tokens, limit=limit
+            )
         group = join_replica_group(sizes)
         engine = open_engine(
             model,
             settings,
             sizes,
             trust_remote_code=trust_remote_code,
-            dtype=torch_dtype(dtype),
+            dtype=compute_dtype,
         )
         journal = Journal(output)
         done = run(engine, requests, journal, group, settings, batch_size=batch_size)
@@ -137,19 +140,13 @@ def answers(
     A second start resumes. Several workers, --tp and --pp start processes by themselves, unless
     torchrun did already.
     """
-    from dct_vl.inference.generate.answers import AnswerOptions, write_answers
-    from dct_vl.inference.generate.replicas import (
-        join_replica_group,
-        parallel_sizes,
-        start_processes,
-    )
-    from dct_vl.inference.loading import load_checkpoint, with_data_path
-
-    options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
     with one_line_errors():
-        sizes = parallel_sizes(tp, pp, workers)
-        if (status := start_processes(sizes)) is not None:
-            raise typer.Exit(status)
+        sizes = _started(tp, pp, workers)
+        from dct_vl.inference.generate.answers import AnswerOptions, write_answers
+        from dct_vl.inference.generate.replicas import join_replica_group
+        from dct_vl.inference.loading import load_checkpoint, with_data_path
+
+        options = AnswerOptions(split=split, limit=limit, blank=blank, batch_size=batch_size)
         group = join_replica_group(sizes)
         model = load_checkpoint(checkpoint)
         if data is not None:
@@ -164,21 +161,20 @@ def answers(
         typer.echo(str(done.rejected), err=True)
 
 
-def check_dtype(dtype: str | None) -> None:
-    """Raises ConfigError for what `torch_dtype` does not know."""
-    if dtype not in (None, "bf16", "fp32"):
-        raise ConfigError(f"dtype is {dtype!r}, expected bf16 or fp32")
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """A dtype as torch has it.
 
-
-def torch_dtype(dtype: str | None) -> torch.dtype | None:
-    """A checked name as torch has it."""
+    Raises:
+        ConfigError: neither bf16 nor fp32.
+    """
+    if name not in (None, "bf16", "fp32"):
+        raise ConfigError(f"dtype is {name!r}, expected bf16 or fp32")
     import torch
 
-    return {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    return {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
 def answer_settings(
-    *,
     temperature: float,
     top_p: float,
     top_k: int,
@@ -194,30 +190,17 @@ def answer_settings(
     """
     from dct_vl.inference.sampling import AnswerSettings, Sampling
 
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     return AnswerSettings(
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-        stop=tuple(stop or ()),
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
+        sampling=sampling, stop=tuple(stop or ()), min_pixels=min_pixels, max_pixels=max_pixels
     )
 
 
-def _requests(
-    file: Path | None,
-    task: str | None,
-    data: Path | None,
-    split: str | None,
-    limit: int | None,
-    max_new_tokens: int | None,
-) -> Requests:
-    from dct_vl.inference.generate.requests import FileRequests
+def _started(tp: int, pp: int, workers: int | None) -> ParallelSizes:
+    """Start the processes where they are several; they go on, and this one ends with them."""
+    from dct_vl.inference.generate.replicas import parallel_sizes, start_processes
 
-    if file is not None:
-        return FileRequests(file, max_new_tokens=max_new_tokens or 128, limit=limit)
-    assert task is not None
-    assert data is not None
-    from dct_vl.evaluation.tasks.registry import find_task
-    from dct_vl.evaluation.tasks.requests import TaskRequests
-
-    found = find_task(task)
-    return TaskRequests(found, data, split=split, max_new_tokens=max_new_tokens, limit=limit)
+    sizes = parallel_sizes(tp, pp, workers)
+    if (status := start_processes(sizes)) is not None:
+        raise typer.Exit(status)
+    return sizes

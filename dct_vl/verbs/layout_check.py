@@ -64,28 +64,19 @@ def layout_check(
     cases = [Case(variant=v, layout=layout) for v in wanted for layout in (REFERENCE, *layouts)]
     cases.sort(key=lambda case: case.layout.num_ranks)
     references: dict[str, Outcome] = {}
-    early: list[Outcome] = []
+    waiting: list[Outcome] = []
     verdicts: list[Verdict] = []
 
-    def conclude(outcome: Outcome) -> None:
-        verdict = judge(outcome, references[outcome.case.variant], tolerance, steps)
-        verdicts.append(verdict)
-        typer.echo(line(verdict))
-
     def on_done(outcome: Outcome) -> None:
-        variant = outcome.case.variant
         if outcome.case.layout == REFERENCE:
-            references[variant] = outcome
-            verdict = judge(outcome, outcome, tolerance, steps)
-            verdicts.append(verdict)
-            typer.echo(line(verdict))
-            for other in [o for o in early if o.case.variant == variant]:
-                early.remove(other)
-                conclude(other)
-        elif variant in references:
-            conclude(outcome)
+            references[outcome.case.variant] = outcome
+            waiting.insert(0, outcome)
         else:
-            early.append(outcome)
+            waiting.append(outcome)
+        for done in [one for one in waiting if one.case.variant in references]:
+            waiting.remove(done)
+            verdicts.append(judge(done, references[done.case.variant], tolerance, steps))
+            typer.echo(line(verdicts[-1]))
 
     run_cases(cases, settings, on_done)
     if json_file is not None:

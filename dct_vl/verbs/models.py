@@ -9,7 +9,7 @@ import typer
 
 from dct_vl.errors import ConfigError
 from dct_vl.verbs import one_line_errors
-from dct_vl.verbs.generate import Checkpoint
+from dct_vl.verbs.generate import Checkpoint, torch_dtype
 
 #: every word becomes one token where no corpus is given
 DEFAULT_CORPUS = ["What color is the shape? Where is it? How many are there?"] * 10
@@ -36,13 +36,11 @@ def export(
     --outside asks the folder in a process that cannot import this project; its answers go to
     OUTPUT.answers.jsonl.
     """
-    from dct_vl.export.checkpoint import DTYPES, export_adapters, export_checkpoint
-
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}, expected bf16 or fp32")
+    chosen = torch_dtype(dtype)
     if lora not in ("merge", "adapter"):
         raise ConfigError(f"lora is {lora!r}, expected merge or adapter")
-    chosen = None if dtype is None else DTYPES[dtype]
+    from dct_vl.export.checkpoint import export_adapters, export_checkpoint
+
     with one_line_errors():
         if lora == "adapter":
             num_bytes = export_adapters(checkpoint, output, dtype=chosen)

@@ -37,7 +37,7 @@ def score(
     split: Split = None,
     only_answered: Annotated[
         bool,
-        typer.Option(help="Leave out items without a prediction, which count as wrong."),
+        typer.Option(help="Leave out items without a prediction; by default they are wrong."),
     ] = False,
     model_name: Annotated[str, typer.Option(help="Name for the results file.")] = "",
 ) -> None:

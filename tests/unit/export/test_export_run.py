@@ -115,7 +115,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_the_project_cannot_be_imported_even_where_it_lies(package):
     """Started in the project's folder, where its packages are otherwise found."""
     reader = outside._READER
-    script = f"import runpy; runpy.run_path({str(reader)!r})['close_the_door'](); import {package}"
+    script = f"import runpy; runpy.run_path({str(reader)!r})['block_project'](); import {package}"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
