@@ -31,6 +31,11 @@ _CLASSES: dict[str, tuple[type[DctVLConfig] | type[DctVL25Config], str]] = {
 }
 #: name of `CellEmbedding` in the model
 _PREFIX = "visual.patch_embed."
+_CORE = Path(dct_tokenizer.__file__).parent
+_OWN = Path(bundle.__file__).parent
+#: modules that transformers loads by name
+_ENTRIES = ("modeling_dct_vl", "processing_dct_vl")
+_EMPTY_PRESETS = "PRESETS: dict[str, dict[str, Any]] = {}"
 
 
 def cell_embedding(front_end: FrontEnd, dtype: torch.dtype) -> list[TensorGroup]:
@@ -94,13 +99,6 @@ def tokenizer_settings(visual: VisualTokenizer) -> dict[str, Any]:
     if "statistics" in config:
         config["statistics"] = "natural"
     return config
-
-
-_CORE = Path(dct_tokenizer.__file__).parent
-_OWN = Path(bundle.__file__).parent
-#: modules that transformers loads by name
-_ENTRIES = ("modeling_dct_vl", "processing_dct_vl")
-_EMPTY_PRESETS = "PRESETS: dict[str, dict[str, Any]] = {}"
 
 
 def write_code(folder: Path) -> list[str]:

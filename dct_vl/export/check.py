@@ -28,6 +28,8 @@ from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.held_out import HeldOut, read_split
 
+_READER = Path(__file__).with_name("plain_reader.py")
+
 
 @torch.inference_mode()
 def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable[HeldOut]) -> float:
@@ -114,12 +116,9 @@ def prompt_logits(model: LoadedModel, request: Request) -> torch.Tensor:
     return logits[:, : model.module.config.language_transformer_config.vocab_size]
 
 
-_READER = Path(__file__).with_name("plain_reader.py")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """How the exported folder did."""
+    """Answers of the exported folder in a process without this project."""
 
     num_questions: int
     #: share of answers that are equal to the truth, 0..1

@@ -1,4 +1,4 @@
-"""Answer questions with an exported folder as somebody would who does not have this project.
+"""Answer questions with an exported folder and plain transformers, without this project.
 
 `dct_vl.export.check` starts this file with `python -I`, and it blocks the
 project's packages before anything else. It reads requests (JSON lines with messages,

@@ -30,6 +30,12 @@ from dct_vl.model.weights import attention_geometry, module_shards, place_in_ful
 
 #: the two tensors whose rows are the vocabulary, which Megatron may pad
 _VOCABULARY = (WORD_EMBEDDINGS, LM_HEAD)
+#: heights, widths and frames on which a tokenizer must plan as the stock processor does
+_PROBES = ((90, 130, 1), (420, 588, 1), (61, 1203, 1), (2000, 1500, 1), (112, 168, 6))
+#: of one file; transformers' own default
+MAX_SHARD_BYTES = 5 * 10**9
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 
 
 class ExportError(ValueError):
@@ -145,10 +151,6 @@ def _assemble(shards: list[ShardedTensor]) -> torch.Tensor:
     return full
 
 
-#: heights, widths and frames on which a tokenizer must plan as the stock processor does
-_PROBES = ((90, 130, 1), (420, 588, 1), (61, 1203, 1), (2000, 1500, 1), (112, 168, 6))
-
-
 def why_not_plain(visual: VisualTokenizer) -> str | None:
     """Why a tokenizer's model is not a plain Qwen2-VL or Qwen2.5-VL, or None where it is.
 
@@ -185,12 +187,6 @@ def folded_patch_embed(front_end: FrontEnd, dtype: torch.dtype) -> TensorGroup:
         dtype=dtype,
         make=lambda: [as_written(weight, dtype)],
     )
-
-
-#: of one file; transformers' own default
-MAX_SHARD_BYTES = 5 * 10**9
-SINGLE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 
 
 def write_tensors(

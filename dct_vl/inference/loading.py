@@ -84,8 +84,8 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
 
     Raises:
         ValueError: neither a run with a checkpoint nor a checkpoint, or one whose files are not
-            as they were written. Training would go on from the one before; answers of other
-            weights than were asked for would only mislead.
+            as they were written. Training resumes from the one before; answers of
+            other weights than were asked for would mislead.
     """
     path = Path(path)
     if (path / "weights").is_dir():

@@ -28,6 +28,14 @@ from dct_vl.inputs.video import read_frames, read_header
 
 _MARKS: dict[Kind, str] = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 _MARK = re.compile("<(image|video)>")
+#: what a tokenizer writes for the first bytes of a character whose last ones are still to come
+_INCOMPLETE = "\ufffd"
+#: engines answer one question at a time, whoever asks: they share a device, and Megatron's state
+_ONE_AT_A_TIME = threading.Lock()
+#: frames of a video that are shown side by side
+_MOST_FRAMES = 8
+#: pixels between the two rows
+_GAP = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +112,6 @@ class Conversation:
         self.turns, self.media, self.pending = [], [], []
 
 
-#: what a tokenizer writes for the first bytes of a character whose last ones are still to come
-_INCOMPLETE = "\ufffd"
-#: engines answer one question at a time, whoever asks: they share a device, and Megatron's state
-_ONE_AT_A_TIME = threading.Lock()
-
-
 class _AbandonedError(Exception):
     """Nobody waits for the answer any more."""
 
@@ -165,12 +167,6 @@ def settled(text: str, stop: Sequence[str]) -> str:
         begun = (n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
         end = min(end, len(text) - next(begun, 0))
     return text[:end].strip()
-
-
-#: frames of a video that are shown side by side
-_MOST_FRAMES = 8
-#: pixels between the two rows
-_GAP = 12
 
 
 def describe(medium: Medium, engine: Engine) -> str:

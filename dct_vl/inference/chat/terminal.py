@@ -25,7 +25,7 @@ Everything else is a question; <image> and <video> in it mark where the next ima
 
 
 class Terminal:
-    """Takes lines and answers them.
+    """Answers lines: questions and commands.
 
     Args:
         engine: that answers.

@@ -1,4 +1,4 @@
-"""What answers: the protocol of engines, that of a training checkpoint, and how one is opened."""
+"""Engines answer requests: their protocol, the engine of a training checkpoint, `open_engine`."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Reply:
 class Engine(Protocol):
     """A model in this process, or this process's part of one."""
 
-    #: may be changed between batches, but for the pixel bounds
+    #: may be changed between batches, except the pixel bounds
     settings: AnswerSettings
-    #: bounds of an image's area that hold
+    #: bounds of an image's area in pixels, as they are in force
     min_pixels: int
     max_pixels: int
 
@@ -61,7 +61,7 @@ class Engine(Protocol):
         """What is taken of a video."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes two engines give the same answers, fit for JSON."""
+        """What engines with the same answers have in common, as JSON."""
 
     def encode(self, request: Request) -> Any:
         """What `answer` takes; may run in another thread.

@@ -31,9 +31,9 @@ class Journal:
         self.settings = beside(output, "settings.json")
 
     def prepare(self, settings: dict[str, Any], keys: Sequence[str]) -> set[str]:
-        """Make the files fit to be appended to; returns the keys that are answered or rejected.
+        """Prepare the files for appending; returns the keys that are answered or rejected.
 
-        One process calls this before others append. A line that a kill cut off goes away.
+        One process calls this before others append. An incomplete last line is removed.
 
         Raises:
             ValueError: the answers there were made with other settings, or are not ours.

@@ -1,4 +1,4 @@
-"""Requests, the journal, and batches that several teams share."""
+"""Requests, the journal, and batches that several groups share."""
 
 from __future__ import annotations
 
@@ -73,13 +73,15 @@ def run(
     engine,
     questions: Path,
     output: Path,
-    team: ReplicaGroup | None = None,
+    group: ReplicaGroup | None = None,
     batch_size: int = 3,
     **settings,
 ):
     asked = FileRequests(questions, max_new_tokens=5)
     options = AnswerSettings(**settings)
-    return generate(engine, asked, Journal(output), team or alone(), options, batch_size=batch_size)
+    return generate(
+        engine, asked, Journal(output), group or alone(), options, batch_size=batch_size
+    )
 
 
 def test_answers_come_in_order_and_rejected_questions_with_reasons(questions, tmp_path):
@@ -190,8 +192,8 @@ def test_teams_share_the_batches(questions, tmp_path):
     output = tmp_path / "a.jsonl"
 
     def work(number: int) -> None:
-        team = ReplicaGroup(is_leader=True, is_first=number == 0, store=store, sizes=sizes)
-        run(engines[number], questions, output, team, batch_size=1)
+        group = ReplicaGroup(is_leader=True, is_first=number == 0, store=store, sizes=sizes)
+        run(engines[number], questions, output, group, batch_size=1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
