@@ -4,7 +4,7 @@
 safetensors, a Qwen2 tokenizer trained on the corpus, processor and chat template.
 """
 
-from dct_vl.model.random_model.folder import conversation_texts, write_random_model
+from dct_vl.model.random_model.folder import write_random_model
 from dct_vl.model.random_model.shapes import TinyShape
 
-__all__ = ["TinyShape", "conversation_texts", "write_random_model"]
+__all__ = ["TinyShape", "write_random_model"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -91,19 +90,3 @@ def write_random_model(
         folder
     )
     return folder
-
-
-def conversation_texts(path: Path) -> Iterator[str]:
-    """Every message of a JSON list of ``{"conversations": [{"from", "value"}…]}``.
-
-    Raises:
-        ValueError: the file is not such a list.
-    """
-    try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
-            for message in entry["conversations"]:
-                yield message["value"].replace("<image>", "").strip()
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a JSON list of entries with conversations: {error!r}"
-        ) from error

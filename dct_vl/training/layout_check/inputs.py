@@ -13,7 +13,8 @@ from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
 from dct_vl.errors import ConfigError
-from dct_vl.model.random_model import TinyShape, conversation_texts, write_random_model
+from dct_vl.model.random_model import TinyShape, write_random_model
+from dct_vl.model.random_model.tokenizer import conversation_texts
 
 _MARK = ".layout_check"
 #: divisible by four tensor-parallel ranks and four pipeline stages
