@@ -222,9 +222,8 @@ def encode_request(model: LoadedModel, request: Request, *, is_blank: bool = Fal
         ValueError, OSError: marks and media differ in number, the text holds a control token, or
             an image or video cannot be read or planned.
     """
-    images, videos = request.read()
     origin = Sample(__key__=request.key, __restore_key__=())
-    planned = plan_chat(model.inputs, origin, request.turns, images, videos, is_prompt=True)
+    planned = plan_chat(model.inputs, origin, request.turns, *request.read(), is_prompt=True)
     return encode_chat(model.inputs, planned, is_blank=is_blank)
 
 
