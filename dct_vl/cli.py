@@ -1,13 +1,14 @@
-"""The command `dct-vl`: every verb, and the module that is imported when it runs."""
+"""The command `dct-vl`: its verbs, each with the module that is imported when it is asked for."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from dct_vl.errors import ConfigError
 
@@ -15,50 +16,75 @@ from dct_vl.errors import ConfigError
 #: with Typer's annotations, or of a `typer.Typer` with verbs of its own
 PANELS = {
     "Data and tokenizers": {
-        "data": ("data_prep.cli:app", "Raw datasets to shards that Energon reads."),
+        "data": ("data_prep.cli:app", "Convert raw datasets to shards that Energon reads."),
         "tokenizer": ("dct_tokenizer.cli:app", "List, show, cost and check visual tokenizers."),
     },
     "Training": {
         "fit": ("dct_vl.verbs.fit:fit", "Train, or resume; -m sweeps over values."),
         "launch": ("dct_vl.verbs.fit:launch", "Check everything, then start all processes."),
         "doctor": ("dct_vl.verbs.fit:doctor", "Check versions, devices, data, model and disk."),
-        "estimate": ("dct_vl.verbs.estimate:estimate_command", "Memory a GPU, time a step."),
+        "estimate": (
+            "dct_vl.verbs.estimate:estimate_command",
+            "Memory per GPU, time per step.",
+        ),
         "layout-check": (
             "dct_vl.verbs.layout_check:layout_check",
-            "The same losses in every parallel layout that fits.",
+            "Compare losses over all parallel layouts that fit.",
         ),
-        "ledger": ("dct_vl.verbs.runs:ledger", "Which samples a run consumed, and how often."),
-        "summary": ("dct_vl.verbs.runs:summary", "Write a run's page anew."),
+        "ledger": ("dct_vl.verbs.fit:ledger", "List which samples a run consumed, and how often."),
+        "summary": ("dct_vl.verbs.fit:summary", "Write a run's summary page anew."),
     },
     "Models": {
         "generate": ("dct_vl.verbs.generate:generate", "Answer questions about images and videos."),
-        "answers": ("dct_vl.verbs.evaluation:answers", "Answer a split, compare with the truth."),
+        "answers": (
+            "dct_vl.verbs.generate:answers",
+            "Answer a split; share of exact answers.",
+        ),
         "chat": ("dct_vl.verbs.chat:chat", "Talk about images and videos."),
-        "words": ("dct_vl.verbs.evaluation:words", "Words predicted right, given those before."),
-        "speed": ("dct_vl.verbs.evaluation:speed", "Samples a second of a step, alone."),
-        "export": ("dct_vl.verbs.evaluation:export", "A Hugging Face folder from a checkpoint."),
-        "import": ("dct_vl.verbs.evaluation:import_", "A checkpoint from a Hugging Face folder."),
-        "random-model": ("dct_vl.verbs.random_model:random_model", "A folder of random weights."),
+        "words": ("dct_vl.verbs.compare:words", "Share of answer words predicted right."),
+        "speed": ("dct_vl.verbs.compare:speed", "Samples per second of a step, alone."),
+        "export": ("dct_vl.verbs.models:export", "Write a Hugging Face folder from a checkpoint."),
+        "import": ("dct_vl.verbs.models:import_", "Write a checkpoint from a Hugging Face folder."),
+        "random-model": (
+            "dct_vl.verbs.models:random_model",
+            "Write a folder of random weights.",
+        ),
     },
     "Results": {
         "score": ("dct_vl.verbs.score:score", "Score predictions of a benchmark."),
-        "tasks": ("dct_vl.verbs.score:tasks_app", "Benchmarks that can be scored."),
-        "compare": ("dct_vl.verbs.compare:compare", "Runs side by side: accuracy against cost."),
-        "study": ("dct_vl.verbs.evaluation:study", "A table of runs by tokenizer and seed."),
-        "quickstart": ("dct_vl.verbs.evaluation:quickstart", "The report of the quickstart."),
+        "tasks": ("dct_vl.verbs.score:tasks_app", "List and show the benchmarks."),
+        "compare": ("dct_vl.verbs.compare:compare", "Report on runs: accuracy against cost."),
+        "study": ("dct_vl.verbs.compare:study", "Tabulate runs by tokenizer and seed."),
+        "quickstart": ("dct_vl.verbs.compare:quickstart", "Write the quickstart's report."),
     },
 }
 #: verbs that take Hydra's words as they are
 _WITH_SETTINGS = ("fit", "launch", "doctor")
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE …", help="Settings; dct_vl/runs/config/schema.py has them."),
-]
+#: what Typer raises about words that it cannot read; its releases keep it in different modules
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _OneLineErrors(TyperGroup):
+    """Says what is wrong with a setting in one line, with exit status 2."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            status = super().main(*args, **{**options, "standalone_mode": False})
+        except (ConfigError, _UsageError) as error:
+            # empty where the help of a verb that was named alone has been shown
+            text = str(error) if isinstance(error, ConfigError) else error.format_message()
+            if text:
+                print(f"error: {text}", file=sys.stderr)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(1)
+        sys.exit(status or 0)
 
 
 def app_for(words: Sequence[str]) -> typer.Typer:
     """The application, with the verb that `words` begin with; the others are listed, not loaded."""
     app = typer.Typer(
+        cls=_OneLineErrors,
         help="Fine-tuning of Qwen2-VL with visual tokenizers that can be swapped.",
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -81,32 +107,16 @@ def _load(target: str) -> Any:
 def _add(app: typer.Typer, name: str, panel: str, verb: Any) -> None:
     if isinstance(verb, typer.Typer):
         app.add_typer(verb, name=name, rich_help_panel=panel)
-    elif name in _WITH_SETTINGS:
-        settings = {"ignore_unknown_options": True}
-        passing = _passing_words(verb)
-        app.command(name, help=verb.__doc__, rich_help_panel=panel, context_settings=settings)(
-            passing
-        )
     else:
-        app.command(name, rich_help_panel=panel)(verb)
+        settings = {"ignore_unknown_options": name in _WITH_SETTINGS}
+        app.command(name, rich_help_panel=panel, context_settings=settings)(verb)
 
 
 def _not_loaded() -> None:
     """Stands for a verb that was not asked for."""
 
 
-def _passing_words(verb: Callable[[list[str]], None]) -> Callable[..., None]:
-    def passing(words: Words = None) -> None:
-        verb(words or [])
-
-    return passing
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; a setting that cannot work is one line and exit status 2."""
+    """Run a verb; always raises SystemExit."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    try:
-        app_for(words)(args=words, prog_name="dct-vl")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    app_for(words)(args=words, prog_name="dct-vl")

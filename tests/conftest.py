@@ -73,7 +73,7 @@ def tiny_model_25(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def _tiny_folder(drawn: Path, folder: Path, **sizes: Any) -> Path:
     from dct_vl.model.random_model import TinyShape, write_random_model
-    from dct_vl.verbs.random_model import conversation_texts
+    from dct_vl.model.random_model.tokenizer import conversation_texts
 
     # two heads and one group for each of two tensor-parallel ranks
     shape = TinyShape(

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from data_prep.durable import atomic_write
-from dct_vl.inference.generate.checkpoint_engine import encode_sample
+from dct_vl.inference.generate.engine import encode_sample
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.held_out import HeldOut, read_split

@@ -22,11 +22,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_prep.schema import Turn
-from dct_vl.inference.generate.engine import AnswerSettings
-from dct_vl.inference.generate.open_engine import open_engine
+from dct_vl.inference.generate.engine import open_engine
+from dct_vl.inference.generate.replicas import ParallelSizes, join_replica_group
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.generate.teams import Layout, start_team
-from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.sampling import AnswerSettings, Sampling
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK
 
 _log = logging.getLogger(__name__)
@@ -87,10 +86,10 @@ class DctVL(lmms):
             min_pixels=None if min_pixels is None else int(min_pixels),
             max_pixels=None if max_pixels is None else int(max_pixels),
         )
-        layout = Layout()
-        start_team(layout)
+        alone = ParallelSizes()
+        join_replica_group(alone)
         self.engine = open_engine(
-            Path(pretrained), settings, layout, trust_remote_code=trust_remote_code
+            Path(pretrained), settings, alone, trust_remote_code=trust_remote_code
         )
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

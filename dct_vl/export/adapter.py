@@ -14,8 +14,7 @@ from nemo.collections.llm.peft.lora import LoRALinear
 from safetensors.torch import save_file
 
 from dct_tokenizer import VisualTokenizer
-from dct_vl.export.plain import folded_patch_embed, why_not_plain
-from dct_vl.export.tensors import ExportError, as_written
+from dct_vl.export.tensors import ExportError, as_written, folded_patch_embed, why_not_plain
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED, recipe
 from dct_vl.model.parts import Part

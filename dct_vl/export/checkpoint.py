@@ -1,7 +1,8 @@
-"""Export a run's checkpoint."""
+"""Export a module, or a run's checkpoint, as a Hugging Face folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,21 +10,100 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from dct_tokenizer import VisualTokenizer
 from dct_vl.export.adapter import export_adapter
-from dct_vl.export.card import write_card
-from dct_vl.export.check import max_abs_logit_diff
-from dct_vl.export.folder import check_place, whole_folder, write_json
-from dct_vl.export.model import ExportOptions, export_module
-from dct_vl.export.outside import Outside, ask_outside
-from dct_vl.export.plain import why_not_plain
-from dct_vl.export.tensors import ExportError
+from dct_vl.export.bundled import (
+    bundled_model_settings,
+    bundled_processor_settings,
+    cell_embedding,
+    write_code,
+)
+from dct_vl.export.check import Outside, ask_outside, max_abs_logit_diff
+from dct_vl.export.folder import (
+    atomic_folder,
+    check_new,
+    copy_text_files,
+    model_settings,
+    processor_settings,
+    write_card,
+    write_json,
+)
+from dct_vl.export.tensors import (
+    MAX_SHARD_BYTES,
+    ExportError,
+    folded_patch_embed,
+    megatron_groups,
+    stock_shapes,
+    why_not_plain,
+    write_tensors,
+)
 from dct_vl.inference.loading import find_checkpoint, load_checkpoint
 from dct_vl.inputs.held_out import read_split
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
+from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
+from dct_vl.model.lora import merge_lora
 from dct_vl.runs.config.tuning import trained_parts
 from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+def export_module(
+    module: QwenVLWithVisualTokenizer,
+    visual: VisualTokenizer,
+    base: str | Path,
+    out: str | Path,
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    add_files: Callable[[Path], None] = lambda folder: None,
+) -> int:
+    """Write a folder that transformers loads without this project.
+
+    Where the tokenizer folds into the stock patch embedding it is a plain Qwen2-VL or Qwen2.5-VL;
+    otherwise it brings the tokenizer's code along, for `trust_remote_code=True`. The folder is
+    written atomically: under another name beside it, and renamed once it is complete.
+
+    Args:
+        module: a whole model on any device; adapters are merged into it.
+        visual: its tokenizer, with the pixel bounds to write.
+        base: the Hugging Face folder that the run started from.
+        out: a new or empty folder.
+        dtype: of the written tensors.
+        max_shard_bytes: of one file.
+        add_files: writes what else belongs into the folder, before that has its name.
+
+    Returns:
+        Bytes of the weights.
+
+    Raises:
+        ExportError: `out` holds something, or the module does not fit the base folder's
+            config.json.
+    """
+    base = Path(base)
+    with atomic_folder(out) as unfinished:
+        copy_text_files(base, unfinished)
+        merge_lora(module)
+        stock = stock_shapes(base)
+        groups = list(megatron_groups(module, stock, dtype))
+        reason = why_not_plain(visual)
+        if reason is None:
+            settings = model_settings(base, dtype)
+            processor = processor_settings(base, visual)
+            front_end = [folded_patch_embed(module.vision_model.front_end, dtype)]
+        else:
+            write_code(unfinished)
+            settings = bundled_model_settings(base, dtype, visual)
+            processor = bundled_processor_settings(base, visual)
+            front_end = cell_embedding(module.vision_model.front_end, dtype)
+        write_json(unfinished / "config.json", settings)
+        write_json(unfinished / "preprocessor_config.json", processor)
+        expected = {name: shape for name, shape in stock.items() if name != PATCH_EMBED}
+        for group in front_end:
+            expected.update(group.shapes)
+        groups += front_end
+        num_bytes = write_tensors(unfinished, groups, expected, max_shard_bytes=max_shard_bytes)
+        add_files(unfinished)
+    return num_bytes
 
 
 def checkpoint_dtype(checkpoint: str | Path) -> torch.dtype:
@@ -69,9 +149,9 @@ def export_adapters(path: str | Path, out: str | Path, dtype: torch.dtype | None
     """
     _, checkpoint = find_checkpoint(path)
     stored = checkpoint_dtype(checkpoint)
-    check_place(out)
+    check_new(out)
     model = load_checkpoint(path, dtype=stored, merge=False)
-    with whole_folder(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         return export_adapter(
             model.module,
             model.visual,
@@ -106,7 +186,7 @@ def export_checkpoint(
         ValueError: no checkpoint there, or no samples to ask about; or see `export_module`.
     """
     run_folder, checkpoint = find_checkpoint(path)
-    check_place(out)
+    check_new(out)
     if check or outside:
         _check_samples(read_config(run_folder).data.path)
     stored = checkpoint_dtype(checkpoint)
@@ -114,13 +194,12 @@ def export_checkpoint(
     # adapters are merged in the wider of the two, and rounded once when they are written
     model = load_checkpoint(path, dtype=torch.promote_types(stored, written))
     base = model.run.model.path
-    options = ExportOptions(dtype=written)
     num_bytes = export_module(
         model.module,
         model.visual,
         base,
         out,
-        options,
+        dtype=written,
         add_files=lambda folder: write_card(
             folder, model.run, run_folder, checkpoint, model.visual
         ),

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a NeMo checkpoint that evaluation reads like a run's."""
+"""Import a Hugging Face folder as a NeMo checkpoint that every verb takes like a run's."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-
-from dct_vl.compat import activate
-
-activate()
-
-from megatron.core import dist_checkpointing  # noqa: E402
-from megatron.core.dist_checkpointing.dict_utils import nested_values  # noqa: E402
-from megatron.core.dist_checkpointing.mapping import (  # noqa: E402
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
     apply_factories,
 )
+from omegaconf import OmegaConf
 
-from dct_tokenizer import preset_config  # noqa: E402
-from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS  # noqa: E402
-from dct_vl.export.folder import check_place, whole_folder  # noqa: E402
-from dct_vl.inference.loading import start_single_process  # noqa: E402
-from dct_vl.model.families.qwen_vl.config import read_hf_config  # noqa: E402
-from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
-from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer  # noqa: E402
-from dct_vl.model.weights import load_hf_weights  # noqa: E402
-from dct_vl.runs.checkpoint_files import META_NAME, list_files  # noqa: E402
-from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
+from dct_tokenizer import preset_config
+from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS
+from dct_vl.export.folder import atomic_folder, check_new
+from dct_vl.inference.loading import start_single_process
+from dct_vl.model.families.qwen_vl.config import read_hf_config
+from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer
+from dct_vl.model.weights import load_hf_weights
+from dct_vl.runs.checkpoint_files import META_NAME, list_files
+from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig
 
 #: NeMo saves the module below its Lightning wrapper
 _PREFIX = "module."
@@ -54,13 +49,13 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         ValueError: `out` holds something, or the folder is no whole model; lists what is wrong.
     """
     folder, out = Path(folder).resolve(), Path(out)
-    check_place(out)
+    check_new(out)
     run = _run(folder, tokenizer)
     start_single_process()
     module = _empty_module(run)
     load_hf_weights(module, folder)
     checkpoint = Path("checkpoints") / "step-00000000"
-    with whole_folder(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         weights = unfinished / checkpoint / "weights"
         weights.mkdir(parents=True)
         dist_checkpointing.save(_writable_state(module), str(weights))
@@ -130,10 +125,10 @@ def _writable_state(module: QwenVLWithVisualTokenizer) -> dict[str, Any]:
             storage = piece.data.untyped_storage()
             if storage.nbytes() != piece.data.nbytes:
                 views.setdefault(storage.data_ptr(), []).append(piece)
-    for place, pieces in views.items():
+    for address, pieces in views.items():
         for piece in pieces:
             piece.data = piece.data.clone()
-        wholes[place].data = wholes[place].data.new_empty(0)
+        wholes[address].data = wholes[address].data.new_empty(0)
     return state
 
 

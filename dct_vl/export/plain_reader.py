@@ -1,6 +1,6 @@
-"""Answer questions with an exported folder as somebody would who does not have this project.
+"""Answer questions with an exported folder and plain transformers, without this project.
 
-`dct_vl.export.outside` starts this file with `python -I`, and it closes the door to the
+`dct_vl.export.check` starts this file with `python -I`, and it blocks the
 project's packages before anything else. It reads requests (JSON lines with messages,
 images, max_new_tokens) and the logits that are expected of some of them, and writes one JSON line a
 request: answer, num_visual_tokens, and max_abs_logit_diff where logits were expected.
@@ -16,7 +16,7 @@ from typing import Any
 PROJECT = ("dct_tokenizer", "data_prep", "dct_vl")
 
 
-def close_the_door() -> None:
+def block_project() -> None:
     """Make the project's packages impossible to import, also where it is installed."""
     for name in PROJECT:
         sys.modules[name] = None  # type: ignore[assignment]
@@ -52,7 +52,7 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
     )
     model = model.to(device).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, use_fast=False)
-    # use_fast is about pictures; the slow text tokenizer cannot decode ids that no token has
+    # use_fast is about images; the slow text tokenizer cannot decode ids that no token has
     processor.tokenizer = AutoTokenizer.from_pretrained(folder)
     marks = processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
     with open(requests, encoding="utf-8") as lines, open(output, "w", encoding="utf-8") as file:
@@ -61,8 +61,8 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
             text = processor.apply_chat_template(
                 request["messages"], tokenize=False, add_generation_prompt=True
             )
-            pictures = [Image.open(path).convert("RGB") for path in request["images"]]
-            inputs = processor(text=[text], images=pictures or None, return_tensors="pt").to(device)
+            images = [Image.open(path).convert("RGB") for path in request["images"]]
+            inputs = processor(text=[text], images=images or None, return_tensors="pt").to(device)
             ids = inputs["input_ids"]
             with torch.inference_mode():
                 answer = model.generate(
@@ -85,5 +85,5 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
 
 
 if __name__ == "__main__":
-    close_the_door()
+    block_project()
     main(*sys.argv[1:])

@@ -1,22 +1,27 @@
-"""The Hugging Face tensors of a Megatron module, made one Megatron tensor at a time.
+"""The Hugging Face tensors of a Megatron module, and the safetensors files that hold them.
 
-Nothing is held twice: a group is cut from the module's own parameters when it is asked for.
+No tensor is held twice: a group is cut from the module's own parameters when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from dct_tokenizer import FrontEnd, VisualTokenizer, build_tokenizer, fold
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.tensor_names import (
     FRONT_END_PREFIX,
     LM_HEAD,
+    PATCH_EMBED,
     WORD_EMBEDDINGS,
     Recipe,
     recipe,
@@ -25,6 +30,12 @@ from dct_vl.model.weights import attention_geometry, module_shards, place_in_ful
 
 #: the two tensors whose rows are the vocabulary, which Megatron may pad
 _VOCABULARY = (WORD_EMBEDDINGS, LM_HEAD)
+#: heights, widths and frames on which a tokenizer must plan as the stock processor does
+_PROBES = ((90, 130, 1), (420, 588, 1), (61, 1203, 1), (2000, 1500, 1), (112, 168, 6))
+#: of one file; transformers' own default
+MAX_SHARD_BYTES = 5 * 10**9
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 
 
 class ExportError(ValueError):
@@ -138,3 +149,99 @@ def _assemble(shards: list[ShardedTensor]) -> torch.Tensor:
             "the whole model in one process (tensor and pipeline parallel sizes of 1)"
         )
     return full
+
+
+def why_not_plain(visual: VisualTokenizer) -> str | None:
+    """Why a tokenizer's model is not a plain Qwen2-VL or Qwen2.5-VL, or None where it is.
+
+    It is where images become the very cells of the stock processor, and nothing but one
+    convolution without bias lies between them and the vision tower's blocks.
+    """
+    if visual.content_dependent:
+        return "its cells depend on the image's content"
+    if visual.post_merge() is not None:
+        return "it has a module between the vision tower and the language model"
+    stock = build_tokenizer("pixel", min_pixels=visual.min_pixels, max_pixels=visual.max_pixels)
+    if any(visual.plan(*probe) != stock.plan(*probe) for probe in _PROBES):
+        return "it cuts images into other cells than the stock processor"
+    weight, bias = visual.front_end(1).folded()
+    if tuple(weight.shape[1:]) != (3, PATCH_FRAMES, PATCH, PATCH):
+        return f"its convolution has a kernel of {tuple(weight.shape[2:])}"
+    if bias is not None:
+        return "its convolution has a bias"
+    return None
+
+
+def folded_patch_embed(front_end: FrontEnd, dtype: torch.dtype) -> TensorGroup:
+    """The stock patch embedding that computes what a trained front end computes.
+
+    The weight of `pixel` is that embedding, bit by bit; others are multiplied with their basis in
+    float64 and rounded once to `dtype`.
+    """
+    conv = fold(front_end, inputs="normalised")
+    if conv.bias is not None:
+        raise ExportError("the front end has a bias, which a stock patch embedding has not")
+    weight = conv.weight
+    return TensorGroup(
+        shapes={PATCH_EMBED: tuple(weight.shape)},
+        dtype=dtype,
+        make=lambda: [as_written(weight, dtype)],
+    )
+
+
+def write_tensors(
+    folder: Path,
+    groups: Iterable[TensorGroup],
+    expected: dict[str, tuple[int, ...]],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> int:
+    """Write all groups; one file's worth of tensors is in memory at a time.
+
+    Args:
+        folder: an existing folder.
+        groups: what to write, each name once.
+        expected: name → shape of all tensors that the folder must hold in the end.
+        max_shard_bytes: of one file; a larger group gets a file of its own.
+
+    Returns:
+        Bytes of all tensors.
+
+    Raises:
+        ExportError: names are missing, unexpected or given twice. Nothing has been written then.
+    """
+    files = _spread(list(groups), max_shard_bytes)
+    names = [name for file in files for group in file for name in group.shapes]
+    wrong = sorted(set(expected).symmetric_difference(names))
+    wrong += sorted({name for name in names if names.count(name) > 1})
+    if wrong:
+        raise ExportError(
+            f"{len(wrong)} tensors are missing, unexpected or double: {', '.join(wrong[:20])}"
+        )
+    where: dict[str, str] = {}
+    for number, file in enumerate(files, 1):
+        name = SINGLE_NAME
+        if len(files) > 1:
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for group in file:
+            tensors.update(zip(group.shapes, group.make(), strict=True))
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        where.update(dict.fromkeys(tensors, name))
+    total = sum(group.num_bytes for file in files for group in file)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    return total
+
+
+def _spread(groups: Sequence[TensorGroup], max_bytes: int) -> list[list[TensorGroup]]:
+    files: list[list[TensorGroup]] = []
+    size = 0
+    for group in groups:
+        if not files or size + group.num_bytes > max_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(group)
+        size += group.num_bytes
+    return files

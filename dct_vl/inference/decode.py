@@ -1,28 +1,63 @@
-"""Continue prompts token by token, with a cache of keys and values."""
+"""Continue prompts token by token, with a cache of keys and values.
+
+Shape legend: B rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state as ps
 
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inference.pipeline import agree, staged_forward
-from dct_vl.inference.sampling import Sampling, TokenChooser
+from dct_vl.inference.sampling import AnswerSettings, TokenChooser
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.samples import EncodedChat
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.kv_cache import KeyValueCache
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
-    """How answers are made."""
+def staged_forward(
+    module: QwenVLWithVisualTokenizer, batch: Batch, cache: KeyValueCache
+) -> torch.Tensor | None:
+    """Run this rank's stage between the one before and the one after.
 
-    sampling: Sampling = field(default_factory=Sampling)
-    #: an answer ends before the first of these texts
-    stop: tuple[str, ...] = ()
+    All ranks of a model call this at the same time with the same tokens.
+
+    Args:
+        module: this rank's stage.
+        batch: on the device, with the one token of each row whose logits are wanted.
+        cache: of earlier tokens.
+
+    Returns:
+        (B, V) on the last stage, the whole vocabulary; None on the others.
+    """
+    rows, length = batch.input_ids.shape
+    group = ps.get_pipeline_model_parallel_group()
+    if not ps.is_pipeline_first_stage():
+        weight = next(module.language_model.parameters())
+        hidden = weight.new_empty(length, rows, module.language_model.config.hidden_size)
+        dist.recv(hidden, src=ps.get_pipeline_model_parallel_prev_rank(), group=group)
+        module.language_model.set_input_tensor(hidden)
+    output: Any = module(batch, cache=cache, runtime_gather_output=True)
+    if not ps.is_pipeline_last_stage():
+        dist.send(output.contiguous(), dst=ps.get_pipeline_model_parallel_next_rank(), group=group)
+        return None
+    return output[:, 0]
+
+
+def agree(tokens: torch.Tensor) -> torch.Tensor:
+    """The tokens (B,) of the last rank of a model, on all of its ranks."""
+    group = ps.get_model_parallel_group()
+    ranks = dist.get_process_group_ranks(group)
+    if len(ranks) > 1:
+        # ranks of the last stage have the highest numbers
+        dist.broadcast(tokens, src=max(ranks), group=group)
+    return tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +75,7 @@ def decode(
     model: LoadedModel,
     prompts: Sequence[EncodedChat],
     limits: Sequence[int],
-    options: DecodeOptions | None = None,
+    settings: AnswerSettings | None = None,
     watch: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Decoded]:
     """Answer a batch of prompts.
@@ -51,18 +86,18 @@ def decode(
         model: this process's part of a model.
         prompts: any number that fits the memory; their keys seed what is drawn.
         limits: most tokens of each answer, at least 1.
-        options: greedy by default.
+        settings: greedy by default; the prompts are encoded already, so that bounds play no part.
         watch: called after each step with the tokens of the first answer so far.
     """
-    options = options or DecodeOptions()
+    settings = settings or AnswerSettings()
     device = model.device
     batch = prompt_batch(model, prompts)
     lengths = torch.tensor(batch.sample_lengths, device=device)
     rows = torch.arange(len(prompts), device=device)
     # text goes on after the largest id so far, in all three rows
     position = batch.position_ids.amax(dim=(0, 2))
-    choose = TokenChooser(options.sampling, batch.sample_keys)
-    answers = _Answers(model, limits, options.stop)
+    choose = TokenChooser(settings.sampling, batch.sample_keys)
+    answers = _Answers(model, limits, settings.stop)
     cache = KeyValueCache(lengths, max(batch.sample_lengths) + max(limits))
     last = rows * batch.input_ids.shape[1] + lengths - 1
     logits = staged_forward(model.module, replace(batch, answer_indices=last), cache)
@@ -147,5 +182,5 @@ class _Answers:
 
 def cut_at(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first of the stop texts, and whether there was one."""
-    places = [place for mark in stop if (place := text.find(mark)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+    found = [start for mark in stop if (start := text.find(mark)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)

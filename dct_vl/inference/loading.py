@@ -37,7 +37,7 @@ _PREFIX = "module."
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model ready to answer, with what it needs to read pictures and text."""
+    """A model ready to answer, with what it needs to read images and text."""
 
     run: RunConfig
     #: folder that the weights were read from
@@ -84,8 +84,8 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
 
     Raises:
         ValueError: neither a run with a checkpoint nor a checkpoint, or one whose files are not
-            as they were written. Training would go on from the one before; answers of other
-            weights than were asked for would only mislead.
+            as they were written. Training resumes from the one before; answers of
+            other weights than were asked for would mislead.
     """
     path = Path(path)
     if (path / "weights").is_dir():

@@ -1,4 +1,4 @@
-"""Choose the next token of every row: the likeliest one, or a drawn one.
+"""Settings of answers, and the choice of each row's next token: the likeliest or a drawn one.
 
 Shape legend: B rows, V vocabulary.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,18 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; expected 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected more than 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How answers are made, whatever makes them."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    #: an answer ends before the first of these texts
+    stop: tuple[str, ...] = ()
+    #: bounds of an image's area in pixels; None for the model's own
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 class TokenChooser:
@@ -81,8 +93,8 @@ def draw(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch
     reached = shares.cumsum(dim=-1)
     # rounding must not lead past the last token that has a share
     last = (shares > 0).sum(dim=-1, keepdim=True) - 1
-    place = (reached <= draws[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
-    return ids.gather(-1, place.minimum(last)).squeeze(-1)
+    rank = (reached <= draws[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
+    return ids.gather(-1, rank.minimum(last)).squeeze(-1)
 
 
 def _stream(seed: int, key: str) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""The verbs `compare`, `study` and `quickstart` of `dct-vl`."""
+"""Measure runs (`dct-vl words`, `speed`) and report on them (`compare`, `study`, `quickstart`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,59 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dct_vl.errors import ConfigError
+from dct_vl.verbs import one_line_errors
+from dct_vl.verbs.generate import Limit, Shards
+
+Checkpoints = Annotated[list[Path], typer.Argument(help="Folders of runs, or checkpoints.")]
+
+
+def words(
+    checkpoints: Checkpoints,
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL to write; by default words.jsonl in each run.")
+    ] = None,
+    data: Shards = None,
+    split: Annotated[str, typer.Option(help="Split to read.")] = "test",
+    limit: Limit = None,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.")] = 64,
+) -> None:
+    """Measure the share of answer words predicted right, given the true text before them."""
+    from dct_vl.evaluation.forward_pass import write_words
+    from dct_vl.inference.loading import find_checkpoint, load_checkpoint, with_data_path
+    from dct_vl.runs.result_names import WORDS_NAME
+
+    if output is not None and len(checkpoints) > 1:
+        raise ConfigError("--output names one file; leave it out for several runs")
+    for checkpoint in checkpoints:
+        with one_line_errors():
+            target = output or find_checkpoint(checkpoint)[0] / WORDS_NAME
+            model = load_checkpoint(checkpoint)
+            if data is not None:
+                model = with_data_path(model, str(data))
+            read = write_words(model, target, split=split, limit=limit, batch_size=batch_size)
+        typer.echo(f"{target}: {read.share:.4f} of the words right, step {model.step}, {split}")
+        if read.rejected.by_reason:
+            typer.echo(str(read.rejected), err=True)
+
+
+def speed(
+    checkpoints: Checkpoints,
+    split: Annotated[str, typer.Option(help="Split whose first samples are the batch.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of the batch.")] = 256,
+) -> None:
+    """Measure samples per second of a forward and backward pass without a loader: speed.json."""
+    from dct_vl.evaluation.forward_pass import write_speed
+    from dct_vl.inference.loading import find_checkpoint, load_checkpoint
+    from dct_vl.runs.result_names import SPEED_NAME
+
+    for checkpoint in checkpoints:
+        with one_line_errors():
+            target = find_checkpoint(checkpoint)[0] / SPEED_NAME
+            model = load_checkpoint(checkpoint)
+            found = write_speed(model, target, split=split, batch_size=batch_size)
+        typer.echo(f"{target}: {found:,.0f} samples/s")
 
 
 def compare(
@@ -15,13 +68,14 @@ def compare(
     ),
     answers: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE: scores of a run that lie elsewhere; may be repeated."),
+        typer.Option(help="NAME=FILE: a run's scores from another file; may be repeated."),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Run that the others are compared with; else the first.")
+        str | None,
+        typer.Option(help="Run to compare with; by default the first."),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Score of samples files; else the task's headline.")
+        str | None, typer.Option(help="Metric of samples files; by default the task's headline.")
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -34,18 +88,18 @@ def compare(
         bool, typer.Option(help="Answer the questions of --split where a run has no scores.")
     ] = False,
     split: Annotated[str, typer.Option(help="Split to ask about.")] = "val",
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many samples.")] = None,
+    limit: Limit = None,
 ) -> None:
     """Write one page about several runs: scores against cost, intervals, where they disagree.
 
     Scores are found in the runs' folders: answers*.jsonl of `answers`, words.jsonl of `words`, and
     *_samples_TASK.jsonl of `score --json`.
     """
-    try:
-        from dct_vl.compat.quiet import quieten
-        from dct_vl.evaluation.compare import read_runs, write_comparison
+    from dct_vl.compat.quiet import quieten
+    from dct_vl.evaluation.compare import read_runs, write_comparison
 
-        quieten()
+    quieten()
+    with one_line_errors():
         found = read_runs(
             runs,
             answers=_files(answers or [], "answers", "NAME=FILE, NAME a run's folder name"),
@@ -59,8 +113,6 @@ def compare(
             num_disagreements=examples,
             data=_files(data or [], "data", "TASK=PATH, TASK of a samples file"),
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     for line in warnings_of(output):
         typer.secho(f"warning: {line}", err=True, fg=typer.colors.YELLOW)
     typer.echo(f"Open {page}")
@@ -68,7 +120,7 @@ def compare(
 
 def study(
     runs: Annotated[Path, typer.Argument(help="LOG_DIR whose runs hold a words.jsonl each.")],
-    output: Annotated[Path, typer.Option(help="Folder for study.md, study.png, study.json.")],
+    output: Annotated[Path, typer.Option(help="Folder for study.md, study.png and study.json.")],
     baseline: Annotated[
         str, typer.Option(help="Tokenizer that the others are compared with.")
     ] = "pixel28",
@@ -81,32 +133,28 @@ def study(
 
     height, _, width = picture.partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"picture is {picture!r}; expected HEIGHTxWIDTH, like 224x224")
-    try:
+        raise ConfigError(f"picture is {picture!r}; expected HEIGHTxWIDTH, like 224x224")
+    with one_line_errors():
         table = write_study(
             collect_study(runs, (int(height), int(width))), output, baseline=baseline
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     typer.echo(table.read_text(encoding="utf-8"))
 
 
 def quickstart(
     folder: Annotated[Path, typer.Argument(help="Output folder of launch/quickstart.sh.")],
-    resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed went on from.")],
-    seconds: Annotated[float | None, typer.Option(help="Wall time so far.")] = None,
+    resumed_from: Annotated[int, typer.Option(help="Step that runs/resumed was resumed from.")],
+    seconds: Annotated[float | None, typer.Option(help="Wall-clock seconds so far.")] = None,
 ) -> None:
-    """Write report.html and summary.json of a quickstart."""
+    """Write the quickstart's report.html and summary.json."""
     from dct_vl.compat.quiet import quieten
     from dct_vl.evaluation.compare.quickstart import read_quickstart
     from dct_vl.evaluation.compare.quickstart_page import SUMMARY_NAME, write_quickstart
 
     quieten()
-    try:
+    with one_line_errors():
         data = read_quickstart(folder, resumed_from=resumed_from, seconds_total=seconds)
         page = write_quickstart(data, folder)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     typer.echo((folder / SUMMARY_NAME).read_text())
     typer.echo(f"Open {page}")
 
@@ -133,7 +181,7 @@ def _files(given: list[str], option: str, expected: str) -> dict[str, Path]:
 
 
 def _ask(run: Path, file: Path, split: str, limit: int | None) -> None:
-    from dct_vl.inference.answers import AnswerOptions, write_answers
+    from dct_vl.inference.generate.answers import AnswerOptions, write_answers
     from dct_vl.inference.loading import load_checkpoint
 
     done = write_answers(load_checkpoint(run), AnswerOptions(split=split, limit=limit), file)

@@ -1,4 +1,4 @@
-"""`dct-vl estimate`: the table, or JSON."""
+"""`dct-vl estimate`: memory, time and samples a day, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ _NOTHING_FITS = (
 
 def estimate_command(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="KEY=VALUE …, as of `dct-vl fit`.")
+        list[str] | None, typer.Argument(help="Settings, as for `dct-vl fit`.")
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="2b, 7b, 3b25, 7b25 or a folder, instead of model.path.")
+        str | None, typer.Option(help="2b, 7b, 3b25, 7b25 or a folder; model.path by default.")
     ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs of all nodes.")] = 1,
-    device: Annotated[str, typer.Option(help="Name of the GPU.")] = "H200",
-    mfu: Annotated[float, typer.Option(help="Expected share of the GPU's peak.")] = 0.4,
+    device: Annotated[str, typer.Option(help="GPU, like H200, H100 or A100.")] = "H200",
+    mfu: Annotated[float, typer.Option(help="Expected model FLOPs utilization, 0 to 1.")] = 0.4,
     picture: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH; default: as large as data.max_pixels.")
+        str | None, typer.Option(help="Image size, HEIGHTxWIDTH; by default data.max_pixels.")
     ] = None,
-    pictures: Annotated[int, typer.Option(help="Pictures of a sample.")] = 1,
-    text: Annotated[int, typer.Option(help="Tokens of a sample that are not visual.")] = 128,
+    pictures: Annotated[int, typer.Option(help="Images of a sample.")] = 1,
+    text: Annotated[int, typer.Option(help="Text tokens of a sample.")] = 128,
     answers: Annotated[
-        int | None, typer.Option(help="Those of them that carry loss; default: half.")
+        int | None, typer.Option(help="Text tokens that carry loss; by default half.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
 ) -> None:
-    """Expected memory a GPU, time a step and samples a day, computed without any GPU."""
+    """Estimate memory per GPU, time per step and samples per day, without any GPU."""
     run = compose_estimated(overrides or [])
     sizes = model_sizes(shape or run.model.path)
     work = Workload(

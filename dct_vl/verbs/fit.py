@@ -1,12 +1,15 @@
-"""The verbs that take settings as KEY=VALUE: `fit`, `launch` and `doctor`."""
+"""`dct-vl fit`, `launch` and `doctor`, which take settings; `ledger` and `summary` of a run."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import hydra
+import typer
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -18,10 +21,20 @@ from dct_vl.runs.config.compose import compose_config, register_schema, to_run_c
 from dct_vl.runs.config.groups import CONFIG_DIR
 from dct_vl.runs.config.overrides import check_overrides
 from dct_vl.training.processes.rank_errors import first_cause, note_error
+from dct_vl.verbs import one_line_errors
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE …", help="Settings; dct_vl/runs/config/schema.py has them."),
+]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, LOG_DIR/EXPERIMENT_NAME.")]
+#: keys that the sweep of this process varies
+_swept: list[str] = []
 
 
-def fit(words: list[str]) -> None:
+def fit(words: Settings = None) -> None:
     """Train, or resume. `-m tokenizer=pixel,dct14` trains one run after the other."""
+    words = words or []
     overrides = check_overrides(words)
     if any(word in ("-m", "--multirun") for word in overrides):
         _swept[:] = swept_keys(overrides)
@@ -93,21 +106,33 @@ def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
     return "-".join(dict.fromkeys(parts)) or "default"
 
 
-#: keys that the sweep of this process varies
-_swept: list[str] = []
-
-
-def launch(words: list[str]) -> None:
+def launch(words: Settings = None) -> None:
     """Check everything, then start all processes; --dry-run prints the command."""
     from dct_vl.training.processes.launch import launch as start
 
-    start(words)
+    start(words or [])
 
 
-def doctor(words: list[str]) -> None:
+def doctor(words: Settings = None) -> None:
     """Check versions and devices and, with settings, data, model and disk."""
     from dct_vl.training.processes.doctor import examine
     from dct_vl.training.processes.tiny_model import with_model_folder
 
     if not examine(with_model_folder(compose_config(words)) if words else None):
         sys.exit(1)
+
+
+def ledger(run_dir: RunFolder) -> None:
+    """List which samples a run consumed, and how often."""
+    from dct_vl.runs.ledger import summarize
+
+    with one_line_errors():
+        typer.echo(summarize(run_dir))
+
+
+def summary(run_dir: RunFolder) -> None:
+    """Write the run's page, summary.html, anew."""
+    from dct_vl.training.report import write_run_summary
+
+    with one_line_errors():
+        typer.echo(write_run_summary(run_dir))

@@ -1,4 +1,4 @@
-"""The command `dct-vl layout-check`."""
+"""`dct-vl layout-check`: the same losses in every parallel layout that fits."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dct_vl.training.layout_check.verdict import BF16, FP32, Verdict, judge
 
 def layout_check(
     ranks: Annotated[
-        int | None, typer.Option(help="CPU processes to use; without it all GPUs, or 2 of these.")
+        int | None, typer.Option(help="CPU processes to use; by default all GPUs, or 2 processes.")
     ] = None,
-    tokenizer: Annotated[str, typer.Option(help="A preset of dct_tokenizer.")] = "dct28_420",
+    tokenizer: Annotated[str, typer.Option(help="Preset of the visual tokenizer.")] = "dct28_420",
     model_type: Annotated[str, typer.Option(help="qwen2_vl or qwen2_5_vl.")] = "qwen2_vl",
     layer_spec: Annotated[str, typer.Option(help="auto, te or local.")] = "auto",
-    only: Annotated[str, typer.Option(help="Layouts, with commas: tp2pp2,dp4.")] = "",
+    only: Annotated[str, typer.Option(help="Comma-separated layouts, like tp2pp2,dp4.")] = "",
     variants: Annotated[str, typer.Option(help="padded, packed, or both.")] = "padded,packed",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="JSON of the table.")] = None,
     work_dir: Annotated[
-        Path, typer.Option(help="Data, model, runs and logs; made anew every time.")
+        Path, typer.Option(help="Folder of data, model, runs and logs, made anew every time.")
     ] = Path("outputs/layout_check"),
 ) -> None:
     """Train a tiny model in every parallel layout that fits, and compare it with one process.
@@ -64,28 +64,19 @@ def layout_check(
     cases = [Case(variant=v, layout=layout) for v in wanted for layout in (REFERENCE, *layouts)]
     cases.sort(key=lambda case: case.layout.num_ranks)
     references: dict[str, Outcome] = {}
-    early: list[Outcome] = []
+    waiting: list[Outcome] = []
     verdicts: list[Verdict] = []
 
-    def conclude(outcome: Outcome) -> None:
-        verdict = judge(outcome, references[outcome.case.variant], tolerance, steps)
-        verdicts.append(verdict)
-        typer.echo(line(verdict))
-
     def on_done(outcome: Outcome) -> None:
-        variant = outcome.case.variant
         if outcome.case.layout == REFERENCE:
-            references[variant] = outcome
-            verdict = judge(outcome, outcome, tolerance, steps)
-            verdicts.append(verdict)
-            typer.echo(line(verdict))
-            for other in [o for o in early if o.case.variant == variant]:
-                early.remove(other)
-                conclude(other)
-        elif variant in references:
-            conclude(outcome)
+            references[outcome.case.variant] = outcome
+            waiting.insert(0, outcome)
         else:
-            early.append(outcome)
+            waiting.append(outcome)
+        for done in [one for one in waiting if one.case.variant in references]:
+            waiting.remove(done)
+            verdicts.append(judge(done, references[done.case.variant], tolerance, steps))
+            typer.echo(line(verdicts[-1]))
 
     run_cases(cases, settings, on_done)
     if json_file is not None:

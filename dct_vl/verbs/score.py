@@ -1,4 +1,4 @@
-"""The verbs `score` and `tasks` of `dct-vl`."""
+"""`dct-vl score` and `tasks`: predictions of any model against a benchmark's true answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dct_vl.errors import ConfigError
+from dct_vl.verbs import one_line_errors
+
 if TYPE_CHECKING:
     from dct_vl.evaluation.score import Report
     from dct_vl.evaluation.tasks.task import Task, TaskItem
@@ -18,21 +21,22 @@ tasks_app = typer.Typer(no_args_is_help=True, help="Benchmarks that can be score
 #: keys or lines that are named on the screen; the results file has them all
 _SHOWN = 5
 Data = Annotated[Path, typer.Option(help="The benchmark's folder or file; `tasks list` says what.")]
-Split = Annotated[str | None, typer.Option(help="Part of it; the usual one by default.")]
+Split = Annotated[str | None, typer.Option(help="Split; the benchmark's usual one by default.")]
 
 
 def score(
     task: Annotated[str, typer.Argument(help="Name of a task; `tasks list` has them.")],
     data: Data,
     predictions: Annotated[
-        Path, typer.Option(help='JSON lines {"key", "answer"}, with num_visual_tokens and so on.')
+        Path, typer.Option(help='JSON lines {"key", "answer"}, perhaps with num_visual_tokens.')
     ],
     json: Annotated[
         Path | None, typer.Option(help="Folder for lmms-eval's results and samples files.")
     ] = None,
     split: Split = None,
     only_answered: Annotated[
-        bool, typer.Option(help="Leave out items without a prediction; else they count as wrong.")
+        bool,
+        typer.Option(help="Leave out items without a prediction; by default they are wrong."),
     ] = False,
     model_name: Annotated[str, typer.Option(help="Name for the results file.")] = "",
 ) -> None:
@@ -53,7 +57,7 @@ def score(
 
 @tasks_app.command("list")
 def list_tasks() -> None:
-    """Names, metrics and what each reads."""
+    """List the tasks with their metrics and the files that each reads."""
     with _plain_errors():
         from dct_vl.evaluation.tasks.registry import TASKS
 
@@ -68,7 +72,7 @@ def show_task(
     task: Annotated[str, typer.Argument(help="Name of a task.")],
     data: Data,
     split: Split = None,
-    number: Annotated[int, typer.Option(min=1, help="Items to show.")] = 2,
+    number: Annotated[int, typer.Option(min=1, help="Number of items to show.")] = 2,
 ) -> None:
     """Read a task's data and show its first items, to see that the folder is right."""
     from dct_vl.evaluation.tasks.files import ReadOptions
@@ -108,14 +112,13 @@ def price_file(
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Errors of the user's data and files, and packages that are not there, without a traceback."""
+    """Errors of the user's data and files, and missing packages, without a traceback."""
     try:
-        yield
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+        with one_line_errors(OSError):
+            yield
     except ModuleNotFoundError as error:
         hint = "pip install -e '.[eval]' brings what scoring needs"
-        raise typer.BadParameter(f"{error}; {hint}") from error
+        raise ConfigError(f"{error}; {hint}") from error
 
 
 def _load(name: str, data: Path, split: str | None) -> tuple[Task, list[TaskItem]]:

@@ -36,7 +36,7 @@ def test_words_are_scored(model, tmp_path):
 
 
 def test_questions_are_answered(model, tmp_path):
-    from dct_vl.inference.answers import AnswerOptions, write_answers
+    from dct_vl.inference.generate.answers import AnswerOptions, write_answers
 
     output = tmp_path / "answers.jsonl"
     options = AnswerOptions(limit=6, batch_size=4, max_new_tokens=6)

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from data_prep.schema import Turn
 from dct_tokenizer import VisualTokenizer
 from dct_vl.inference.decode import prompt_batch
-from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine, encode_request
-from dct_vl.inference.generate.engine import AnswerSettings, Reply
+from dct_vl.inference.generate.engine import CheckpointEngine, Reply, encode_request
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
+from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.runs.checkpoint_files import META_NAME
 from dct_vl.runs.config.compose import compose_config

@@ -130,12 +130,12 @@ def choose(browser: Any, name: str) -> None:
 def spoken(runs: list[Path], tokenizer: str, picture: Path) -> list[str]:
     """The same conversation, asked of the engine."""
     from dct_vl.inference.chat.conversation import Conversation, read_medium
-    from dct_vl.inference.generate.engine import AnswerSettings, Reply
-    from dct_vl.inference.generate.open_engine import open_engine
-    from dct_vl.inference.generate.teams import Layout
+    from dct_vl.inference.generate.engine import Reply, open_engine
+    from dct_vl.inference.generate.replicas import ParallelSizes
+    from dct_vl.inference.sampling import AnswerSettings
 
     run = next(run for run in runs if run.name == tokenizer)
-    engine = open_engine(run, AnswerSettings(max_pixels=12544), Layout())
+    engine = open_engine(run, AnswerSettings(max_pixels=12544), ParallelSizes())
     conversation = Conversation(pending=[read_medium("image", picture)])
     answers = []
     for question in QUESTIONS:

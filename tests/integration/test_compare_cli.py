@@ -8,19 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import invoke as run_verb
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from dct_vl.inputs.held_out import read_split
 from dct_vl.runs.result_names import outside_answers
 from dct_vl.runs.run_files import read_steps
-from dct_vl.verbs.evaluation import app
 
 pytestmark = pytest.mark.slow
 
 
 def invoke(*command: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [str(word) for word in command], env={"COLUMNS": "400"})
+    done = run_verb(*command)
     return done.exit_code, done.output
 
 
@@ -100,7 +99,7 @@ def test_an_exported_folder_answers_without_the_project(exported, reference, sha
 
 
 def test_a_tampered_folder_is_found_out(exported, reference, tmp_path):
-    from dct_vl.export.outside import ask_outside
+    from dct_vl.export.check import ask_outside
     from dct_vl.inference.loading import load_checkpoint
 
     tampered = shutil.copytree(exported[0], tmp_path / "hf")

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command_line import invoke
 
 from dct_vl.inputs.held_out import read_split
-from dct_vl.verbs.evaluation import app
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +52,7 @@ def generate(grid, train, questions):
             *("--batch-size", "5", "--max-new-tokens", "8", *options),
         ]
         if not options:
-            done = CliRunner().invoke(app, command)
+            done = invoke(*command)
             assert done.exit_code == 0, done.output
         else:
             started = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 from dct_vl.evaluation.compare.study import read_run
 from dct_vl.evaluation.forward_pass import write_speed, write_words
-from dct_vl.inference.answers import AnswerOptions, write_answers
+from dct_vl.inference.generate.answers import AnswerOptions, write_answers
 from dct_vl.inference.loading import load_checkpoint
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import invoke as run_verb
 from conftest import ROOT, Run, Trainer
 from PIL import Image
-from typer.testing import CliRunner
 
 from dct_vl.inputs.rejects import count_notes, count_rejects
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
-from dct_vl.verbs.evaluation import app
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from sample_videos import FASTSTART, noise_frames, sound, video
@@ -106,7 +105,7 @@ def test_videos_train_and_what_is_damaged_is_counted(runs, tokenizer):
 
 
 def invoke(*command: object) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in command], env={"COLUMNS": "400"})
+    done = run_verb(*command)
     assert done.exit_code == 0, done.output
     return done.output
 

@@ -48,8 +48,8 @@ ONE_MODULE = {
     r"""\[["'](correct|num_right|filtered_resps)["']\]""": {
         "dct_vl/evaluation/compare/results.py",
         "dct_vl/evaluation/forward_pass.py",
-        "dct_vl/inference/answers.py",
-        "dct_vl/export/outside.py",
+        "dct_vl/inference/generate/answers.py",
+        "dct_vl/export/check.py",
     },
     r"binomtest|bootstrap\(|proportion_ci|NUM_RESAMPLES =": {
         "dct_vl/evaluation/compare/intervals.py"

@@ -1,7 +1,7 @@
-"""The tensors that say what a batch's pictures and videos are: made by the processor, read by the
+"""The tensors that say what a batch's images and videos are: made by the processor, read by the
 model.
 
-Shape legend: P pictures and videos in the order of the text, N cells, G attention segments of the
+Shape legend: P images and videos in the order of the text, N cells, G attention segments of the
 vision tower, M visual tokens.
 """
 
@@ -16,14 +16,14 @@ from dct_tokenizer.plan import Plan
 
 #: columns of `media_counts`
 CELLS, SEGMENTS, TOKENS, EXTENT = range(4)
-#: fields whose rows belong to a picture by the column of `media_counts` that numbers them
+#: fields whose rows belong to an image by the column of `media_counts` that numbers them
 ROWS_BY = {
     "pixel_values": CELLS,
     "cell_positions": CELLS,
     "segment_lengths": SEGMENTS,
     "token_positions": TOKENS,
 }
-#: fields with one row a picture
+#: fields with one row an image
 ROW_EACH = ("media_counts", "image_grid_thw")
 NAMES = (*ROWS_BY, *ROW_EACH)
 
@@ -42,11 +42,11 @@ def media_fields(cells: Sequence[torch.Tensor], plans: Sequence[Plan]) -> dict[s
     """Fields of a batch.
 
     Args:
-        cells: uint8 (n, T, 3, B, B) of each picture (T = 1) or video.
+        cells: uint8 (n, T, 3, B, B) of each image (T = 1) or video.
         plans: the final plans.
 
     Returns:
-        pixel_values (N, T, 3, B, B) uint8: beside a video a picture is T equal frames;
+        pixel_values (N, T, 3, B, B) uint8: beside a video an image is T equal frames;
         cell_positions (N, 2) int32, the bits of float32; segment_lengths (G,) int64;
         token_positions (M, 3) int64; media_counts (P, 4) int64: cells, segments, tokens, extent of
         the M-RoPE ids; image_grid_thw (P, 3) int64 in cells.
@@ -72,7 +72,7 @@ def media_fields(cells: Sequence[torch.Tensor], plans: Sequence[Plan]) -> dict[s
 
 
 def take_media(fields: dict[str, torch.Tensor], chosen: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The fields of some pictures, in the given order, repeats allowed."""
+    """The fields of some images, in the given order, repeats allowed."""
     counts = fields["media_counts"]
     taken = {}
     for name, column in ROWS_BY.items():

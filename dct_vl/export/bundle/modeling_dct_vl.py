@@ -125,7 +125,7 @@ class _TakesCells:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """M-RoPE ids (3, R, S) and what they are ahead of the cache's places, (R, 1).
 
-        A picture's ids start where the text stopped; the text goes on after its extent.
+        An image's ids start where the text stopped; the text goes on after its extent.
         """
         num_rows, length = input_ids.shape
         ids = torch.ones((3, num_rows, length), dtype=torch.int64)
@@ -180,7 +180,7 @@ class _TakesCells:
         cache_position: torch.Tensor | None = None,
         rope_deltas: torch.Tensor | None = None,
     ) -> Any:
-        """As transformers' forward, with the fields of `media_fields` for pictures and videos."""
+        """As transformers' forward, with the fields of `media_fields` for images and videos."""
         if pixel_values is not None:
             if input_ids is None or cell_positions is None or segment_lengths is None:
                 raise ValueError(
@@ -197,7 +197,7 @@ class _TakesCells:
             if int(places.sum()) != len(visual):
                 raise ValueError(
                     f"{int(places.sum())} visual tokens in input_ids, {len(visual)} in the "
-                    "pictures: text and pictures must come from one call of the processor"
+                    "images: text and images must come from one call of the processor"
                 )
             inputs_embeds = inputs_embeds.masked_scatter(places[..., None], visual)
             if position_ids is None:
@@ -222,7 +222,7 @@ class _TakesCells:
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, cache_position: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The fields of pictures go with the first step only."""
+        """The fields of images go with the first step only."""
         base: Any = super()
         inputs: dict[str, Any] = base.prepare_inputs_for_generation(
             input_ids, cache_position=cache_position, **kwargs
@@ -241,7 +241,7 @@ class _TakesCells:
         input_ids: Any = None,
         **model_kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows, and each row's pictures with it."""
+        """Repeat rows, and each row's images with it."""
         fields = {name: model_kwargs.pop(name, None) for name in NAMES}
         if expand_size > 1 and input_ids is not None and fields["media_counts"] is not None:
             fields = take_media(fields, self._media_of_rows(input_ids, fields, expand_size))

@@ -1,4 +1,4 @@
-"""Pictures and text → the fields of `DctVLForConditionalGeneration` and its newer sibling."""
+"""Images and text → the fields of `DctVLForConditionalGeneration` and its newer sibling."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
 
 class DctVLImageProcessor(BaseImageProcessor):
-    """Cuts pictures and clips into uint8 cells as the tokenizer plans them.
+    """Cuts images and clips into uint8 cells as the tokenizer plans them.
 
     Args:
         visual_tokenizer: flat mapping of the tokenizer's keys.
-        min_pixels: bounds of a picture's area after the resize.
+        min_pixels: bounds of an image's area after the resize.
         max_pixels: likewise.
         size: the same bounds as later releases of transformers write them, `shortest_edge` and
             `longest_edge`; what stands above wins, as in the stock processor.
@@ -72,7 +72,7 @@ class DctVLImageProcessor(BaseImageProcessor):
         return_tensors: Any = None,
         **_: Any,
     ) -> BatchFeature:
-        """Fields of pictures.
+        """Fields of images.
 
         Args:
             images: Pillow images, or uint8 (H, W, 3) arrays; lists of them are flattened.
@@ -86,7 +86,7 @@ class DctVLImageProcessor(BaseImageProcessor):
     def encode(
         self, media: Sequence[tuple[np.ndarray, float | None]], **bounds: int | None
     ) -> BatchFeature:
-        """Fields of pictures and clips in the order of the text: uint8 (T, H, W, 3), and of clips
+        """Fields of images and clips in the order of the text: uint8 (T, H, W, 3), and of clips
         the frames a second.
         """
         tokenizer = self.tokenizer_with(**bounds)
@@ -102,7 +102,7 @@ class DctVLImageProcessor(BaseImageProcessor):
 
 
 def _flat(images: Any) -> list[Any]:
-    """Pictures of nested lists, one picture, or None."""
+    """Images of nested lists, one image, or None."""
     return [] if images is None else list(cast(Any, make_flat_list_of_images(images)))
 
 
@@ -115,7 +115,7 @@ def _rgb(image: Any) -> np.ndarray:
         array = array.transpose(1, 2, 0)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(
-            f"a picture is {array.dtype} {array.shape}; expected a Pillow image or uint8 RGB"
+            f"an image is {array.dtype} {array.shape}; expected a Pillow image or uint8 RGB"
         )
     return np.ascontiguousarray(array)
 
@@ -130,7 +130,7 @@ class DctVLProcessor(Qwen2VLProcessor):
     def __call__(  # type: ignore[override]
         self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Text with one placeholder a picture or clip → ids, mask and media fields.
+        """Text with one placeholder an image or clip → ids, mask and media fields.
 
         Args:
             images: Pillow images or uint8 (H, W, 3) arrays of the whole batch, in order.
@@ -141,7 +141,7 @@ class DctVLProcessor(Qwen2VLProcessor):
                 takes.
 
         Raises:
-            ValueError: placeholders and pictures differ in number.
+            ValueError: placeholders and images differ in number.
         """
         bounds = {name: kwargs.pop(name, None) for name in ("min_pixels", "max_pixels")}
         for name in ("images_kwargs", "videos_kwargs", "common_kwargs"):

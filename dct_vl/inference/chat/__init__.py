@@ -1,1 +1,1 @@
-"""Talk with a model about pictures and videos, in the terminal or in a browser."""
+"""Talk with a model about images and videos, in the terminal or in a browser."""

@@ -1,26 +1,46 @@
-"""A conversation as it grows: its turns, and the pictures and videos that they show."""
+"""A conversation as it grows: its turns, its images and videos, and an answer as it is made."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from data_prep.schema import Turn
-from dct_vl.inference.chat.stream import stream
+from dct_tokenizer.pixels import resize_frames
+from dct_tokenizer.show import View, look, write_html, write_png
+from dct_tokenizer.show.figure import psnr_text
 from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, Kind
+from dct_vl.inputs.clips import make_clip
+from dct_vl.inputs.images import decode_rgb
+from dct_vl.inputs.video import read_frames, read_header
 
 _MARKS: dict[Kind, str] = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 _MARK = re.compile("<(image|video)>")
+#: what a tokenizer writes for the first bytes of a character whose last ones are still to come
+_INCOMPLETE = "\ufffd"
+#: engines answer one question at a time, whoever asks: they share a device, and Megatron's state
+_ONE_AT_A_TIME = threading.Lock()
+#: frames of a video that are shown side by side
+_MOST_FRAMES = 8
+#: pixels between the two rows
+_GAP = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
-    """A picture or a video, read once so that its file may change or go away."""
+    """An image or a video, read once so that its file may change or go away."""
 
     kind: Kind
     name: str
@@ -48,13 +68,13 @@ class Conversation:
 
     @property
     def everything(self) -> list[Medium]:
-        """All pictures and videos, those of the next question last."""
+        """All images and videos, those of the next question last."""
         return [*self.media, *self.pending]
 
     def request(self, question: str, max_new_tokens: int) -> Request:
         """The whole conversation with one more question.
 
-        Pictures and videos precede the question in the order in which they came, unless it says
+        Images and videos precede the question in the order in which they came, unless it says
         with `<image>` and `<video>` where they belong.
         """
         text = question
@@ -81,7 +101,7 @@ class Conversation:
         with closing(stream(engine, engine.encode(request))) as pieces:
             for piece in pieces:
                 if isinstance(piece, Reply):
-                    # a mark in what the model said would ask for a picture in the next turn
+                    # a mark in what the model said would ask for an image in the next turn
                     said = _MARK.sub(r"< \1>", piece.text)
                     self.turns = [*request.turns, Turn(role="assistant", text=said)]
                     self.media, self.pending = self.everything, []
@@ -90,3 +110,132 @@ class Conversation:
     def reset(self) -> None:
         """Forget everything."""
         self.turns, self.media, self.pending = [], [], []
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def stream(engine: Engine, encoded: Any) -> Generator[str | Reply, None, None]:
+    """The text so far after each token, each the beginning of the next, and the reply at last.
+
+    The engine works in another thread. Where the iterator is closed early, the answer is given up
+    at its next token, and the engine is free again once closing returns.
+
+    Args:
+        engine: that answers, once no other stream is being answered.
+        encoded: what `engine.encode` gave.
+    """
+    pieces: SimpleQueue[str | Reply | BaseException] = SimpleQueue()
+    abandoned = threading.Event()
+
+    def watch(text: str) -> None:
+        if abandoned.is_set():
+            raise _AbandonedError
+        pieces.put(text)
+
+    def work() -> None:
+        try:
+            with _ONE_AT_A_TIME:
+                pieces.put(engine.answer([encoded], watch)[0])
+        except BaseException as error:
+            pieces.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while not isinstance(piece := pieces.get(), Reply):
+            if isinstance(piece, BaseException):
+                raise piece
+            yield settled(piece, engine.settings.stop)
+        yield piece
+    finally:
+        abandoned.set()
+        thread.join()
+
+
+def settled(text: str, stop: Sequence[str]) -> str:
+    """What of a growing text stays in the answer, whatever follows.
+
+    An answer is stripped and ends before a stop text: space at its end and the beginning of a
+    stop text are held back.
+    """
+    text = text.rstrip(_INCOMPLETE)
+    found = [start for mark in stop if (start := text.find(mark)) >= 0]
+    end = min(found, default=len(text))
+    for mark in () if found else stop:
+        begun = (n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
+        end = min(end, len(text) - next(begun, 0))
+    return text[:end].strip()
+
+
+def describe(medium: Medium, engine: Engine) -> str:
+    """Size and number of visual tokens, for people.
+
+    Raises:
+        ValueError: the file is damaged, or cannot be cut by the engine's tokenizer.
+    """
+    if medium.kind == "image":
+        frames = decode_rgb(medium.data)
+        height, width = frames.shape[1:3]
+        plan = engine.visual.refine(frames, engine.visual.plan(height, width))
+        size = f"{width} x {height} pixels"
+    else:
+        header = read_header(medium.data)
+        clip = make_clip(header, engine.video_rules)
+        plan = clip.plan(engine.visual)
+        size = f"{header.width} x {header.height} pixels, {clip.num_frames} frames taken"
+    at_most = "at most " if medium.kind == "video" else ""
+    return f"{medium.name}: {size}, {at_most}{plan.num_llm_tokens} visual tokens"
+
+
+def numbers(view: View) -> str:
+    """Tokens and loss of a view in a line."""
+    height, width = view.image.shape[:2]
+    loss = psnr_text(view.psnr)
+    return (
+        f"{view.tokenizer.name}: {view.plan.num_llm_tokens} visual tokens, "
+        f"{width} x {height} pixels, {loss if math.isinf(view.psnr) else f'PSNR {loss}'}"
+    )
+
+
+def write_seen(medium: Medium, engine: Engine, path: Path) -> str:
+    """Draw an image, or frames of a video above what is seen of them; returns what was written.
+
+    Args:
+        medium: of a conversation.
+        engine: whose tokenizer looks.
+        path: PNG to write; an image's page with a slider has the same name in .html.
+
+    Raises:
+        ValueError, OSError: the medium is damaged, or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if medium.kind == "video":
+        return _write_strip(medium, engine, path)
+    view = look(engine.visual, decode_rgb(medium.data)[0])
+    write_png([view], path)
+    page = path.with_suffix(".html")
+    write_html([view], page, medium.name)
+    return f"{numbers(view)}: {path}, {page}"
+
+
+def _write_strip(medium: Medium, engine: Engine, path: Path) -> str:
+    clip = make_clip(read_header(medium.data), engine.video_rules)
+    plan = clip.plan(engine.visual)
+    taken = read_frames(medium.data, clip.num_frames, plan.height, plan.width).frames
+    if len(taken) < clip.num_frames:
+        plan = clip.plan(engine.visual, len(taken))
+    plan = engine.visual.refine(taken, plan)
+    seen = engine.visual.seen(taken, plan)
+    # a tokenizer may see less than what it plans: both rows have one size
+    rows = (
+        resize_frames(taken, plan.height, plan.width),
+        resize_frames(seen, plan.height, plan.width),
+    )
+    shown = np.linspace(0, len(taken) - 1, min(_MOST_FRAMES, len(taken))).round().astype(int)
+    strips = [np.concatenate(list(row[shown]), axis=1) for row in rows]
+    gap = np.full((_GAP, *strips[0].shape[1:]), 255, np.uint8)
+    Image.fromarray(np.concatenate([strips[0], gap, strips[1]])).save(path)
+    tokens = f"{engine.visual.name}: {plan.num_llm_tokens} visual tokens"
+    return f"{tokens}, {len(taken)} frames, above as they are, below as seen: {path}"

@@ -11,22 +11,21 @@ from typing import TextIO
 
 import torch
 
-from dct_vl.inference.chat.conversation import Conversation, read_medium
-from dct_vl.inference.chat.seen import describe, write_seen
+from dct_vl.inference.chat.conversation import Conversation, describe, read_medium, write_seen
 from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inputs.chat import Kind
 
 HELP = """\
-/image PATH    show a picture with the next question; may be repeated
+/image PATH    show an image with the next question; may be repeated
 /video PATH    show a video with the next question
-/show [FOLDER] write what the model sees of all pictures and videos (FOLDER: chat_seen)
+/show [FOLDER] write what the model sees of all images and videos (FOLDER: chat_seen)
 /reset         forget the conversation
 /quit          end it, as does the end of the input
-Everything else is a question; <image> and <video> in it mark where the next pictures belong."""
+Everything else is a question; <image> and <video> in it mark where the next images belong."""
 
 
 class Terminal:
-    """Takes lines and answers them.
+    """Answers lines: questions and commands.
 
     Args:
         engine: that answers.

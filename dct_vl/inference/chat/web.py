@@ -1,4 +1,4 @@
-"""A conversation in a browser: a picture, what each tokenizer leaves of it, questions and answers.
+"""A conversation in a browser: an image, what each tokenizer leaves of it, questions and answers.
 
 Nothing is loaded from anywhere but the machine itself.
 """
@@ -20,8 +20,7 @@ import torch
 
 from dct_tokenizer import build_tokenizer, list_presets
 from dct_tokenizer.show import look
-from dct_vl.inference.chat.conversation import Conversation, read_medium
-from dct_vl.inference.chat.seen import numbers
+from dct_vl.inference.chat.conversation import Conversation, numbers, read_medium
 from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inputs.images import decode_rgb
 
@@ -46,18 +45,18 @@ class Page:
         #: those of the models, then presets that can be looked through only
         self.choices = [*engines, *(name for name in list_presets() if name not in asked)]
 
-    def look(self, picture: str | None, choice: str) -> tuple[np.ndarray | None, str]:
-        """What is seen of a picture, uint8 (H, W, 3), and its numbers."""
-        if picture is None:
-            return None, "no picture: questions are about text alone"
+    def look(self, image: str | None, choice: str) -> tuple[np.ndarray | None, str]:
+        """What is seen of an image, uint8 (H, W, 3), and its numbers."""
+        if image is None:
+            return None, "no image: questions are about text alone"
         with _shown_errors():
-            pixels = decode_rgb(Path(picture).read_bytes())[0]
+            pixels = decode_rgb(Path(image).read_bytes())[0]
             view = look(self._visual(choice), pixels)
         height, width = pixels.shape[:2]
         return view.seen, f"original {width} x {height}; {numbers(view)}"
 
     def ask(
-        self, question: str, picture: str | None, choice: str, conversation: Conversation
+        self, question: str, image: str | None, choice: str, conversation: Conversation
     ) -> Iterator[tuple[Messages, str, Conversation]]:
         """(messages so far, text of the question's box, conversation), again and again."""
         engine = self.engines.get(choice)
@@ -71,8 +70,8 @@ class Page:
         before = _messages(conversation)
         asked = {"role": "user", "content": question.strip()}
         with _shown_errors():
-            if picture is not None and not conversation.everything:
-                conversation.pending.append(read_medium("image", Path(picture)))
+            if image is not None and not conversation.everything:
+                conversation.pending.append(read_medium("image", Path(image)))
             with closing(
                 conversation.ask(engine, question.strip(), self._max_new_tokens)
             ) as pieces:
@@ -115,8 +114,8 @@ def build(page: Page) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 # the file itself, as the model takes it: no format or mode is changed
-                picture = gr.Image(
-                    label="Picture",
+                image = gr.Image(
+                    label="Image",
                     type="filepath",
                     image_mode=None,
                     sources=["upload", "clipboard"],
@@ -153,16 +152,16 @@ def build(page: Page) -> gr.Blocks:
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     again = gr.Button("New conversation", elem_id="again")
         blank: dict[str, Any] = {"outputs": [messages, conversation], "show_progress": "hidden"}
-        for event in (picture.change, choice.change):
-            event(page.look, [picture, choice], [seen, facts], api_visibility="private")
-            # another picture, or other eyes: what was said is about something else
+        for event in (image.change, choice.change):
+            event(page.look, [image, choice], [seen, facts], api_visibility="private")
+            # another image or tokenizer: the conversation was about something else
             event(lambda: ([], Conversation()), **blank, api_visibility="private")
         for event in (again.click, messages.clear):
             event(lambda: ([], Conversation()), **blank, api_visibility="private")
         for event in (ask.click, question.submit):
             event(
                 page.ask,
-                [question, picture, choice, conversation],
+                [question, image, choice, conversation],
                 [messages, question, conversation],
                 concurrency_id="engine",
                 concurrency_limit=1,

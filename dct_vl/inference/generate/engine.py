@@ -1,32 +1,33 @@
-"""What answers: an engine encodes requests and continues batches of them."""
+"""Engines answer requests: their protocol, the engine of a training checkpoint, `open_engine`."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from megatron.energon import Sample
 
 from dct_tokenizer import VisualTokenizer
+from dct_vl.inference.decode import cut_at, decode, logits_of
+from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.loading import LoadedModel, load_checkpoint
+from dct_vl.inference.sampling import AnswerSettings
+from dct_vl.inputs.encode import encode_chat, plan_chat
+from dct_vl.inputs.held_out import HeldOut
+from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.video_rules import VideoRules
+from dct_vl.runs.checkpoint_files import read_meta
 
 #: is called after each token with the text of a batch's first answer so far
 Watch = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerSettings:
-    """How answers are made, whatever makes them."""
-
-    sampling: Sampling = field(default_factory=Sampling)
-    #: an answer ends before the first of these texts
-    stop: tuple[str, ...] = ()
-    #: bounds of a picture's area; None for the model's own
-    min_pixels: int | None = None
-    max_pixels: int | None = None
+#: of a file's fingerprint
+_NUM_SAMPLED, _BYTES_EACH = 256, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,22 +46,22 @@ class Reply:
 class Engine(Protocol):
     """A model in this process, or this process's part of one."""
 
-    #: may be changed between batches, but for the pixel bounds
+    #: may be changed between batches, except the pixel bounds
     settings: AnswerSettings
-    #: bounds of a picture's area that hold
+    #: bounds of an image's area in pixels, as they are in force
     min_pixels: int
     max_pixels: int
 
     @property
     def visual(self) -> VisualTokenizer:
-        """The tokenizer through which pictures are seen, under these bounds."""
+        """The tokenizer through which images are seen, under these bounds."""
 
     @property
     def video_rules(self) -> VideoRules:
         """What is taken of a video."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes two engines give the same answers, fit for JSON."""
+        """What engines with the same answers have in common, as JSON."""
 
     def encode(self, request: Request) -> Any:
         """What `answer` takes; may run in another thread.
@@ -89,3 +90,185 @@ def score_of(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
     shares = logits.float().log_softmax(dim=-1)
     total = shares.gather(1, wanted[:, None]).sum()
     return float(total), bool((logits.argmax(dim=-1) == wanted).all())
+
+
+def checkpoint_fingerprint(checkpoint: Path) -> str:
+    """The id that training gave a checkpoint; without one, for imported ones, that of its files.
+
+    Raises:
+        ValueError: not a checkpoint.
+    """
+    given = read_meta(checkpoint).get("id")
+    return str(given) if given else files_fingerprint(checkpoint, ("weights/*",))
+
+
+def files_fingerprint(folder: Path, patterns: Sequence[str]) -> str:
+    """Hash of names, sizes and 256 evenly spaced blocks of the files that match.
+
+    Gigabytes are not read whole. It stays the same in a copy.
+    """
+    found = hashlib.sha256()
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(files):
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with open(path, "rb") as file:
+            for offset in sorted({size * n // _NUM_SAMPLED for n in range(_NUM_SAMPLED)}):
+                file.seek(offset)
+                found.update(file.read(_BYTES_EACH))
+    return found.hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRequest:
+    """A prompt, and how long its answer may be."""
+
+    prompt: EncodedChat
+    max_new_tokens: int
+
+
+class CheckpointEngine:
+    """A checkpoint of any layout, in this process or divided over its replica group.
+
+    Args:
+        model: this process's part of it.
+        settings: of the answers.
+        is_blank: images and videos are replaced by even grey ones of their size.
+    """
+
+    def __init__(
+        self, model: LoadedModel, settings: AnswerSettings, *, is_blank: bool = False
+    ) -> None:
+        visual = model.visual
+        bounded = visual.within(
+            visual.min_pixels if settings.min_pixels is None else settings.min_pixels,
+            visual.max_pixels if settings.max_pixels is None else settings.max_pixels,
+        )
+        self.settings = settings
+        self.is_blank = is_blank
+        self.model = replace(model, visual=bounded)
+        self.min_pixels, self.max_pixels = bounded.min_pixels, bounded.max_pixels
+
+    @property
+    def visual(self) -> VisualTokenizer:
+        """See `Engine`."""
+        return self.model.visual
+
+    @property
+    def video_rules(self) -> VideoRules:
+        """See `Engine`."""
+        return self.model.inputs.video
+
+    def identity(self) -> dict[str, Any]:
+        """See `Engine`."""
+        run = self.model.run
+        return {
+            "run": run.experiment_name,
+            "step": self.model.step,
+            "weights": checkpoint_fingerprint(self.model.checkpoint),
+            "tokenizer": run.tokenizer,
+            "dtype": str(next(self.model.module.parameters()).dtype),
+            **({"blank": True} if self.is_blank else {}),
+        }
+
+    def encode(self, request: Request) -> EncodedRequest:
+        """Prompt and cells; of videos as much as training would take."""
+        return EncodedRequest(
+            prompt=encode_request(self.model, request, is_blank=self.is_blank),
+            max_new_tokens=request.max_new_tokens,
+        )
+
+    def answer(self, encoded: Sequence[EncodedRequest], watch: Watch | None = None) -> list[Reply]:
+        """See `Engine`."""
+        settings = self.settings
+        limits = [one.max_new_tokens for one in encoded]
+        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
+        found = decode(self.model, [one.prompt for one in encoded], limits, settings, follow)
+        return [
+            Reply(
+                text=cut_at(self.model.text(given.tokens), settings.stop)[0].strip(),
+                num_tokens=len(given.tokens),
+                is_finished=given.is_finished,
+                num_visual_tokens=int((one.prompt.input_ids < 0).sum()),
+                damage=one.prompt.damage,
+            )
+            for given, one in zip(found, encoded, strict=True)
+        ]
+
+    def score(self, encoded: EncodedRequest, continuation: str) -> tuple[float, bool]:
+        """See `Engine`; for a model that is not divided."""
+        tokens = self.model.chat.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise ValueError("the text to score has no token")
+        prompt = encoded.prompt
+        length, following = len(prompt.input_ids), prompt.position_ids.max() + 1
+        positions = np.arange(following, following + len(tokens))
+        whole = replace(
+            prompt,
+            input_ids=np.concatenate((prompt.input_ids, tokens)),
+            is_answer=np.concatenate((prompt.is_answer, np.ones(len(tokens), dtype=bool))),
+            position_ids=np.concatenate(
+                (prompt.position_ids, np.broadcast_to(positions, (3, len(tokens)))), axis=1
+            ),
+        )
+        indices = torch.arange(length - 1, length - 1 + len(tokens))
+        return score_of(logits_of(self.model, whole, indices), tokens)
+
+
+def encode_request(model: LoadedModel, request: Request, *, is_blank: bool = False) -> EncodedChat:
+    """A request as the model takes it; of videos as much as training would take.
+
+    Raises:
+        ValueError, OSError: marks and media differ in number, the text holds a control token, or
+            an image or video cannot be read or planned.
+    """
+    origin = Sample(__key__=request.key, __restore_key__=())
+    planned = plan_chat(model.inputs, origin, request.turns, *request.read(), is_prompt=True)
+    return encode_chat(model.inputs, planned, is_blank=is_blank)
+
+
+def encode_sample(model: LoadedModel, sample: HeldOut) -> EncodedChat:
+    """A whole conversation with its images and videos, as training sees it.
+
+    Raises:
+        ValueError: training would reject it.
+    """
+    origin = Sample(__key__=sample.key, __restore_key__=())
+    turns = sample.record.turns
+    planned = plan_chat(model.inputs, origin, turns, sample.images, sample.videos)
+    return encode_chat(model.inputs, planned)
+
+
+def open_engine(
+    model: Path,
+    settings: AnswerSettings,
+    sizes: ParallelSizes,
+    *,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Engine:
+    """Load a run, a checkpoint or a Hugging Face folder; `join_replica_group` comes before.
+
+    The model computes in `dtype`, by default in bf16 on a GPU and in fp32 on the CPU.
+
+    Raises:
+        ValueError: none of these, a folder with code that is not trusted, or one that was to be
+            divided over ranks.
+    """
+    cuda = torch.cuda.is_available()
+    chosen = dtype or (torch.bfloat16 if cuda else torch.float32)
+    if not (model / "config.json").is_file():
+        return CheckpointEngine(load_checkpoint(model, dtype=chosen), settings)
+    if sizes.processes_each > 1:
+        raise ValueError(
+            f"{model} is a Hugging Face folder, which one process holds whole: leave --tp and --pp "
+            "out, or import it first (dct-vl import)"
+        )
+    from dct_vl.inference.generate.hf_engine import HfEngine, brings_code
+
+    if brings_code(model) and not trust_remote_code:
+        raise ValueError(f"{model} brings code of its own: add --trust-remote-code to run it")
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    return HfEngine(
+        model, settings, device=device, dtype=chosen, trust_remote_code=trust_remote_code
+    )

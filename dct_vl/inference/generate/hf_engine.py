@@ -26,8 +26,13 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_vl.inference.decode import cut_at
-from dct_vl.inference.generate.engine import AnswerSettings, Reply, Watch, score_of
-from dct_vl.inference.generate.fingerprint import files_fingerprint
+from dct_vl.inference.generate.engine import (
+    AnswerSettings,
+    Reply,
+    Watch,
+    files_fingerprint,
+    score_of,
+)
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling, TokenChooser
 from dct_vl.inputs.chat import ChatTokenizer
@@ -85,7 +90,7 @@ class HfEngine:
         self.processor = AutoProcessor.from_pretrained(
             folder, use_fast=False, trust_remote_code=trust_remote_code, **bounds
         )
-        # use_fast is about pictures, where the fast processor needs more packages and differs; the
+        # use_fast is about images, where the fast processor needs more packages and differs; the
         # processor hands it on to the text tokenizer, whose slow one cannot decode unused ids
         self.processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model = (
@@ -98,8 +103,8 @@ class HfEngine:
         if self.processor.tokenizer.chat_template is None:
             self.processor.tokenizer.chat_template = self.processor.chat_template
         self.chat = ChatTokenizer(self.processor.tokenizer)
-        pictures = self.processor.image_processor
-        self.min_pixels, self.max_pixels = pictures.min_pixels, pictures.max_pixels
+        images = self.processor.image_processor
+        self.min_pixels, self.max_pixels = images.min_pixels, images.max_pixels
         self.visual = _visual(folder).within(self.min_pixels, self.max_pixels)
         self.video_rules = VideoRules()
 
@@ -115,14 +120,14 @@ class HfEngine:
         """Rendered text and decoded media; of videos what Qwen2-VL's rules take.
 
         Raises:
-            ValueError, OSError: as of `Engine`; also for a picture that the processor would refuse,
+            ValueError, OSError: as of `Engine`; also for an image that the processor would refuse,
                 which in a batch would take the other questions with it.
         """
         images, videos = request.read()
         messages = self.chat.messages(request.turns, len(images), len(videos))
-        pictures = tuple(Image.fromarray(decode_rgb(data)[0]) for data in images)
-        for picture in pictures:
-            self._check_size(picture.height, picture.width)
+        decoded = tuple(Image.fromarray(decode_rgb(data)[0]) for data in images)
+        for image in decoded:
+            self._check_size(image.height, image.width)
         frames, rates, damage = [], [], []
         for data in videos:
             clip = make_clip(read_header(data), self.video_rules)
@@ -137,7 +142,7 @@ class HfEngine:
             text=self.processor.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             ),
-            images=pictures,
+            images=decoded,
             videos=tuple(frames),
             rates=tuple(rates),
             max_new_tokens=request.max_new_tokens,
@@ -191,12 +196,12 @@ class HfEngine:
         if not isinstance(self.processor.image_processor, Qwen2VLImageProcessor):
             self.visual.plan(height, width)
             return
-        # it refuses small pictures, which the `pixel` tokenizer enlarges
-        pictures = self.processor.image_processor
+        # it refuses small images, which the `pixel` tokenizer enlarges
+        settings = self.processor.image_processor
         smart_resize(
             height,
             width,
-            factor=pictures.patch_size * pictures.merge_size,
+            factor=settings.patch_size * settings.merge_size,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
@@ -222,7 +227,7 @@ class HfEngine:
         kept = tokens[: prompt.max_new_tokens]
         is_finished = any(token in ends for token in kept)
         if is_finished:
-            kept = kept[: next(place for place, token in enumerate(kept) if token in ends)]
+            kept = kept[: next(i for i, token in enumerate(kept) if token in ends)]
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
         text, is_cut = cut_at(text, self.settings.stop)
         return Reply(

@@ -1,4 +1,4 @@
-"""The file of answers: appended line by line, repaired after a kill, ordered at the end."""
+"""The file of answers: appended in batches, repaired after a kill, ordered at the end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Journal:
         self.settings = beside(output, "settings.json")
 
     def prepare(self, settings: dict[str, Any], keys: Sequence[str]) -> set[str]:
-        """Make the files fit to be appended to; returns the keys that are answered or rejected.
+        """Prepare the files for appending; returns the keys that are answered or rejected.
 
-        One process calls this before others append. A line that a kill cut off goes away.
+        One process calls this before others append. An incomplete last line is removed.
 
         Raises:
             ValueError: the answers there were made with other settings, or are not ours.
@@ -113,11 +113,11 @@ class Journal:
 
     def finish(self, keys: Sequence[str]) -> tuple[int, int]:
         """Put lines into the order of the requests; returns how many are answered and rejected."""
-        place = {key: number for number, key in enumerate(keys)}
+        position = {key: number for number, key in enumerate(keys)}
         counts = []
         for file in (self.output, self.rejected):
             lines = _whole_lines(file)
-            ordered = sorted(lines, key=lambda line: place.get(line["key"], len(place)))
+            ordered = sorted(lines, key=lambda line: position.get(line["key"], len(position)))
             if ordered != lines:
                 _replace(file, ordered)
             counts.append(len(lines))

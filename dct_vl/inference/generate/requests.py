@@ -15,7 +15,7 @@ import orjson
 from data_prep.schema import ROLES, SchemaError, Turn, parse_turns
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK
 
-#: what a content's part is called, and the mark of its place in the text
+#: what a content's part is called, and its mark in the text
 _MARKS = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 Media = tuple[bytes | Path, ...]
 
@@ -25,7 +25,7 @@ class Request:
     """A conversation that ends with a user's turn."""
 
     key: str
-    #: ``<image>`` and ``<video>`` mark places; what has no mark precedes the first question
+    #: ``<image>`` and ``<video>`` mark positions; media without a mark precede the first question
     turns: tuple[Turn, ...]
     #: encoded bytes or the files they lie in
     images: Media
@@ -33,16 +33,16 @@ class Request:
     max_new_tokens: int
 
     def read(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """Encoded pictures and videos.
+        """Encoded images and videos.
 
         Raises:
             OSError: a file cannot be read.
         """
-        pictures, videos = (
+        images, videos = (
             tuple(one if isinstance(one, bytes) else one.read_bytes() for one in media)
             for media in (self.images, self.videos)
         )
-        return pictures, videos
+        return images, videos
 
 
 class Requests:

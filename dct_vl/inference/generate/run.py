@@ -1,4 +1,4 @@
-"""Answer all requests: batches, teams, resume, progress."""
+"""Answer all requests: batches, replica groups, resume, progress."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dct_vl.inference.generate.engine import AnswerSettings, Engine, Reply
+from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inference.generate.journal import Journal
+from dct_vl.inference.generate.replicas import ReplicaGroup
 from dct_vl.inference.generate.requests import Request, Requests
-from dct_vl.inference.generate.teams import Team
+from dct_vl.inference.sampling import AnswerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How it went, over all teams and starts."""
+    """How it went, over all replica groups and starts."""
 
     num_answered: int
     num_rejected: int
-    #: tokens that this process's team generated in this start
+    #: tokens that this process's group generated in this start
     num_tokens: int
     seconds: float
 
@@ -41,7 +42,7 @@ def generate(
     engine: Engine,
     requests: Requests,
     journal: Journal,
-    team: Team,
+    group: ReplicaGroup,
     settings: AnswerSettings,
     *,
     batch_size: int,
@@ -49,7 +50,7 @@ def generate(
     """Answer what the journal does not have yet.
 
     Batches are cut from all requests, whatever is answered already: a request meets the same
-    company in every start, so that also in half precision an answer is the same whenever it is
+    neighbours in every start, so that also in half precision an answer is the same whenever it is
     made. Of a batch that a kill cut in two only the missing answers are written.
 
     Returns:
@@ -59,26 +60,26 @@ def generate(
         ValueError: the journal belongs to other settings.
     """
     batches = _cut(len(requests.keys), batch_size)
-    plan: dict[str, Any] = {}
-    if team.is_first:
-        plan = _plan(engine, requests, journal, settings, batches)
-    plan = team.publish(plan)
-    if plan.get("error"):
-        raise ValueError(plan["error"])
-    todo, done = plan["todo"], set(plan["done"])
-    prepared = _Prepared(engine, requests, [batches[number] for number in todo], team)
+    start: dict[str, Any] = {}
+    if group.is_first:
+        start = _prepare(engine, requests, journal, settings, batches)
+    start = group.publish(start)
+    if start.get("error"):
+        raise ValueError(start["error"])
+    todo, done = start["todo"], set(start["done"])
+    prepared = _Prepared(engine, requests, [batches[number] for number in todo], group)
     started, num_tokens = time.monotonic(), 0
     with tqdm(
         desc=journal.output.stem,
         total=len(requests.keys),
-        initial=plan["num_done"],
+        initial=start["num_done"],
         unit="answer",
-        disable=not team.is_first,
+        disable=not group.is_first,
         smoothing=0.1,
     ) as bar:
-        while (batch := team.share(prepared.take() if team.is_leader else None)) is not None:
+        while (batch := group.share(prepared.take() if group.is_leader else None)) is not None:
             replies = engine.answer([one for _, one in batch.asked]) if batch.asked else []
-            if not team.is_leader:
+            if not group.is_leader:
                 continue
             pairs = [
                 (key, reply)
@@ -90,15 +91,15 @@ def generate(
             for key, error in rejected:
                 journal.reject(key, error)
             num_tokens += sum(reply.num_tokens for _, reply in pairs)
-            count = team.note_answers(len(pairs) + len(rejected))
+            count = group.note_answers(len(pairs) + len(rejected))
             seconds = time.monotonic() - started
-            bar.update(count if team.store is None else plan["num_done"] + count - bar.n)
+            bar.update(count if group.store is None else start["num_done"] + count - bar.n)
             bar.set_postfix(tokens_s=f"{num_tokens / seconds:.0f}", refresh=False)
-        if team.is_leader:
-            team.finish()
-        if not team.is_first:
+        if group.is_leader:
+            group.finish()
+        if not group.is_first:
             return None
-        # the other teams' last answers
+        # the other groups' last answers
         bar.update(len(requests.keys) - bar.n)
     answered, rejected_count = journal.finish(requests.keys)
     return Outcome(
@@ -109,7 +110,7 @@ def generate(
     )
 
 
-def _plan(
+def _prepare(
     engine: Engine,
     requests: Requests,
     journal: Journal,
@@ -133,8 +134,8 @@ def _plan(
     for key, wrong in requests.rejected:
         if key not in done:
             journal.reject(key, wrong)
-    todo = [n for n, batch in enumerate(batches) if any(keys[place] not in done for place in batch)]
-    halves = {keys[place] for number in todo for place in batches[number]} & done
+    todo = [n for n, batch in enumerate(batches) if any(keys[i] not in done for i in batch)]
+    halves = {keys[i] for number in todo for i in batches[number]} & done
     return {
         "todo": todo,
         "done": sorted(halves),
@@ -147,20 +148,20 @@ def _cut(total: int, size: int) -> list[range]:
 
 
 class _Prepared:
-    """Batches of this team, each encoded in another thread while the one before is answered."""
+    """Batches of this group, each encoded in another thread while the one before is answered."""
 
     def __init__(
-        self, engine: Engine, requests: Requests, batches: list[range], team: Team
+        self, engine: Engine, requests: Requests, batches: list[range], group: ReplicaGroup
     ) -> None:
         self._engine = engine
         self._batches = batches
-        self._team = team
+        self._group = group
         self._requests = enumerate(requests)
         self._threads = ThreadPoolExecutor(1)
         self._next: Future[_Batch | None] | None = None
 
     def take(self) -> _Batch | None:
-        """The next batch, or None when no team has one left."""
+        """The next batch, or None when no group has one left."""
         current = self._next or self._threads.submit(self._encode)
         batch = current.result()
         if batch is not None:
@@ -168,7 +169,7 @@ class _Prepared:
         return batch
 
     def _encode(self) -> _Batch | None:
-        number = self._team.claim()
+        number = self._group.claim()
         if number >= len(self._batches):
             return None
         asked: list[tuple[str, Any]] = []
@@ -180,12 +181,12 @@ class _Prepared:
                 rejected.append((request.key, error))
         return _Batch(asked=asked, rejected=rejected)
 
-    def _read(self, places: range) -> Iterator[Request]:
+    def _read(self, batch: range) -> Iterator[Request]:
         """Claims only grow, so that one pass over the requests serves all of them."""
-        for place, request in self._requests:
-            if place >= places.start:
+        for number, request in self._requests:
+            if number >= batch.start:
                 yield request
-                yield from (one for _, one in islice(self._requests, len(places) - 1))
+                yield from (one for _, one in islice(self._requests, len(batch) - 1))
                 return
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -103,3 +103,19 @@ def _qwen2_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qw
         )
     tokenizer.chat_template = chat_template()
     return tokenizer
+
+
+def conversation_texts(path: Path) -> Iterator[str]:
+    """Every message of a JSON list of ``{"conversations": [{"from", "value"}…]}``.
+
+    Raises:
+        ValueError: the file is not such a list.
+    """
+    try:
+        for entry in json.loads(path.read_text(encoding="utf-8")):
+            for message in entry["conversations"]:
+                yield message["value"].replace("<image>", "").strip()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a JSON list of entries with conversations: {error!r}"
+        ) from error

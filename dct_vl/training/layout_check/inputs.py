@@ -14,7 +14,7 @@ from data_prep.progress import Reporter
 from data_prep.run import Job, run
 from dct_vl.errors import ConfigError
 from dct_vl.model.random_model import TinyShape, write_random_model
-from dct_vl.verbs.random_model import conversation_texts
+from dct_vl.model.random_model.tokenizer import conversation_texts
 
 _MARK = ".layout_check"
 #: divisible by four tensor-parallel ranks and four pipeline stages

@@ -40,7 +40,7 @@ ORDINARY = {
     "dct_vl/export/plain_reader.py": "processor.tokenizer sys.modules",
     "dct_vl/inference/generate/hf_engine.py": "self.processor.tokenizer "
     "self.processor.tokenizer.chat_template",
-    "dct_vl/export/import_hf.py": "piece.data wholes[place].data part.perform_initialization",
+    "dct_vl/export/import_hf.py": "piece.data wholes[address].data part.perform_initialization",
     "dct_vl/verbs/fit.py": "sys.argv",
     "dct_vl/compat/narrow.py": "package.__spec__.submodule_search_locations",
     "dct_vl/inputs/video.py": "stream.thread_type",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from command_line import invoke
 from compared_runs import answer, write_lines, write_run
-from typer.testing import CliRunner
 
 from dct_vl.evaluation.compare import read_runs
 from dct_vl.evaluation.compare.pairing import pair, score_runs, score_sources
-from dct_vl.verbs.evaluation import app
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def test_what_cannot_be_meant_is_refused_by_the_command(two, tmp_path):
     runs = [str(run.folder) for run in two([answer("a", 1)], [answer("a", 1)])]
 
     def said(*options: str) -> str:
-        done = CliRunner().invoke(app, ["compare", *runs, *options], env={"COLUMNS": "400"})
+        done = invoke("compare", *runs, *options)
         assert done.exit_code == 2
         return done.output
 

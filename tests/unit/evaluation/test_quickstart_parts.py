@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command_line import invoke
 from compared_runs import answer, write_lines, write_run
-from typer.testing import CliRunner
 
 from dct_vl.evaluation.compare.quickstart import ResumeProof, resume_difference
 from dct_vl.runs.run_files import STEPS_NAME, append_json_line
-from dct_vl.verbs.evaluation import app
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_the_part_and_the_next_step_are_named(folder, name, says, damage):
     if damage == "cut":
         part.write_bytes(content[:12])
     command = ["quickstart", str(folder), "--resumed-from", "1"]
-    done = CliRunner().invoke(app, command, env={"COLUMNS": "1000"})
+    done = invoke(*command)
     assert done.exit_code == 2, done.exception
     assert part.name in done.output
     assert says in done.output

@@ -14,7 +14,7 @@ from trainers_side import loaded, prompt_logits, question
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForConditionalGeneration
 
 from dct_tokenizer import build_tokenizer
-from dct_vl.export.model import ExportOptions, export_module
+from dct_vl.export.checkpoint import export_module
 from dct_vl.export.tensors import ExportError
 from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
 
@@ -57,7 +57,8 @@ def test_every_tensor_comes_back_bit_by_bit(kind, dtype, request, build_module, 
         visual,
         base,
         out,
-        ExportOptions(dtype=dtype, max_shard_bytes=60_000),
+        dtype=dtype,
+        max_shard_bytes=60_000,
     )
     expected, found = weights(base), weights(out)
     assert ("lm_head.weight" in found) == (kind == "untied")
@@ -96,7 +97,7 @@ def test_plain_transformers_computes_the_same(preset, kind, request, build_modul
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     visual = build_tokenizer(preset, **BOUNDS)
     out = tmp_path / "out"
-    export_module(module, visual, folder, out, ExportOptions(dtype=torch.float32))
+    export_module(module, visual, folder, out, dtype=torch.float32)
     theirs, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
     processor = AutoProcessor.from_pretrained(out, use_fast=False)
@@ -117,13 +118,13 @@ def test_plain_transformers_computes_the_same(preset, kind, request, build_modul
 def test_pixel_bounds_travel_with_the_folder(tiny_model, build_module, tmp_path):
     out = tmp_path / "out"
     visual = build_tokenizer("pixel", **BOUNDS)
-    options = ExportOptions(dtype=torch.float32)
-    export_module(build_module("pixel"), visual, tiny_model, out, options)
+    dtype = torch.float32
+    export_module(build_module("pixel"), visual, tiny_model, out, dtype=dtype)
     processor = AutoProcessor.from_pretrained(out, use_fast=False)
     bounds = processor.image_processor.min_pixels, processor.image_processor.max_pixels
     assert bounds == (BOUNDS["min_pixels"], BOUNDS["max_pixels"])
     with pytest.raises(ExportError, match="not an empty folder"):
-        export_module(build_module("pixel"), visual, tiny_model, out, options)
+        export_module(build_module("pixel"), visual, tiny_model, out, dtype=dtype)
 
 
 def test_a_padded_vocabulary_is_cut(tiny_model, build_module, tmp_path):
@@ -134,7 +135,7 @@ def test_a_padded_vocabulary_is_cut(tiny_model, build_module, tmp_path):
     words.num_embeddings = rows + 8
     out = tmp_path / "out"
     visual = build_tokenizer("pixel", **BOUNDS)
-    export_module(module, visual, tiny_model, out, ExportOptions(dtype=torch.float32))
+    export_module(module, visual, tiny_model, out, dtype=torch.float32)
     found = weights(out)
     assert found["model.embed_tokens.weight"].shape[0] == rows
     assert torch.equal(found[PATCH_EMBED], weights(tiny_model)[PATCH_EMBED])
@@ -174,7 +175,7 @@ def test_adapters_are_merged_or_written_apart(adapted, base, tmp_path):
     export_adapter(adapted, visual, base, apart, trained=trained, dtype=torch.float32)
     asked = question("Where is it?")
     before = prompt_logits(loaded(adapted, visual, base), asked)
-    export_module(adapted, visual, base, tmp_path / "merged", ExportOptions(dtype=torch.float32))
+    export_module(adapted, visual, base, tmp_path / "merged", dtype=torch.float32)
     after = prompt_logits(loaded(adapted, visual, base), asked)
     assert (before - after).abs().max() < 1e-5
     merged, start = weights(tmp_path / "merged"), weights(base)

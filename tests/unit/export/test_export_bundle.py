@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.export.model import ExportOptions, export_module
+from dct_vl.export.checkpoint import export_module
 
 BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 168 * 168}
 PRESETS = ("dct28_420", "pixel_downscale", "post_dct", "adaptive", "pixel28", "dct14_t4")
@@ -98,11 +98,11 @@ def exported(tiny_model, tiny_model_25, build_module, tmp_path_factory) -> dict[
         module = moved(build_module(preset, bases[kind]))
         visual = build_tokenizer(preset, **BOUNDS)
         found[preset, kind] = folder / f"{preset}_{kind}"
-        options = ExportOptions(dtype=torch.float32)
-        export_module(module, visual, bases[kind], found[preset, kind], options)
+        dtype = torch.float32
+        export_module(module, visual, bases[kind], found[preset, kind], dtype=dtype)
         if (preset, kind) == CASES[0]:
-            options = ExportOptions(dtype=torch.bfloat16)
-            export_module(module, visual, tiny_model, folder / "half", options)
+            dtype = torch.bfloat16
+            export_module(module, visual, tiny_model, folder / "half", dtype=dtype)
             found["half"] = folder / "half"
     return found
 
@@ -170,8 +170,8 @@ def test_half_precision_keeps_the_statistics(said):
 def test_pixel_bounds_are_there_for_every_release(tiny_model, build_module, tmp_path):
     out = tmp_path / "dct28_420_bounds"
     visual = build_tokenizer("dct28_420", **BOUNDS)
-    options = ExportOptions(dtype=torch.float32)
-    export_module(build_module("dct28_420"), visual, tiny_model, out, options)
+    dtype = torch.float32
+    export_module(build_module("dct28_420"), visual, tiny_model, out, dtype=dtype)
     low, high = BOUNDS["min_pixels"], BOUNDS["max_pixels"]
     path = out / "preprocessor_config.json"
     settings = json.loads(path.read_text())

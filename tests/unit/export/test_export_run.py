@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from dct_vl.export import check as outside
 from dct_vl.export.check import can_be_asked, max_abs_logit_diff
 from dct_vl.export.checkpoint import export_adapters, export_checkpoint
 from dct_vl.export.import_hf import import_folder
@@ -103,3 +106,23 @@ def test_a_damaged_picture_of_the_split_is_passed_over(made, shards, tmp_path):
     assert max_abs_logit_diff(model, out, [bad, good]) < 1e-4
     with pytest.raises(ExportError, match="nothing was compared"):
         max_abs_logit_diff(model, out, [bad, film])
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("package", ["dct_tokenizer", "data_prep", "dct_vl"])
+def test_the_project_cannot_be_imported_even_where_it_lies(package):
+    """Started in the project's folder, where its packages are otherwise found."""
+    reader = outside._READER
+    script = f"import runpy; runpy.run_path({str(reader)!r})['block_project'](); import {package}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode
+    assert f"ModuleNotFoundError: import of {package} halted" in done.stderr
+
+
+def test_what_went_wrong_there_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"hf does not answer in plain transformers: (.|\n)*npz"):
+        outside._start(tmp_path / "hf", tmp_path, "float32")

@@ -179,7 +179,7 @@ def test_an_exported_folder_says_what_it_is(tiny_model, tmp_path):
     assert "trust_remote_code=True" in body
     assert "| docs | anls | 0.75 |" in body
     assert "stderr" not in body
-    assert "| pixels of a picture | 3,136 to 12,845,056 |" in body
+    assert "| pixels of an image | 3,136 to 12,845,056 |" in body
     assert "luma_keep: 28" in body
     assert str(tmp_path) not in card
 

@@ -21,8 +21,8 @@ from transformers import AutoProcessor
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.inference.answers import AnswerOptions, questions_of, write_answers
-from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine, encode_request
+from dct_vl.inference.generate.answers import AnswerOptions, questions_of, write_answers
+from dct_vl.inference.generate.engine import CheckpointEngine, encode_request
 from dct_vl.inputs.encode import BLANK_LEVEL
 from dct_vl.inputs.held_out import read_split
 

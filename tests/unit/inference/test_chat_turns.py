@@ -18,20 +18,17 @@ import av
 import numpy as np
 import orjson
 import pytest
+from command_line import invoke
 from PIL import Image
-from typer.testing import CliRunner
 
 from data_prep.schema import Turn
 from dct_vl.export.import_hf import import_folder
-from dct_vl.inference.chat.conversation import Conversation, read_medium
-from dct_vl.inference.chat.stream import settled, stream
+from dct_vl.inference.chat.conversation import Conversation, read_medium, settled, stream
 from dct_vl.inference.chat.terminal import Terminal
-from dct_vl.inference.generate.engine import AnswerSettings, Reply
-from dct_vl.inference.generate.open_engine import open_engine
+from dct_vl.inference.generate.engine import Reply, open_engine
+from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import FileRequests
-from dct_vl.inference.generate.teams import Layout
-from dct_vl.inference.sampling import Sampling
-from dct_vl.verbs.evaluation import app
+from dct_vl.inference.sampling import AnswerSettings, Sampling
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 112 * 112}
 #: the tiny model's likeliest tokens are halves of characters
@@ -48,7 +45,8 @@ def run(tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def engines(run, tiny_model):
     return {
-        path: open_engine(path, AnswerSettings(**BOUNDS), Layout()) for path in (run, tiny_model)
+        path: open_engine(path, AnswerSettings(**BOUNDS), ParallelSizes())
+        for path in (run, tiny_model)
     }
 
 
@@ -255,14 +253,14 @@ def test_marks_in_an_answer_ask_for_no_picture(engine, monkeypatch):
 def test_a_pipe_gets_answers_and_an_exit_status(run, engines, files):
     lines = f"/image {files / 'a.png'}\n\nWhat color is it?\n /no command\n/quit\nnever\n"
     bounds = ["--min-pixels", "784", "--max-pixels", "12544", "--max-new-tokens", "6"]
-    done = CliRunner().invoke(app, ["chat", str(run), *bounds], input=lines)
+    done = invoke("chat", run, *bounds, input=lines)
     assert done.exit_code == 0, done.output
     engine = engines[run]
     engine.settings = AnswerSettings(**BOUNDS)
     assert done.stdout == talk(engine, lines.splitlines())[1]
     assert done.stdout.count("\n") >= 2
     assert "visual tokens" in done.stderr
-    wrong = CliRunner().invoke(app, ["chat", str(run), *bounds], input=b"/nix\n\xff\xfe?\n/quit\n")
+    wrong = invoke("chat", run, *bounds, input=b"/nix\n\xff\xfe?\n/quit\n")
     assert wrong.exit_code == 1
     assert isinstance(wrong.exception, SystemExit), wrong.exception
     for arguments, expected in (
@@ -271,9 +269,9 @@ def test_a_pipe_gets_answers_and_an_exit_status(run, engines, files):
         ([str(run), "--temperature", "-1"], "temperature is -1"),
         ([str(run), "--dtype", "int4"], "expected bf16 or fp32"),
     ):
-        refused = CliRunner().invoke(app, ["chat", *arguments])
+        refused = invoke("chat", *arguments)
         assert refused.exit_code == 2
-        assert expected in " ".join(refused.stderr.replace("│", " ").split())
+        assert expected in refused.stderr
 
 
 def test_a_pipe_that_nobody_reads_ends_the_chat(run, tmp_path):

@@ -16,10 +16,10 @@ from trainers_side import loaded, question
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.inference.decode import DecodeOptions, decode
-from dct_vl.inference.generate.checkpoint_engine import encode_request
+from dct_vl.inference.decode import decode
+from dct_vl.inference.generate.engine import encode_request
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.sampling import AnswerSettings, Sampling
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
@@ -117,7 +117,7 @@ def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
         assert other.tokens == one.tokens[: len(other.tokens)]
         assert not other.is_finished
     mark = model.text(free[1].tokens[1:3])
-    stopped = decode(model, prompts, [NEW_TOKENS] * 3, DecodeOptions(stop=(mark,)))
+    stopped = decode(model, prompts, [NEW_TOKENS] * 3, AnswerSettings(stop=(mark,)))
     assert stopped[1].is_finished
     assert len(stopped[1].tokens) <= 3
     end = free[0].tokens[3]
@@ -128,7 +128,7 @@ def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
 
 
 def test_drawn_answers_do_not_depend_on_the_batch(model, prompts):
-    options = DecodeOptions(sampling=Sampling(temperature=1.0, top_p=0.95, seed=3))
+    options = AnswerSettings(sampling=Sampling(temperature=1.0, top_p=0.95, seed=3))
     together = decode(model, prompts, [NEW_TOKENS] * 3, options)
     alone = [decode(model, [one], [NEW_TOKENS], options)[0] for one in reversed(prompts)]
     assert together == alone[::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import av
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data_prep.schema import Turn
 from dct_vl.export.import_hf import import_folder
-from dct_vl.inference.generate.engine import AnswerSettings
-from dct_vl.inference.generate.open_engine import open_engine
+from dct_vl.inference.generate.engine import (
+    checkpoint_fingerprint,
+    files_fingerprint,
+    open_engine,
+)
+from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.generate.teams import Layout
-from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.sampling import AnswerSettings, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def requests(pictures) -> list[Request]:
 def engines(folders):
     bounds = {"min_pixels": 784, "max_pixels": 112 * 112}
     settings = AnswerSettings(**bounds)
-    found = [open_engine(folder, settings, Layout()) for folder in folders]
+    found = [open_engine(folder, settings, ParallelSizes()) for folder in folders]
     assert all((e.min_pixels, e.max_pixels) == (784, 112 * 112) for e in found)
     return found
 
@@ -90,7 +95,7 @@ def test_both_give_the_same_answers_to_videos(tiny_model_25, tmp_path):
     asked = Request(key="v", turns=turns, images=(), videos=(file,), max_new_tokens=6)
     said, scores = [], []
     for folder in (tmp_path / "run", tiny_model_25):
-        engine = open_engine(folder, AnswerSettings(), Layout())
+        engine = open_engine(folder, AnswerSettings(), ParallelSizes())
         encoded = engine.encode(asked)
         said.append(engine.answer([encoded]))
         scores.append(engine.score(encoded, "on the left")[0])
@@ -121,9 +126,9 @@ def test_folders_with_code_are_not_trusted_by_themselves(tiny_model, tmp_path):
     settings["auto_map"] = {"AutoConfig": "x.Y"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="add --trust-remote-code"):
-        open_engine(tmp_path, AnswerSettings(), Layout())
+        open_engine(tmp_path, AnswerSettings(), ParallelSizes())
     with pytest.raises(ValueError, match="leave --tp and --pp out"):
-        open_engine(tiny_model, AnswerSettings(), Layout(tensor=2))
+        open_engine(tiny_model, AnswerSettings(), ParallelSizes(tensor=2))
 
 
 def test_lmms_eval_gets_the_same_answers_and_scores(folders, engines, requests, pictures, tmp_path):
@@ -248,3 +253,44 @@ def test_a_folder_refuses_a_picture_before_it_is_in_a_batch(size, engines, reque
     folder = engines[1]
     with pytest.raises(ValueError, match=f"height:{size[1]}"):
         folder.encode(thin)
+
+
+def test_a_copy_is_the_same_and_a_changed_tensor_is_not(tmp_path):
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    tensors = {f"layer{n}": torch.full((64, 64), float(n)) for n in range(200)}
+    save_file(tensors, ours / "model.safetensors")
+    copy = shutil.copytree(ours, tmp_path / "copy")
+    assert files_fingerprint(copy, ("*.safetensors",)) == files_fingerprint(
+        ours, ("*.safetensors",)
+    )
+    save_file({**tensors, "layer117": tensors["layer117"] + 1}, copy / "model.safetensors")
+    assert files_fingerprint(copy, ("*.safetensors",)) != files_fingerprint(
+        ours, ("*.safetensors",)
+    )
+
+
+def test_training_names_a_checkpoint_by_its_own_id(tmp_path):
+    for name, meta in (("a", {"step": 2, "id": "x"}), ("b", {"step": 2, "id": "y"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dct_vl.json").write_text(json.dumps(meta))
+    assert checkpoint_fingerprint(tmp_path / "a") == "x"
+    assert checkpoint_fingerprint(tmp_path / "b") == "y"
+
+
+@pytest.mark.parametrize("is_imported", [True, False])
+def test_other_weights_under_the_same_name_are_another_engine(is_imported, tiny_model, tmp_path):
+    folder, run = tmp_path / "folder", tmp_path / "run"
+    shutil.copytree(tiny_model, folder)
+    seen = []
+    for _ in range(2):
+        if is_imported:
+            shutil.rmtree(run, ignore_errors=True)
+            import_folder(folder, run)
+        engine = open_engine(run if is_imported else folder, AnswerSettings(), ParallelSizes())
+        seen.append(engine.identity())
+        weights = {k: v + 0.01 for k, v in load_file(folder / "model.safetensors").items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    before, after = seen
+    assert before.pop("weights") != after.pop("weights")
+    assert before == after

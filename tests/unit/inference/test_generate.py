@@ -1,4 +1,4 @@
-"""Requests, the journal, and batches that several teams share."""
+"""Requests, the journal, and batches that several groups share."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from typer.testing import CliRunner
+from command_line import invoke
 
 from dct_vl.evaluation.score import read_predictions
 from dct_vl.evaluation.tasks.registry import find_task
 from dct_vl.evaluation.tasks.task import TaskRequests
-from dct_vl.inference.generate.engine import AnswerSettings, Reply
+from dct_vl.inference.generate.engine import Reply
 from dct_vl.inference.generate.journal import Journal
+from dct_vl.inference.generate.replicas import ParallelSizes, ReplicaGroup, parallel_sizes
 from dct_vl.inference.generate.requests import FileRequests
 from dct_vl.inference.generate.run import generate
-from dct_vl.inference.generate.teams import Layout, Team, layout_of
-from dct_vl.verbs.evaluation import app
+from dct_vl.inference.sampling import AnswerSettings
 
-ALONE = Layout()
+ALONE = ParallelSizes()
 
 
 class EchoEngine:
@@ -65,16 +65,23 @@ def questions(tmp_path) -> Path:
     return path
 
 
-def alone() -> Team:
-    return Team(is_leader=True, is_first=True, store=None, layout=ALONE)
+def alone() -> ReplicaGroup:
+    return ReplicaGroup(is_leader=True, is_first=True, store=None, sizes=ALONE)
 
 
 def run(
-    engine, questions: Path, output: Path, team: Team | None = None, batch_size: int = 3, **settings
+    engine,
+    questions: Path,
+    output: Path,
+    group: ReplicaGroup | None = None,
+    batch_size: int = 3,
+    **settings,
 ):
     asked = FileRequests(questions, max_new_tokens=5)
     options = AnswerSettings(**settings)
-    return generate(engine, asked, Journal(output), team or alone(), options, batch_size=batch_size)
+    return generate(
+        engine, asked, Journal(output), group or alone(), options, batch_size=batch_size
+    )
 
 
 def test_answers_come_in_order_and_rejected_questions_with_reasons(questions, tmp_path):
@@ -180,13 +187,13 @@ def test_teams_share_the_batches(questions, tmp_path):
     run(EchoEngine(), questions, tmp_path / "whole.jsonl", batch_size=1)
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=30))
-    layout, gate = Layout(teams=3), threading.Barrier(3)
+    sizes, gate = ParallelSizes(replicas=3), threading.Barrier(3)
     engines = [EchoEngine(gate=gate) for _ in range(3)]
     output = tmp_path / "a.jsonl"
 
     def work(number: int) -> None:
-        team = Team(is_leader=True, is_first=number == 0, store=store, layout=layout)
-        run(engines[number], questions, output, team, batch_size=1)
+        group = ReplicaGroup(is_leader=True, is_first=number == 0, store=store, sizes=sizes)
+        run(engines[number], questions, output, group, batch_size=1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -297,19 +304,19 @@ def test_a_lost_picture_of_a_benchmark_costs_one_question(tmp_path):
 
 
 def test_layouts_fit_the_processes_that_there_are():
-    assert layout_of(2, 2, 3, {}) == Layout(tensor=2, pipeline=2, teams=3)
-    assert layout_of(2, 2, 3, {}).num_processes == 12
-    assert layout_of(2, 1, None, {"WORLD_SIZE": "8"}).teams == 4
+    assert parallel_sizes(2, 2, 3, {}) == ParallelSizes(tensor=2, pipeline=2, replicas=3)
+    assert parallel_sizes(2, 2, 3, {}).num_processes == 12
+    assert parallel_sizes(2, 1, None, {"WORLD_SIZE": "8"}).replicas == 4
     with pytest.raises(ValueError, match="torchrun started 6 processes; --tp 2 --pp 2 needs"):
-        layout_of(2, 2, None, {"WORLD_SIZE": "6"})
+        parallel_sizes(2, 2, None, {"WORLD_SIZE": "6"})
     with pytest.raises(ValueError, match="needs 4 for 2 workers"):
-        layout_of(2, 1, 2, {"WORLD_SIZE": "8"})
+        parallel_sizes(2, 1, 2, {"WORLD_SIZE": "8"})
 
 
 def test_a_damaged_folder_is_an_error_without_a_traceback(questions, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{")
     command = ["generate", str(tmp_path / "model"), "--input", str(questions)]
-    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a.jsonl")])
+    done = invoke(*command, "--output", tmp_path / "a.jsonl")
     assert done.exit_code == 2
     assert "config.json" in "".join(done.output.replace("│", " ").split())

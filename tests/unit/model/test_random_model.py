@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-import typer
+from command_line import invoke
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -18,14 +17,12 @@ from transformers import (
     AutoTokenizer,
     Qwen2TokenizerFast,
 )
-from typer.testing import CliRunner
 
 from data_prep.drawn.drawing import COLORS, POSITIONS, SHAPES, WORDS
 from dct_vl.model.random_model import TinyShape, write_random_model
 from dct_vl.model.random_model.shapes import config_2b
 from dct_vl.model.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
 from dct_vl.model.random_model.tokenizer import train_tokenizer
-from dct_vl.verbs.random_model import random_model as command
 
 ANSWERS = (*COLORS, *POSITIONS, *SHAPES, *WORDS, *map(str, range(10)))
 CORPUS = [f"What is the answer? Where is it?\n{answer}" for answer in ANSWERS] * 4
@@ -239,14 +236,11 @@ def test_command_trains_on_the_conversations_of_a_json(tmp_path):
     corpus = tmp_path / "talk.json"
     talk = [{"from": "human", "value": "<image>\nzebras?"}, {"from": "gpt", "value": "giraffes"}]
     corpus.write_text(json.dumps([{"conversations": talk}] * 5))
-    app = typer.Typer()
-    app.command()(command)
-    result = CliRunner().invoke(app, [str(tmp_path / "out"), "--corpus", str(corpus)])
+    result = invoke("random-model", tmp_path / "out", "--corpus", corpus)
     assert result.exit_code == 0, result.output
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(tokenizer("giraffes")["input_ids"]) == 1
     corpus.write_text("{]")
-    broken = CliRunner().invoke(app, [str(tmp_path / "out"), "--corpus", str(corpus)])
+    broken = invoke("random-model", tmp_path / "out", "--corpus", corpus)
     assert broken.exit_code == 2
-    # the error's frame breaks long paths anywhere
-    assert "talk.json" in re.sub(r"[\s│]", "", broken.output)
+    assert "talk.json" in broken.output

@@ -1,4 +1,4 @@
-"""Processes that hold one model together are a team; teams take batches until none is left."""
+"""Replica groups: the processes of one replica of the model; the groups share all batches."""
 
 from __future__ import annotations
 
@@ -16,92 +16,96 @@ import orjson
 import torch
 import torch.distributed as dist
 
-#: a team may decode long videos, or wait for another one's, without anything being wrong
+#: a group may decode long videos, or wait for another one's, without anything being wrong
 _PATIENCE = timedelta(hours=6)
-_CLAIMS, _ANSWERS, _DONE, _PLAN = "claims", "answers", "teams_done", "plan"
+_CLAIMS, _ANSWERS, _DONE, _START = "claims", "answers", "groups_done", "start"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a model and its copies are spread over processes."""
+class ParallelSizes:
+    """How a model and its replicas are spread over processes."""
 
     tensor: int = 1
     pipeline: int = 1
-    #: copies of the model
-    teams: int = 1
+    replicas: int = 1
+
+    @property
+    def processes_each(self) -> int:
+        """Of one replica."""
+        return self.tensor * self.pipeline
 
     @property
     def num_processes(self) -> int:
-        """Of all teams."""
-        return self.tensor * self.pipeline * self.teams
+        """Of all replicas."""
+        return self.processes_each * self.replicas
 
 
-def layout_of(
-    tensor: int, pipeline: int, teams: int | None, environ: Mapping[str, str] = os.environ
-) -> Layout:
-    """The layout that was asked for, or as many teams as torchrun's processes make.
+def parallel_sizes(
+    tensor: int, pipeline: int, replicas: int | None, environ: Mapping[str, str] = os.environ
+) -> ParallelSizes:
+    """The sizes that were asked for, or as many replicas as torchrun's processes make.
 
     Raises:
-        ValueError: torchrun's processes are no whole number of teams, or not the number asked for.
+        ValueError: torchrun's processes are no whole number of replicas, or not the number asked
+            for.
     """
-    started = int(environ.get("WORLD_SIZE", "1"))
     if "WORLD_SIZE" not in environ:
-        return Layout(tensor=tensor, pipeline=pipeline, teams=teams or 1)
-    size = tensor * pipeline
-    if started % size or (teams is not None and started != size * teams):
+        return ParallelSizes(tensor=tensor, pipeline=pipeline, replicas=replicas or 1)
+    started, size = int(environ["WORLD_SIZE"]), tensor * pipeline
+    if started % size or (replicas is not None and started != size * replicas):
         raise ValueError(
             f"torchrun started {started} processes; --tp {tensor} --pp {pipeline} needs "
-            + (f"{size * teams} for {teams} workers" if teams else f"a multiple of {size}")
+            + (f"{size * replicas} for {replicas} workers" if replicas else f"a multiple of {size}")
         )
-    return Layout(tensor=tensor, pipeline=pipeline, teams=started // size)
+    return ParallelSizes(tensor=tensor, pipeline=pipeline, replicas=started // size)
 
 
-def start_processes(layout: Layout) -> int | None:
-    """This very command in as many processes as a layout needs; returns the exit status, or None
+def start_processes(sizes: ParallelSizes) -> int | None:
+    """Start this very command in as many processes as it needs; returns the exit status, or None
     where this process goes on itself.
     """
-    if layout.num_processes == 1 or "WORLD_SIZE" in os.environ:
+    if sizes.num_processes == 1 or "WORLD_SIZE" in os.environ:
         return None
     command = [sys.executable, "-m", "torch.distributed.run"]
     # a free port of torchrun's choice, so that several commands share a machine
-    command += [f"--nproc-per-node={layout.num_processes}", "--rdzv-backend=c10d"]
+    command += [f"--nproc-per-node={sizes.num_processes}", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=127.0.0.1:0", "-m", "dct_vl", *sys.argv[1:]]
     return subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Team:
-    """This process's place, and what it shares with the others."""
+class ReplicaGroup:
+    """This process's role in its group, and what the groups share."""
 
     is_leader: bool
-    #: leads the first team: prepares the output and shows progress
+    #: leads the first group: prepares the output and shows progress
     is_first: bool
-    #: of all teams; None where there is one process
+    #: of all groups; None where there is one process
     store: dist.Store | None
-    layout: Layout
+    sizes: ParallelSizes
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
-    def publish(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Give the first leader's plan to all processes; the others' argument plays no part."""
+    def publish(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Give the first leader's message to all processes; the others' argument plays no part."""
         if self.store is None:
-            return plan
+            return message
         if self.is_first:
-            self.store.set(_PLAN, orjson.dumps(plan).decode())
-        self.store.wait([_PLAN], _PATIENCE)
-        found: dict[str, Any] = orjson.loads(self.store.get(_PLAN))
+            self.store.set(_START, orjson.dumps(message).decode())
+        self.store.wait([_START], _PATIENCE)
+        found: dict[str, Any] = orjson.loads(self.store.get(_START))
         return found
 
     def claim(self) -> int:
-        """A number from 0 on that no other team gets; for leaders."""
+        """A number from 0 on that no other group gets; for leaders."""
         return next(self._count) if self.store is None else self.store.add(_CLAIMS, 1) - 1
 
     def note_answers(self, number: int) -> int:
-        """Add to the number of answers of all teams, and return it."""
+        """Add to the number of answers of all groups, and return it."""
         return number if self.store is None else self.store.add(_ANSWERS, number)
 
     def share(self, thing: Any) -> Any:
-        """The leader's object on all ranks of the team; must be called by all of them."""
-        if self.layout.tensor * self.layout.pipeline == 1:
+        """The leader's object on all ranks of the group; must be called by all of them."""
+        if self.sizes.processes_each == 1:
             return thing
         from megatron.core import parallel_state
 
@@ -111,15 +115,15 @@ class Team:
         return box[0]
 
     def finish(self) -> None:
-        """Say that this leader's team is done; the first leader waits for the others."""
+        """Say that this leader's group is done; the first leader waits for the others."""
         if self.store is None:
             return
         self.store.add(_DONE, 1)
-        while self.is_first and self.store.add(_DONE, 0) < self.layout.teams:
+        while self.is_first and self.store.add(_DONE, 0) < self.sizes.replicas:
             time.sleep(0.2)
 
 
-def start_team(layout: Layout) -> Team:
+def join_replica_group(sizes: ParallelSizes) -> ReplicaGroup:
     """Join the processes that torchrun started; sets this process's GPU.
 
     Raises:
@@ -133,17 +137,17 @@ def start_team(layout: Layout) -> Team:
                 "--workers, --tp or --pp"
             )
         torch.cuda.set_device(local)
-    if layout.num_processes == 1:
-        return Team(is_leader=True, is_first=True, store=None, layout=layout)
+    if sizes.num_processes == 1:
+        return ReplicaGroup(is_leader=True, is_first=True, store=None, sizes=sizes)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=_PATIENCE))
     is_leader = True
-    if layout.tensor * layout.pipeline > 1:
-        is_leader = _join_model(layout, store, rank, world_size)
+    if sizes.processes_each > 1:
+        is_leader = _join_model(sizes, store, rank, world_size)
     shared = dist.PrefixStore("generate", store)
-    return Team(is_leader=is_leader, is_first=rank == 0, store=shared, layout=layout)
+    return ReplicaGroup(is_leader=is_leader, is_first=rank == 0, store=shared, sizes=sizes)
 
 
-def _join_model(layout: Layout, store: dist.Store, rank: int, world_size: int) -> bool:
+def _join_model(sizes: ParallelSizes, store: dist.Store, rank: int, world_size: int) -> bool:
     """Megatron's groups; returns whether this is the first rank of its model."""
     from dct_vl.compat import activate
 
@@ -159,7 +163,7 @@ def _join_model(layout: Layout, store: dist.Store, rank: int, world_size: int) -
         world_size=world_size,
         timeout=_PATIENCE,
     )
-    parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline)
+    parallel_state.initialize_model_parallel(sizes.tensor, sizes.pipeline)
     model_parallel_cuda_manual_seed(0)
     group = parallel_state.get_model_parallel_group()
     return rank == min(dist.get_process_group_ranks(group))

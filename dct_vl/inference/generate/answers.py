@@ -1,4 +1,4 @@
-"""Ask a checkpoint every question of a split's samples and compare with the true answers."""
+"""Answer every question of a split's samples and compare with the true answers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import orjson
 
 from data_prep.durable import atomic_write
-from dct_vl.inference.generate.checkpoint_engine import CheckpointEngine
-from dct_vl.inference.generate.engine import AnswerSettings
+from dct_vl.inference.generate.engine import CheckpointEngine
 from dct_vl.inference.generate.journal import Journal
+from dct_vl.inference.generate.replicas import ParallelSizes, ReplicaGroup, join_replica_group
 from dct_vl.inference.generate.requests import Request, Requests, digest_of
 from dct_vl.inference.generate.run import generate
-from dct_vl.inference.generate.teams import Layout, Team, start_team
 from dct_vl.inference.loading import LoadedModel
+from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError
 from dct_vl.inputs.held_out import HeldOut, OnFault, read_split
 from dct_vl.inputs.rejected import RejectedSamples
 from dct_vl.runs.result_names import beside
 
-#: of what `generate` says of an answer
+#: fields of a line of `generate` that are kept
 _KEPT = ("num_visual_tokens", "damage")
 
 
@@ -33,7 +33,7 @@ class AnswerOptions:
     split: str = "val"
     #: samples; None takes the whole split
     limit: int | None = None
-    #: every image and video replaced by an even grey one of its size: what can be guessed
+    #: replace every image and video by an even grey one of its size: the guessing baseline
     blank: bool = False
     batch_size: int = 32
     max_new_tokens: int = 16
@@ -56,10 +56,10 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """An assistant's turn, asked for."""
+    """An assistant's turn as a request."""
 
     request: Request
-    #: what its line says beside the answer
+    #: fields of its line beside the answer
     line: dict[str, Any]
 
 
@@ -73,36 +73,36 @@ def questions_of(
     """
     turns = sample.record.turns
 
-    def shown(media: tuple[bytes, ...], mark: str, place: int) -> tuple[bytes, ...]:
+    def shown(media: tuple[bytes, ...], mark: str, number: int) -> tuple[bytes, ...]:
         marks = [turn.text.count(mark) for turn in turns]
-        return media[: sum(marks[:place])] if any(marks) else media
+        return media[: sum(marks[:number])] if any(marks) else media
 
     return [
         Question(
             request=Request(
                 key=sample.key,
-                turns=turns[:place],
-                images=shown(sample.images, IMAGE_MARK, place),
-                videos=shown(sample.videos, VIDEO_MARK, place),
+                turns=turns[:number],
+                images=shown(sample.images, IMAGE_MARK, number),
+                videos=shown(sample.videos, VIDEO_MARK, number),
                 max_new_tokens=max_new_tokens,
             ),
             line={
                 "key": sample.key,
-                "turn": place,
-                "question": turns[place - 1].text,
+                "turn": number,
+                "question": turns[number - 1].text,
                 "truth": turn.text,
                 "source": sample.record.source,
                 "step": step,
             },
         )
-        for place, turn in enumerate(turns)
+        for number, turn in enumerate(turns)
         if turn.role == "assistant"
     ]
 
 
-def compared(answer: str, truth: str) -> dict[str, Any]:
-    """The answer as a line holds it, and whether it is the true one, word for word."""
-    return {"answer": answer, "correct": answer == truth.strip()}
+def is_exact(answer: str, truth: str) -> bool:
+    """Is it the true answer, character by character?"""
+    return answer == truth.strip()
 
 
 class SplitRequests(Requests):
@@ -166,20 +166,20 @@ def _key(number: int, line: dict[str, Any]) -> str:
 
 
 def write_answers(
-    model: LoadedModel, options: AnswerOptions, output: Path, team: Team | None = None
+    model: LoadedModel, options: AnswerOptions, output: Path, group: ReplicaGroup | None = None
 ) -> Answered | None:
     """Write one JSON line a question to `output`, e.g. val.jsonl, in the order of the split.
 
     A line holds key, turn, question, truth, source, step, answer, correct and num_visual_tokens,
     and damage where only a part of a video was seen. Samples of which a question cannot be asked go
     to val.rejected.jsonl beside it. The file takes its name when it is complete; until then the
-    answers lie in val.jsonl.partial, where a second start goes on.
+    answers lie in val.jsonl.partial, from which a second start resumes.
 
     Args:
         model: this process's part of it.
         options: what is asked, and how.
         output: JSONL to write.
-        team: of this process, among those that share the questions; alone by default.
+        group: of this process, among those that share the questions; alone by default.
 
     Returns:
         How it went, on the first leader; None elsewhere.
@@ -188,13 +188,13 @@ def write_answers(
         ValueError: the split has no sample, or none that can be asked about.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    team = team or start_team(Layout())
-    rejected = RejectedSamples(beside(output, "rejected.jsonl")) if team.is_first else None
+    group = group or join_replica_group(ParallelSizes())
+    rejected = RejectedSamples(beside(output, "rejected.jsonl")) if group.is_first else None
     requests = SplitRequests(model, options, rejected.add if rejected else lambda key, error: None)
     settings = AnswerSettings()
     engine = CheckpointEngine(model, settings, is_blank=options.blank)
     journal = Journal(output.with_name(f"{output.name}.partial"), starts_over=True)
-    done = generate(engine, requests, journal, team, settings, batch_size=options.batch_size)
+    done = generate(engine, requests, journal, group, settings, batch_size=options.batch_size)
     if done is None or rejected is None:
         return None
     try:
@@ -217,11 +217,12 @@ def _write(
                 continue
             for key, line in zip(keys, lines, strict=True):
                 given = answers[key]
-                whole = line | compared(given["answer"], line["truth"])
+                right = is_exact(given["answer"], line["truth"])
+                whole = {**line, "answer": given["answer"], "correct": right}
                 whole |= {name: given[name] for name in _KEPT if name in given}
                 file.write(orjson.dumps(whole) + b"\n")
                 total += 1
-                correct += whole["correct"]
+                correct += right
         if not total:
             raise ValueError(f"the {requests.split} split has no question: {rejected}")
     return Answered(num_questions=total, num_correct=correct, rejected=rejected)
