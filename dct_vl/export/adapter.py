@@ -17,9 +17,8 @@ from dct_tokenizer import VisualTokenizer
 from dct_vl.export.plain import folded_patch_embed, why_not_plain
 from dct_vl.export.tensors import ExportError, as_written
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
-from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED, recipe
+from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED, attention_geometry, recipe
 from dct_vl.model.parts import Part
-from dct_vl.model.weights import attention_geometry
 
 #: how PEFT names the modules of the base model
 _PREFIX = "base_model.model."

@@ -18,7 +18,7 @@ from dct_vl.export.outside import Outside, ask_outside
 from dct_vl.export.plain import why_not_plain
 from dct_vl.export.tensors import ExportError
 from dct_vl.inference.loading import find_checkpoint, load_checkpoint
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 from dct_vl.runs.config.tuning import trained_parts
 from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config

@@ -22,7 +22,7 @@ from dct_vl.export.plain import folded_patch_embed, why_not_plain
 from dct_vl.export.tensors import megatron_groups, stock_shapes
 from dct_vl.export.writer import MAX_SHARD_BYTES, write_tensors
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
-from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
+from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 from dct_vl.model.lora import merge_lora
 
 

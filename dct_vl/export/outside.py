@@ -21,7 +21,7 @@ from dct_vl.export.tensors import ExportError
 from dct_vl.inference.answers import Question, compared, questions_of
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 
 _READER = Path(__file__).with_name("plain_reader.py")
 

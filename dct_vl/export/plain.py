@@ -7,7 +7,7 @@ import torch
 from dct_tokenizer import FrontEnd, VisualTokenizer, build_tokenizer, fold
 from dct_tokenizer.front_end import PATCH, PATCH_FRAMES
 from dct_vl.export.tensors import ExportError, TensorGroup, as_written
-from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
+from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 
 #: heights, widths and frames on which a tokenizer must plan as the stock processor does
 _PROBES = ((90, 130, 1), (420, 588, 1), (61, 1203, 1), (2000, 1500, 1), (112, 168, 6))

@@ -15,8 +15,8 @@ import torch
 
 from dct_tokenizer import VisualTokenizer
 from dct_tokenizer.windows import attention_windows
-from dct_vl.inputs.pictures import PictureCells, encode_pictures, join_cells
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
+from dct_vl.inputs.cells import VisualCells, encode_visual, join_cells
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.samples import EncodedChat
 
 Self = TypeVar("Self", bound="DeviceFields")
@@ -231,7 +231,7 @@ def _fill_rows(
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
-        visual=_visual_inputs([s.pictures for s in samples], visual, token_indices),
+        visual=_visual_inputs([s.visual for s in samples], visual, token_indices),
         labels=torch.from_numpy(labels),
         loss_mask=torch.from_numpy(loss_mask),
         sample_keys=tuple(s.__key__ for s in samples),
@@ -240,17 +240,17 @@ def _fill_rows(
 
 
 def _visual_inputs(
-    pictures: Sequence[PictureCells], visual: VisualTokenizer, token_indices: np.ndarray
+    samples: Sequence[VisualCells], visual: VisualTokenizer, token_indices: np.ndarray
 ) -> VisualInputs:
     """What the vision tower gets of all samples, in order.
 
     A batch without images gets one small blank one, so that the vision tower takes part in every
     step on every rank; no token refers to it.
     """
-    present = [p for p in pictures if p.cells is not None]
+    present = [p for p in samples if p.cells is not None]
     if not present:
         blank = np.zeros((1, 28, 28, 3), dtype=np.uint8)
-        present = [encode_pictures(visual, [blank], [visual.plan(28, 28)])]
+        present = [encode_visual(visual, [blank], [visual.plan(28, 28)])]
     return VisualInputs(
         cells=join_cells([p.cells for p in present if p.cells is not None]),
         positions=torch.from_numpy(np.concatenate([p.vit_positions for p in present])),

@@ -128,7 +128,9 @@ class CoreAttention:
             packed_seq_params: not supported.
 
         Returns:
-            (S, B, H*D) in the dtype of `query`.
+            (S, B, H*D) in the dtype of `query`, contiguous, dimensions of size 1 included: with the
+            strides that a transposition leaves them, torch multiplies by a weight without a
+            gradient one token at a time. `.contiguous()` would not touch them.
         """
         if attention_mask is not None or packed_seq_params is not None:
             raise ValueError(f"{type(self).__name__} takes segments or a cache only")
@@ -136,12 +138,12 @@ class CoreAttention:
         if isinstance(attention_bias, KeyValueCache):
             attended = attention_bias.attend(self.layer_number, query, key, value, self.given_scale)
             if attended is not None:
-                return attended
+                return _laid_out(attended)
         elif attention_bias is not None:
             segments = attention_bias.cu_seqlens
             self.max_segment_length = max(self.max_segment_length, attention_bias.longest)
         attend = functools.partial(self._attend, boundaries=segments, attn_mask_type=attn_mask_type)
-        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+        return _laid_out(attend_with_part_of_heads(attend, query, key, value, self.context_group))
 
     def _attend(
         self,
@@ -153,6 +155,10 @@ class CoreAttention:
     ) -> torch.Tensor:
         """Attend over whole sequences; `boundaries` are those of `Segments`."""
         raise NotImplementedError
+
+
+def _laid_out(context: torch.Tensor) -> torch.Tensor:
+    return context.reshape(-1).view(context.shape)
 
 
 class SegmentedAttention(CoreAttention, MegatronModule):

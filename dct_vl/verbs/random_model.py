@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from dct_vl.model.random_model.folder import ShapeName, write_random_model
+from dct_vl.model.random_model import ShapeName, write_random_model
 
 #: Enough for every word to become one token where no corpus is given.
 DEFAULT_CORPUS = ["What color is the shape? Where is it? How many are there?"] * 10

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 from dct_vl.verbs.evaluation import app
 
 pytestmark = pytest.mark.slow

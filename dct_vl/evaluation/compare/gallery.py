@@ -16,9 +16,9 @@ from dct_tokenizer.show.figure import psnr_text
 from dct_vl.evaluation.compare.pairing import PairedSet
 from dct_vl.evaluation.compare.results import ItemScore
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.inputs.held_out import HeldOut, read_split
 from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.shard_index import keys_by_split
+from dct_vl.inputs.shard_reader import HeldOut, read_split
 from dct_vl.pages.page import image_uri
 from dct_vl.runs.derived import RunSettings
 

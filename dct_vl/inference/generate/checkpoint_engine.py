@@ -16,10 +16,10 @@ from dct_vl.inference.generate.engine import AnswerSettings, Reply, Watch, score
 from dct_vl.inference.generate.fingerprint import checkpoint_fingerprint
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
+from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import encode_chat, plan_chat
-from dct_vl.inputs.held_out import HeldOut
 from dct_vl.inputs.samples import EncodedChat
-from dct_vl.inputs.video_rules import VideoRules
+from dct_vl.inputs.shard_reader import HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from dct_tokenizer import VisualTokenizer
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling
-from dct_vl.inputs.video_rules import VideoRules
+from dct_vl.inputs.clips import VideoRules
 
 #: is called after each token with the text of a batch's first answer so far
 Watch = Callable[[str], None]

@@ -21,8 +21,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.utils import make_viewless_tensor
 from nemo.collections.llm.fn.activation import quick_gelu
 
-from dct_vl.model.fused import main_gradient, pieces
-from dct_vl.model.fused.activated_product import Activation, activated_product
+from dct_vl.model.fused import pieces, products
+from dct_vl.model.fused.products import Activation, activated_product
 
 
 class FusedTransformerLayer(TransformerLayer):
@@ -102,9 +102,9 @@ def product(linear: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | 
         result: tuple[torch.Tensor, torch.Tensor | None] = linear(x)  # an adapter's wrapper
         return result
     if is_plain(linear, RowParallelLinear):
-        return over_ranks(main_gradient.product(x, linear.weight), linear), linear.bias
+        return over_ranks(products.product(x, linear.weight), linear), linear.bias
     if is_plain(linear, ColumnParallelLinear) and linear.tp_group.size() == 1:
-        return main_gradient.product(x, linear.weight), linear.bias
+        return products.product(x, linear.weight), linear.bias
     wanted, linear.skip_bias_add = linear.skip_bias_add, True
     try:
         result = linear(x)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dct_vl.model.fused.compiling import compiled_on_cuda
-from dct_vl.model.fused.main_gradient import add_weight_gradient, has_main_gradient
+from dct_vl.model.fused.pieces import compiled_on_cuda
+from dct_vl.model.fused.products import add_weight_gradient, has_main_gradient
 
 #: tokens whose logits exist at once: 0.6 GB of bf16 for a vocabulary of 151,936
 CHUNK = 2048

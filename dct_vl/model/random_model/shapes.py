@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
-from dct_vl.model.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
+from dct_vl.model.random_model.tokenizer import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
 
 PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 14, 2, 2
 #: Vocabulary sizes are padded to this, so that tensor parallelism can divide them.

@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 from data_prep.drawn.palette import COLORS, POSITIONS, SHAPES, WORDS
 from dct_vl.model.random_model import TinyShape, write_random_model
 from dct_vl.model.random_model.shapes import config_2b
-from dct_vl.model.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
-from dct_vl.model.random_model.tokenizer import train_tokenizer
+from dct_vl.model.random_model.tokenizer import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS, train_tokenizer
 from dct_vl.verbs.random_model import random_model as command
 
 ANSWERS = (*COLORS, *POSITIONS, *SHAPES, *WORDS, *map(str, range(10)))

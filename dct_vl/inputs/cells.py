@@ -1,6 +1,6 @@
-"""Decoded pictures and videos as cells, with everything the vision tower is told about them.
+"""Decoded images and videos as cells, with everything the vision tower is told about them.
 
-Shape legend: N cells, G attention segments, P pictures of the sample.
+Shape legend: N cells, G attention segments, P images and videos of the sample.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dct_tokenizer import Plan, VisualTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureCells:
-    """All pictures and videos of a sample."""
+class VisualCells:
+    """All images and videos of a sample."""
 
     #: final plans; those of the headers, unless the tokenizer depends on the content
     plans: tuple[Plan, ...]
-    #: (N, T, 3, B, B) uint8, T = 1 without a video; None without pictures
+    #: (N, T, 3, B, B) uint8, T = 1 without a video; None without images
     cells: torch.Tensor | None
     #: (N, 2) float32
     vit_positions: np.ndarray
@@ -30,14 +30,14 @@ class PictureCells:
     vit_grids: np.ndarray
 
 
-def encode_pictures(
+def encode_visual(
     visual: VisualTokenizer, frames: Sequence[np.ndarray], plans: Sequence[Plan]
-) -> PictureCells:
-    """Cut decoded pictures and videos into cells.
+) -> VisualCells:
+    """Cut decoded images and videos into cells.
 
     Args:
         visual: the tokenizer.
-        frames: uint8 (T, H, W, 3) a picture (T = 1) or video, of the size that its plan was made
+        frames: uint8 (T, H, W, 3) an image (T = 1) or video, of the size that its plan was made
             for, or resized to the plan's own already.
         plans: what `visual.plan` said from the headers.
     """
@@ -47,14 +47,14 @@ def encode_pictures(
         for f, p in zip(frames, plans, strict=True)
     )
     if not final:
-        return PictureCells(
+        return VisualCells(
             plans=(),
             cells=None,
             vit_positions=np.zeros((0, 2), dtype=np.float32),
             vit_segments=np.zeros(0, dtype=np.int32),
             vit_grids=np.zeros((0, 3), dtype=np.int64),
         )
-    return PictureCells(
+    return VisualCells(
         plans=final,
         cells=join_cells([visual.cells(f, p) for f, p in zip(frames, final, strict=True)]),
         vit_positions=np.concatenate([p.vit_positions for p in final]),
@@ -64,9 +64,9 @@ def encode_pictures(
 
 
 def join_cells(cells: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(N, T, 3, B, B) of the cells of several pictures and videos.
+    """(N, T, 3, B, B) of the cells of several images and videos.
 
-    A picture's cells hold one frame, a video's T; beside a video a picture is T equal frames,
+    An image's cells hold one frame, a video's T; beside a video an image is T equal frames,
     which is what its one frame stands for.
     """
     num_frames = max(c.shape[1] for c in cells)
