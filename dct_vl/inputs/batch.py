@@ -40,7 +40,6 @@ class DeviceFields:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self: Self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """A copy on a device."""
         return self.map_tensors(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Self) -> Self:
@@ -50,7 +49,6 @@ class DeviceFields:
         return self.map_tensors(lambda x: x.pin_memory())
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """All tensors."""
         for one in fields(self):  # type: ignore[arg-type]
             value = getattr(self, one.name)
             if isinstance(value, torch.Tensor):
@@ -155,7 +153,6 @@ class Batch(DeviceFields):
         return self.input_ids.numel() - sum(self.sample_lengths)
 
     def with_windows(self, side: int) -> Batch:
-        """See `VisualInputs.with_windows`."""
         assert self.visual is not None
         return replace(self, visual=self.visual.with_windows(side))
 

@@ -36,7 +36,6 @@ def encode_visual(
     """Cut decoded images and videos into cells.
 
     Args:
-        visual: the tokenizer.
         frames: uint8 (T, H, W, 3) an image (T = 1) or video, of the size that its plan was made
             for, or resized to the plan's own already.
         plans: what `visual.plan` said from the headers.
@@ -46,20 +45,14 @@ def encode_visual(
         replace(visual.refine(f, p), time_scale=p.time_scale)
         for f, p in zip(frames, plans, strict=True)
     )
-    if not final:
-        return VisualCells(
-            plans=(),
-            cells=None,
-            vit_positions=np.zeros((0, 2), dtype=np.float32),
-            vit_segments=np.zeros(0, dtype=np.int32),
-            vit_grids=np.zeros((0, 3), dtype=np.int64),
-        )
+    cells = [visual.cells(f, p) for f, p in zip(frames, final, strict=True)]
+    no_positions, no_segments = np.zeros((0, 2), dtype=np.float32), np.zeros(0, dtype=np.int32)
     return VisualCells(
         plans=final,
-        cells=join_cells([visual.cells(f, p) for f, p in zip(frames, final, strict=True)]),
-        vit_positions=np.concatenate([p.vit_positions for p in final]),
-        vit_segments=np.concatenate([np.diff(p.vit_cu_seqlens) for p in final]),
-        vit_grids=np.array([p.grid_thw for p in final], dtype=np.int64),
+        cells=join_cells(cells) if cells else None,
+        vit_positions=np.concatenate([no_positions, *(p.vit_positions for p in final)]),
+        vit_segments=np.concatenate([no_segments, *(np.diff(p.vit_cu_seqlens) for p in final)]),
+        vit_grids=np.array([p.grid_thw for p in final], dtype=np.int64).reshape(-1, 3),
     )
 
 

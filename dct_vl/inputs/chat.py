@@ -103,9 +103,13 @@ class ChatTokenizer:
                     "the chat template rewrites earlier turns, so that answers cannot be located; "
                     "use Qwen2-VL's own template"
                 )
+            # answer and end mark are learnt; the line break that the template adds is not
+            answer = whole[len(prompt) :].rstrip("\n")
+            rest = whole[len(prompt) + len(answer) :]
             for text, is_answer in (
                 (prompt[len(rendered) :], False),
-                *self._answer_pieces(whole[len(prompt) :]),
+                (answer, True),
+                (rest, False),
             ):
                 # not all pieces in one call: a tokenizer's threads hang a loader process that is
                 # forked later
@@ -168,13 +172,6 @@ class ChatTokenizer:
                 self._known[text] = found
         return found
 
-    @staticmethod
-    def _answer_pieces(text: str) -> list[tuple[str, bool]]:
-        """Answer and end mark are learnt; the line break that the template adds is not."""
-        answer = text.rstrip("\n")
-        tail = text[len(answer) :]
-        return [(answer, True), (tail, False)] if tail else [(answer, True)]
-
 
 def render(holder: Any, messages: list[dict[str, Any]], *, is_prompt: bool = True) -> str:
     """Text of messages in the chat template of `holder`, a tokenizer or processor of transformers;
@@ -231,25 +228,19 @@ def place_media(
     out_answer: list[np.ndarray] = []
     out_positions: list[np.ndarray] = []
     start = next_position = 0
-
-    def add_text(stop: int) -> None:
-        nonlocal next_position
-        length = stop - start
+    for stop, plan in zip([*places.tolist(), len(ids)], [*plans, None], strict=True):
         out_ids.append(ids[start:stop])
         out_answer.append(answer[start:stop])
-        run = np.arange(next_position, next_position + length, dtype=np.int64)
-        out_positions.append(np.broadcast_to(run, (3, length)))
-        next_position += length
-
-    for place, plan in zip(places.tolist(), plans, strict=True):
-        add_text(place)
-        out_ids.append(np.full(plan.num_llm_tokens, VISUAL_TOKEN_INDEX, dtype=np.int64))
-        out_answer.append(np.zeros(plan.num_llm_tokens, dtype=bool))
-        positions, extent = plan.placed_ids()
-        out_positions.append(positions.T + next_position)
-        next_position += extent
-        start = place + 1
-    add_text(len(ids))
+        run = np.arange(next_position, next_position + stop - start, dtype=np.int64)
+        out_positions.append(np.broadcast_to(run, (3, len(run))))
+        next_position += len(run)
+        start = stop + 1
+        if plan is not None:
+            out_ids.append(np.full(plan.num_llm_tokens, VISUAL_TOKEN_INDEX, dtype=np.int64))
+            out_answer.append(np.zeros(plan.num_llm_tokens, dtype=bool))
+            positions, extent = plan.placed_ids()
+            out_positions.append(positions.T + next_position)
+            next_position += extent
     return (
         np.concatenate(out_ids),
         np.concatenate(out_answer),

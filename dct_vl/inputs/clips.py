@@ -34,7 +34,6 @@ class VideoRules:
     total_pixels: int = 24576 * 28 * 28
 
     def __post_init__(self) -> None:
-        """Refuse rules that no video can meet."""
         if self.fps <= 0:
             raise ValueError(f"video_fps is {self.fps}; expected more than 0")
         if not FRAME_FACTOR <= self.min_frames <= self.max_frames:

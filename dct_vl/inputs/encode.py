@@ -53,11 +53,8 @@ def plan_chat(
     """Token ids, positions and plans from the text and the headers of the media.
 
     Args:
-        spec: of the model.
         origin: whose key and sources the result carries.
-        turns: the conversation.
-        images: encoded, in the order of the conversation.
-        videos: encoded, likewise.
+        images, videos: encoded, in the order of the conversation.
         is_prompt: up to the point where the model answers the last (user) turn; otherwise a whole
             conversation, whose answers are to be predicted.
 

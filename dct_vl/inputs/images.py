@@ -79,10 +79,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
-    """As Pillow does, in 0.4 of the time; raises ValueError at the slightest damage.
-
-    Both call libjpeg-turbo, with the accurate inverse DCT and smooth upsampling, so that they agree
-    to the bit (a test holds this).
+    """As Pillow does, in 0.4 of the time; raises ValueError at the slightest damage. Both call
+    libjpeg-turbo, with the accurate inverse DCT and smooth upsampling, so that they agree to the
+    bit (a test holds this).
     """
     pixels = simplejpeg.decode_jpeg(
         data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True

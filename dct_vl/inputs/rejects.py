@@ -189,7 +189,6 @@ class RejectedSamples:
         path.unlink(missing_ok=True)
 
     def add(self, key: str, error: ValueError) -> None:
-        """Reject the sample `key` for what was raised about it."""
         self.add_line(reject_line(key, error))
 
     def add_line(self, line: dict[str, str]) -> None:

@@ -129,14 +129,13 @@ def read_record(sample: CrudeChat) -> ChatRecord:
 
 def reason_of(error: Exception) -> str:
     """The word under which a sample or a question with this error is counted."""
-    if isinstance(error, DamagedSample):
-        return "damaged_shard"
-    if isinstance(error, SchemaError):
-        return "schema"
     if isinstance(error, ChatError):
         return error.reason
-    if isinstance(error, ImageError | VideoError):
-        return "undecodable"
-    if isinstance(error, OSError):
-        return "unreadable"
-    return "unplannable"
+    reasons: dict[type[Exception], str] = {
+        DamagedSample: "damaged_shard",
+        SchemaError: "schema",
+        ImageError: "undecodable",
+        VideoError: "undecodable",
+        OSError: "unreadable",
+    }
+    return next((word for kind, word in reasons.items() if isinstance(error, kind)), "unplannable")

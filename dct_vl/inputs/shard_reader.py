@@ -47,10 +47,6 @@ class ShardReader:
 
     Energon 7.4.1 ends training at the first of them. It also keeps the tar headers of all samples
     that it has read, a kilobyte each, for as long as a shard is open.
-
-    Args:
-        reader: Energon's.
-        rejects: told of damaged samples.
     """
 
     def __init__(self, reader: ITarReader[int], rejects: DamageLog) -> None:
@@ -93,11 +89,8 @@ class ShardReader:
 
 
 def pass_over_damage(dataset: Any, rejects: DamageLog) -> Any:
-    """A dataset of Energon's, its shards read through `ShardReader`.
-
-    Args:
-        dataset: freshly built; changed in place.
-        rejects: told of damaged samples.
+    """A freshly built dataset of Energon's, changed in place: its shards are read through
+    `ShardReader`, and `rejects` is told of damaged samples.
     """
     for loader in sample_loaders(dataset):
         loader.join_readers = [
@@ -131,11 +124,7 @@ class HeldOut:
 
 
 def read_split(
-    path: str,
-    split: str,
-    limit: int | None = None,
-    *,
-    on_fault: OnFault | None = None,
+    path: str, split: str, limit: int | None = None, *, on_fault: OnFault | None = None
 ) -> Iterator[HeldOut]:
     """Samples of a split in the order of its shards, at most `limit`.
 
@@ -196,7 +185,6 @@ class _Damage:
         """A sample was read."""
 
     def reject(self, key: str, reason: str, detail: str, *, stage: Stage, file: str) -> NoReturn:
-        """A sample could not be read."""
         if self.on_fault is None:
             raise DamagedSample(f"{self.path}, sample {key}: {file} is damaged ({detail})", file)
         self.count += 1

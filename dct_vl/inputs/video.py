@@ -104,8 +104,7 @@ def read_frames(data: bytes, count: int, height: int, width: int) -> VideoFrames
     Args:
         data: the container.
         count: frames to take; a video with fewer repeats some.
-        height: of the result in pixels; resized with Pillow's bicubic, as HF's processor does.
-        width: likewise.
+        height, width: of the result, resized with Pillow's bicubic, as HF's processor does.
 
     Raises:
         VideoError: not one frame can be read.

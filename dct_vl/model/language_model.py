@@ -103,7 +103,7 @@ def scored_forward(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Ten
     """A forward pass that also says which answer tokens were the model's first choice.
 
     Args:
-        model: a `QwenVLWithVisualTokenizer`, wrapped or not.
+        model: with a `language_model`, wrapped or not.
         batch: with labels on the last pipeline stage.
 
     Returns:
@@ -124,10 +124,8 @@ def scored_forward(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Ten
 
 
 def first_choice(logits: torch.Tensor) -> torch.Tensor:
-    """int64 (B, S): the id with the largest logit, over all tensor-parallel ranks.
-
-    Args:
-        logits: (B, S, V / ranks), this rank's part of the vocabulary.
+    """int64 (B, S): the id with the largest logit, over all tensor-parallel ranks, of which this
+    one has (B, S, V / ranks).
     """
     best, place = logits.max(dim=-1)
     ranks = ps.get_tensor_model_parallel_world_size()

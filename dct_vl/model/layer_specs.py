@@ -22,10 +22,7 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-)
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from dct_vl.compat import have_transformer_engine
 from dct_vl.model.attention import ExplicitSelfAttention, SegmentedAttention
@@ -77,15 +74,42 @@ def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> 
     `fused` takes this project's fused layer in the local and hybrid specs; Transformer Engine has
     its own.
     """
-    mask_type = AttnMaskType.no_mask if is_vision else AttnMaskType.causal
+    norm: Any = TorchNorm
+    column: Any = ColumnParallelLinear
+    row: Any = RowParallelLinear
+    attention: Any = SegmentedAttention
+    names = dict(_CHECKPOINT_NAMES)
+    if name != "local":
+        from dct_vl.model.te_attention import SegmentedTEAttention as attention
     if name == "te":
-        return _te_spec(mask_type)
-    spec = _local_spec(mask_type, fused)
-    if name == "hybrid":
-        from dct_vl.model.te_attention import SegmentedTEAttention
+        from megatron.core.extensions import transformer_engine as te
 
-        spec.submodules.self_attention.submodules.core_attention = SegmentedTEAttention
-    return spec
+        column, row = te.TELayerNormColumnParallelLinear, te.TERowParallelLinear
+        norm, names, fused = IdentityOp, {}, False
+    return ModuleSpec(
+        module=FusedTransformerLayer if fused else TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=ExplicitSelfAttention,
+                params={
+                    "attn_mask_type": AttnMaskType.no_mask if is_vision else AttnMaskType.causal
+                },
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=column,
+                    core_attention=attention,
+                    linear_proj=row,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=names,
+        ),
+    )
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
@@ -98,71 +122,6 @@ def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
 
         return MLPSubmodules(linear_fc1=TEColumnParallelLinear, linear_fc2=TERowParallelLinear)
     return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-
-
-def _local_spec(mask_type: AttnMaskType, fused: bool) -> ModuleSpec:
-    return ModuleSpec(
-        module=FusedTransformerLayer if fused else TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=TorchNorm,
-            self_attention=ModuleSpec(
-                module=ExplicitSelfAttention,
-                params={"attn_mask_type": mask_type},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=SegmentedAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=TorchNorm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
-                ),
-            ),
-            mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map=dict(_CHECKPOINT_NAMES),
-        ),
-    )
-
-
-def _te_spec(mask_type: AttnMaskType) -> ModuleSpec:
-    from megatron.core.extensions.transformer_engine import (
-        TELayerNormColumnParallelLinear,
-        TERowParallelLinear,
-    )
-
-    from dct_vl.model.te_attention import SegmentedTEAttention
-
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=ExplicitSelfAttention,
-                params={"attn_mask_type": mask_type},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=TELayerNormColumnParallelLinear,
-                    core_attention=SegmentedTEAttention,
-                    linear_proj=TERowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
-                ),
-            ),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
 
 
 class TorchNorm:

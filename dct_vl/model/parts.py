@@ -105,18 +105,12 @@ def freeze_parts(module: torch.nn.Module, trained: Collection[Part]) -> None:
 
 
 def with_gradient(hidden: torch.Tensor, block: Any) -> torch.Tensor:
-    """The input of `block` so that what is trained in it gets gradients.
+    """`hidden` (S, B, E), the input of a `TransformerBlock`, so that what is trained there gets
+    gradients: the same values, with a gradient that nothing reads where it needs one.
 
     Megatron's recomputation, like torch's reentrant one, takes part in the backward pass only where
     a layer's input has a gradient. Behind a frozen front end or embedding there is none, and
     trained layers or adapters would stay as they are, without a word.
-
-    Args:
-        hidden: (S, B, E), what the first layer gets.
-        block: a `TransformerBlock`.
-
-    Returns:
-        `hidden`, or the same values with a gradient, which nothing reads.
     """
     import torch
 

@@ -86,7 +86,6 @@ class HFFolder:
         return found
 
     def names(self) -> set[str]:
-        """Names of all tensors."""
         return set(self._where)
 
     def read(self, name: str) -> torch.Tensor:
@@ -169,7 +168,6 @@ def load_folder(
 
 
 def _listed(names: Collection[str], most: int = 8) -> str:
-    """A few names, and how many more there are."""
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -195,10 +193,7 @@ def module_shards(module: Any) -> list[ShardedTensor]:
 
 
 def _fill(
-    shard: ShardedTensor,
-    source: HFFolder,
-    recipe: Callable[[str], Recipe],
-    problems: list[str],
+    shard: ShardedTensor, source: HFFolder, recipe: Callable[[str], Recipe], problems: list[str]
 ) -> None:
     name, slices = place_in_full(shard)
     try:

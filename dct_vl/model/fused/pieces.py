@@ -71,17 +71,13 @@ def _traits(argument: Any) -> Any:
 def _norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, is_rms: bool
 ) -> torch.Tensor:
+    """RMS norm or layer norm over the last dimension."""
     if is_rms:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-@compiled_on_cuda
-def norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, is_rms: bool
-) -> torch.Tensor:
-    """RMS norm or layer norm over the last dimension."""
-    return _norm(x, weight, bias, eps, is_rms)
+norm = compiled_on_cuda(_norm)
 
 
 @compiled_on_cuda
@@ -124,10 +120,8 @@ def split_and_rotate(
     Args:
         mixed: (S, B, G (Q + 2) D), groups outermost: Q query heads, a key and a value each.
         bias: (G (Q + 2) D,), not added yet, or None.
-        cos: (S, B or 1, 1, D) in the dtype of `mixed`.
-        sin: likewise.
-        num_groups: G.
-        head_size: D.
+        cos, sin: (S, B or 1, 1, D) in the dtype of `mixed`.
+        num_groups, head_size: G, D.
 
     Returns:
         (S, B, G Q, D), (S, B, G, D), (S, B, G, D), contiguous.

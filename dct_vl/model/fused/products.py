@@ -103,16 +103,8 @@ class _ActivatedProduct(torch.autograd.Function):
 def activated_product(
     x: torch.Tensor, bias: torch.Tensor | None, weight: torch.Tensor, activation: Activation
 ) -> torch.Tensor:
-    """activation(x + bias) weightᵀ.
-
-    Args:
-        x: (S, B, F), of SwiGLU (S, B, 2 F).
-        bias: of x, or None.
-        weight: (E, F).
-        activation: of `dct_vl.model.fused.pieces`.
-
-    Returns:
-        (S, B, E).
+    """activation(x + bias) weightᵀ, (S, B, E), of x (S, B, F), of SwiGLU (S, B, 2 F), and weight
+    (E, F).
     """
     result: torch.Tensor = _ActivatedProduct.apply(x, bias, weight, activation)
     return result

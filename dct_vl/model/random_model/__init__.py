@@ -1,22 +1,16 @@
-"""Qwen2-VL and Qwen2.5-VL folders with random weights, for what must run without a download.
-
-``write_random_model(folder, shape="tiny", corpus=…)`` writes what the hub's folder holds: config,
-safetensors, a Qwen2 tokenizer trained on the corpus, processor and chat template.
-"""
+"""Qwen2-VL and Qwen2.5-VL folders with random weights, for what must run without a download."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -40,7 +34,7 @@ __all__ = ["TinyShape", "write_random_model"]
 ShapeName: TypeAlias = Literal["tiny", "small", "2b", "tiny25", "3b25"]
 _SIZES: dict[str, TinyShape] = {"tiny": TinyShape(), "small": SMALL, "tiny25": TINY_25}
 _FROM_THE_HUB: dict[str, Callable[[], AnyConfig]] = {"2b": config_2b, "3b25": config_3b_25}
-#: The hub's bounds on the pixels of a resized picture.
+#: The hub's bounds on the pixels of a resized image.
 MIN_PIXELS, MAX_PIXELS = 3136, 12845056
 MAX_SHARD_SIZE = "2GB"
 MAX_BPE_SIZE_2B = 8192
@@ -54,7 +48,8 @@ def write_random_model(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write config, weights, tokenizer, processor and chat template; return the folder.
+    """Write what the hub's folder holds: config, safetensors, a Qwen2 tokenizer trained on the
+    corpus, processor and chat template; return the folder.
 
     corpus: texts that the tokenizer is trained on; its words become one token each.
     shape: "tiny" is ``TinyShape()``, "small" has 25 million parameters, "tiny25" is a tiny
@@ -103,9 +98,7 @@ def write_random_model(
     return folder
 
 
-def _random_model(
-    config: AnyConfig, *, seed: int, dtype: torch.dtype
-) -> Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration:
+def _random_model(config: AnyConfig, *, seed: int, dtype: torch.dtype) -> Any:
     """Norm weights 1, biases 0, all matrices normal with the configuration's initializer_range.
 
     The values depend on ``seed``, the shapes and ``dtype``. Buffers that are not saved (rotary

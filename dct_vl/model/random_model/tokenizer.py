@@ -41,16 +41,6 @@ TEMPLATE_TEXT = (SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "Picture 1:
 TEMPLATE_REPEATS = 100
 
 
-def chat_template() -> str:
-    """Jinja template that renders messages exactly as the hub's Qwen2-VL template does."""
-    return (
-        resources.files("dct_vl.model.random_model")
-        .joinpath("chat_template.jinja")
-        .read_text(encoding="utf-8")
-        .rstrip("\n")
-    )
-
-
 def train_tokenizer(
     corpus: Iterable[str], *, max_bpe_size: int, first_special_id: int | None = None
 ) -> Qwen2TokenizerFast:
@@ -116,5 +106,7 @@ def _qwen2_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qw
             model_max_length=32768,
             errors="replace",
         )
-    tokenizer.chat_template = chat_template()
+    # renders messages exactly as the hub's Qwen2-VL template does
+    template = resources.files("dct_vl.model.random_model") / "chat_template.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8").rstrip("\n")
     return tokenizer

@@ -12,11 +12,7 @@ from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
 
 from dct_vl.model.families.qwen_vl.config import VisionSizes, read_hf_config, vision_sizes
-from dct_vl.model.families.qwen_vl.model import (
-    QwenVLConfig,
-    VisionTowerConfig,
-    WindowedTowerConfig,
-)
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig, VisionTowerConfig, WindowedTowerConfig
 from dct_vl.model.layer_specs import (
     LayerSpecName,
     block_with_torch_norm,
@@ -34,7 +30,6 @@ class ProjectorConfig(MultimodalProjectorConfig):
     """
 
     def configure_model(self) -> torch.nn.Module:
-        """Build the two-layer projector from `layer_spec`."""
         from megatron.core.models.vision.multimodal_projector import MultimodalProjector
 
         return MultimodalProjector(
@@ -84,11 +79,7 @@ def model_config(folder: str | Path, options: ModelOptions) -> QwenVLConfig:
         "tensor_model_parallel_size": options.tensor_model_parallel_size,
     }
     layers: dict[str, Any] = shared | (
-        {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
         if options.recompute
         else {}
     )

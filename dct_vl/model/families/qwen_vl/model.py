@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import MultimodalRotaryEmbedding
 from megatron.core.models.common.vision_module.vision_module import VisionModule
-from megatron.core.tensor_parallel import (
-    get_cuda_rng_tracker,
-    scatter_to_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import get_cuda_rng_tracker, scatter_to_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from nemo.collections.vlm.qwen2vl.model.base import (
@@ -46,7 +43,7 @@ from dct_vl.model.parts import with_gradient
 
 class _ExactFrequencies(Float32Buffers, VisionRotaryEmbedding):
     """VisionRotaryEmbedding whose frequencies stay float32 where the model becomes bf16, as those
-    of transformers do: rounded to 8 bits, angles of large pictures are off by up to a tenth of a
+    of transformers do: rounded to 8 bits, angles of large images are off by up to a tenth of a
     radian.
     """
 
@@ -60,10 +57,8 @@ class _CellInputs(VisionModule):
 
     def __init__(self, *args: Any, tokenizer: VisualTokenizer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        dtype = self.conv1.weight.dtype
-        device = self.conv1.weight.device
+        self.front_end = tokenizer.front_end(self.visual_hidden_size).to(self.conv1.weight)
         del self.conv1
-        self.front_end = tokenizer.front_end(self.visual_hidden_size).to(device=device, dtype=dtype)
         #: what some tokenizers do with the projected tokens; None for most
         self.post_merge = tokenizer.post_merge()
         # of the same state; the class is NeMo's but for what a change of dtype does
@@ -127,7 +122,6 @@ class VisionTowerConfig(Qwen2VLVisionConfig):
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"name": "pixel"})
 
     def configure_model(self) -> VisionTowerWithTokenizer:
-        """Build the vision tower; `transformer_layer_spec` must be set."""
         return VisionTowerWithTokenizer(**_arguments(self))
 
 
@@ -141,24 +135,20 @@ class WindowedTowerConfig(Qwen25VLVisionConfig):
     window_side: int = 8
 
     def configure_model(self) -> WindowedTowerWithTokenizer:
-        """Build the vision tower; `transformer_layer_spec` must be set."""
         return WindowedTowerWithTokenizer(**_arguments(self))
 
 
 def _arguments(config: VisionTowerConfig | WindowedTowerConfig) -> dict[str, Any]:
     spec: ModuleSpec | Callable[..., TransformerBlockSubmodules] = config.transformer_layer_spec
+    handed_on = (
+        "add_class_token class_token_len patch_dim temporal_patch_size spatial_merge_size "
+        "spatial_patch_size img_h img_w"
+    )
     return {
         "transformer_config": config,
         "transformer_layer_spec": spec if isinstance(spec, ModuleSpec) else spec(config),
-        "add_class_token": config.add_class_token,
-        "class_token_len": config.class_token_len,
-        "patch_dim": config.patch_dim,
-        "temporal_patch_size": config.temporal_patch_size,
-        "spatial_merge_size": config.spatial_merge_size,
-        "spatial_patch_size": config.spatial_patch_size,
-        "img_h": config.img_h,
-        "img_w": config.img_w,
         "tokenizer": build_tokenizer(config.tokenizer),
+        **{name: getattr(config, name) for name in handed_on.split()},
     }
 
 
@@ -234,7 +224,11 @@ class QwenVLWithVisualTokenizer(MCoreQwen2VLModel):
 
     def _embed(self, batch: Batch) -> torch.Tensor:
         """Text embeddings with the visual ones in their places: this rank's part of (S, B, H)."""
-        visual = None if batch.visual is None else self._encode(batch.visual)
+        visual: torch.Tensor | None = None  # (M, H)
+        if batch.visual is not None:
+            visual = self.vision_projection(self.vision_model(batch.visual))
+            if self.vision_model.post_merge is not None:
+                visual = self.vision_model.post_merge(visual, batch.visual.grids)
         ids = batch.input_ids
         embeddings = self.language_model.embedding(
             input_ids=ids.masked_fill(ids == VISUAL_TOKEN_INDEX, 0), position_ids=None
@@ -250,12 +244,6 @@ class QwenVLWithVisualTokenizer(MCoreQwen2VLModel):
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What is written to and read from checkpoints: the same names in every layer spec."""
         return without_norm_state(super().sharded_state_dict(*args, **kwargs))
-
-    def _encode(self, visual: VisualInputs) -> torch.Tensor:
-        """Embeddings of the language model's width, (M, H)."""
-        merged = self.vision_projection(self.vision_model(visual))
-        post_merge = self.vision_model.post_merge
-        return merged if post_merge is None else post_merge(merged, visual.grids)
 
     @staticmethod
     def _place(
@@ -286,7 +274,6 @@ class QwenVLConfig(Qwen2VLConfig):
     mrope_section: tuple[int, int, int] = (16, 24, 24)
 
     def __post_init__(self) -> None:
-        """Undo NeMo's fixed M-RoPE sections where the model has others."""
         super().__post_init__()
         if self.language_transformer_config is not None:
             self.language_transformer_config.mrope_section = list(self.mrope_section)

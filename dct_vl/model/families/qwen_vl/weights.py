@@ -132,7 +132,7 @@ def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
         names = tuple(f"{prefix}self_attn.{x}_proj.{kind}" for x in "qkv")
         return Recipe(
             sources=names,
-            join=lambda q, k, v: interleave_qkv(q, k, v, heads),
+            join=lambda q, k, v: interleave_qkv(heads, q, k, v),
             split=lambda full: split_qkv(full, heads),
         )
     if rest == _GATED[0]:
@@ -160,29 +160,22 @@ def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
         kind = rest.rpartition(".")[2]
         return Recipe(
             sources=(f"{prefix}attn.qkv.{kind}",),
-            join=lambda qkv: _interleave_fused(qkv, heads),
+            join=lambda qkv: interleave_qkv(heads, *qkv.unflatten(0, (3, -1))),
             split=lambda full: (torch.cat(split_qkv(full, heads)),),
         )
     raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a vision layer")
-
-
-def _interleave_fused(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
-    q, k, v = qkv.chunk(3)
-    return interleave_qkv(q, k, v, heads)
 
 
 def _renamed(source: str) -> Recipe:
     return Recipe(sources=(source,), join=lambda tensor: tensor, split=lambda full: (full,))
 
 
-def interleave_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
+def interleave_qkv(heads: Heads, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Query, key and value projections → Megatron's layout.
 
     Args:
         q: (num_heads * head_dim, …).
-        k: (num_groups * head_dim, …).
-        v: (num_groups * head_dim, …).
-        heads: geometry of the stack.
+        k, v: (num_groups * head_dim, …).
 
     Returns:
         ((num_heads + 2 num_groups) * head_dim, …): for each query group its queries, key, value.
@@ -199,7 +192,6 @@ def split_qkv(full: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Ten
 
     Args:
         full: ((num_heads + 2 num_groups) * head_dim, …).
-        heads: geometry of the stack.
     """
     tail = full.shape[1:]
     grouped = full.reshape(heads.num_groups, -1, *tail)
