@@ -35,8 +35,8 @@ from train_step_times import PROFILED, StepTimes  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer, preset_config  # noqa: E402
 from dct_vl.inputs.batch import Batch, pack_batch, pad_batch  # noqa: E402
-from dct_vl.inputs.pictures import encode_pictures  # noqa: E402
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX  # noqa: E402
+from dct_vl.inputs.cells import encode_visual  # noqa: E402
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from dct_vl.inputs.samples import EncodedChat  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.runs.config.checks import Layout  # noqa: E402
@@ -103,7 +103,7 @@ def make_sample(case: dict[str, Any], visual: VisualTokenizer, number: int) -> E
         input_ids=input_ids,
         is_answer=is_text if case["loss_on"] == "text" else np.ones_like(is_text),
         position_ids=np.concatenate(positions, axis=1).astype(np.int64),
-        pictures=encode_pictures(visual, [frames], [plan]),
+        visual=encode_visual(visual, [frames], [plan]),
     )
 
 

@@ -17,7 +17,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 
 from dct_vl.compat import have_transformer_engine
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 
 
 def stock_length(case: dict[str, Any]) -> int:

@@ -123,7 +123,7 @@ def build_module(tiny_model: Path) -> Callable[..., Any]:
 
     from dct_tokenizer.registry import preset_config
     from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
-    from dct_vl.model.weights import load_hf_weights
+    from dct_vl.model.families.qwen_vl.weights import load_hf_weights
 
     def build(
         preset: str, folder: Path = tiny_model, fused_layers: bool = False, **keys: Any

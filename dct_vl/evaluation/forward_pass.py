@@ -18,11 +18,11 @@ from data_prep.durable import atomic_write
 from dct_vl.inference.generate.engine import encode_sample
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.batch import Batch, pad_batch
-from dct_vl.inputs.held_out import HeldOut, read_split
-from dct_vl.inputs.rejected import RejectedSamples
+from dct_vl.inputs.rejects import RejectedSamples
 from dct_vl.inputs.samples import EncodedChat
+from dct_vl.inputs.shard_reader import HeldOut, read_split
 from dct_vl.inputs.words import score_words, token_roles
-from dct_vl.model.scoring import scored_forward
+from dct_vl.model.language_model import scored_forward
 from dct_vl.runs.result_names import beside
 
 

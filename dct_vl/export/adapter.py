@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from dct_tokenizer import VisualTokenizer
 from dct_vl.export.tensors import ExportError, as_written, folded_patch_embed, why_not_plain
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
-from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED, recipe
+from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED, attention_geometry, recipe
 from dct_vl.model.parts import Part
-from dct_vl.model.weights import attention_geometry
 
 #: how PEFT names the modules of the base model
 _PREFIX = "base_model.model."

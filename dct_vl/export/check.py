@@ -26,7 +26,8 @@ from dct_vl.inference.generate.answers import Question, is_exact, questions_of
 from dct_vl.inference.generate.engine import encode_request, encode_sample
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
-from dct_vl.inputs.held_out import HeldOut, read_split
+from dct_vl.inputs.chat import render
+from dct_vl.inputs.shard_reader import HeldOut, read_split
 
 _READER = Path(__file__).with_name("plain_reader.py")
 
@@ -58,11 +59,7 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
             continue
         request = questions_of(sample, model.step)[-1].request
         images, _ = request.read()
-        text = processor.apply_chat_template(
-            model.chat.messages(request.turns, len(images)),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = render(processor, model.chat.messages(request.turns, len(images)))
         opened = [Image.open(io.BytesIO(data)) for data in images]
         inputs = processor(text=[text], images=opened or None, return_tensors="pt")
         wanted = prompt_logits(model, request)

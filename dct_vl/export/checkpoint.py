@@ -38,9 +38,9 @@ from dct_vl.export.tensors import (
     write_tensors,
 )
 from dct_vl.inference.loading import find_checkpoint, load_checkpoint
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
-from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
+from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 from dct_vl.model.lora import merge_lora
 from dct_vl.runs.config.tuning import trained_parts
 from dct_vl.runs.result_names import EXPORT_NAME, outside_answers

@@ -23,7 +23,7 @@ from dct_vl.inference.loading import start_single_process
 from dct_vl.model.families.qwen_vl.config import read_hf_config
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
 from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer
-from dct_vl.model.weights import load_hf_weights
+from dct_vl.model.families.qwen_vl.weights import load_hf_weights
 from dct_vl.runs.checkpoint_files import META_NAME, list_files
 from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig
 

@@ -18,15 +18,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from dct_tokenizer import FrontEnd, VisualTokenizer, build_tokenizer, fold
 from dct_tokenizer.front_end import PATCH, PATCH_FRAMES
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
-from dct_vl.model.families.qwen_vl.tensor_names import (
+from dct_vl.model.families.qwen_vl.weights import (
     FRONT_END_PREFIX,
     LM_HEAD,
     PATCH_EMBED,
     WORD_EMBEDDINGS,
-    Recipe,
+    attention_geometry,
     recipe,
 )
-from dct_vl.model.weights import attention_geometry, module_shards, place_in_full
+from dct_vl.model.weights import Recipe, module_shards, place_in_full
 
 #: the two tensors whose rows are the vocabulary, which Megatron may pad
 _VOCABULARY = (WORD_EMBEDDINGS, LM_HEAD)

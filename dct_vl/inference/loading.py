@@ -19,9 +19,8 @@ from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer  # noqa: E402
-from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.chat import ChatTokenizer, read_text_tokenizer  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
-from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer  # noqa: E402

@@ -15,8 +15,8 @@ import torch
 
 from dct_tokenizer import VisualTokenizer
 from dct_tokenizer.windows import attention_windows
-from dct_vl.inputs.pictures import PictureCells, encode_pictures, join_cells
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
+from dct_vl.inputs.cells import VisualCells, encode_visual, join_cells
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.samples import EncodedChat
 
 Self = TypeVar("Self", bound="DeviceFields")
@@ -40,7 +40,6 @@ class DeviceFields:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self: Self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """A copy on a device."""
         return self.map_tensors(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Self) -> Self:
@@ -50,7 +49,6 @@ class DeviceFields:
         return self.map_tensors(lambda x: x.pin_memory())
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """All tensors."""
         for one in fields(self):  # type: ignore[arg-type]
             value = getattr(self, one.name)
             if isinstance(value, torch.Tensor):
@@ -155,7 +153,6 @@ class Batch(DeviceFields):
         return self.input_ids.numel() - sum(self.sample_lengths)
 
     def with_windows(self, side: int) -> Batch:
-        """See `VisualInputs.with_windows`."""
         assert self.visual is not None
         return replace(self, visual=self.visual.with_windows(side))
 
@@ -231,7 +228,7 @@ def _fill_rows(
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
-        visual=_visual_inputs([s.pictures for s in samples], visual, token_indices),
+        visual=_visual_inputs([s.visual for s in samples], visual, token_indices),
         labels=torch.from_numpy(labels),
         loss_mask=torch.from_numpy(loss_mask),
         sample_keys=tuple(s.__key__ for s in samples),
@@ -240,17 +237,17 @@ def _fill_rows(
 
 
 def _visual_inputs(
-    pictures: Sequence[PictureCells], visual: VisualTokenizer, token_indices: np.ndarray
+    samples: Sequence[VisualCells], visual: VisualTokenizer, token_indices: np.ndarray
 ) -> VisualInputs:
     """What the vision tower gets of all samples, in order.
 
     A batch without images gets one small blank one, so that the vision tower takes part in every
     step on every rank; no token refers to it.
     """
-    present = [p for p in pictures if p.cells is not None]
+    present = [p for p in samples if p.cells is not None]
     if not present:
         blank = np.zeros((1, 28, 28, 3), dtype=np.uint8)
-        present = [encode_pictures(visual, [blank], [visual.plan(28, 28)])]
+        present = [encode_visual(visual, [blank], [visual.plan(28, 28)])]
     return VisualInputs(
         cells=join_cells([p.cells for p in present if p.cells is not None]),
         positions=torch.from_numpy(np.concatenate([p.vit_positions for p in present])),

@@ -1,7 +1,7 @@
-"""Conversations as token ids with loss masks, through the model's own chat template.
+"""Conversations as token ids with loss masks and M-RoPE positions, through the model's template.
 
-The template is rendered turn by turn; what an assistant turn adds to the rendering is what the
-model must learn. Nothing is searched for in the token stream.
+The chat template is rendered turn by turn; what an assistant turn adds to the rendering is what
+the model must learn. Nothing is searched for in the token stream.
 """
 
 from __future__ import annotations
@@ -9,15 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from data_prep.schema import Turn
+from dct_tokenizer import Plan
+from dct_vl.errors import ConfigError
 
 Kind = Literal["image", "video"]
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
-#: placeholders of one picture and one video in the rendered template (Qwen2-VL's special tokens)
+#: placeholders of one image and one video in the rendered template (Qwen2-VL's special tokens)
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+#: stands in `input_ids` for a visual token, as in NeMo's model
+VISUAL_TOKEN_INDEX = -200
 
 _KIND_OF_MARK: dict[str, Kind] = {IMAGE_MARK: "image", VIDEO_MARK: "video"}
 #: characters of pieces whose ids are kept, and how many pieces
@@ -35,7 +42,7 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedChat:
-    """A conversation as ids; each picture or video is still one placeholder id."""
+    """A conversation as ids; each image or video is still one placeholder id."""
 
     input_ids: tuple[int, ...]
     #: True for the ids that the model must predict
@@ -54,7 +61,7 @@ class ChatTokenizer:
                 "tokenizer_config.json or chat_template.json"
             )
         self.tokenizer = tokenizer
-        #: of pictures and of videos
+        #: of images and of videos
         self.pad_ids: tuple[int, ...] = tuple(
             tokenizer.convert_tokens_to_ids([IMAGE_PAD, VIDEO_PAD])
         )
@@ -72,12 +79,12 @@ class ChatTokenizer:
 
         Args:
             turns: user and assistant turns in order, an optional system turn first; `<image>` and
-                `<video>` in a turn mark the place of a picture or video.
-            num_images: pictures of the sample. Without any mark they precede the first question.
-            num_videos: likewise; they follow pictures without marks.
+                `<video>` in a turn mark the place of an image or video.
+            num_images: images of the sample. Without any mark they precede the first question.
+            num_videos: likewise; they follow images without marks.
 
         Raises:
-            ChatError: marks and pictures or videos differ in number, there is no answer, or the
+            ChatError: marks and images or videos differ in number, there is no answer, or the
                 text holds one of the template's control tokens.
         """
         messages = self.messages(turns, num_images, num_videos)
@@ -89,16 +96,20 @@ class ChatTokenizer:
         for position, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self._render(messages[:position], generate=True)
-            whole = self._render(messages[: position + 1], generate=False)
+            prompt = render(self.tokenizer, messages[:position])
+            whole = render(self.tokenizer, messages[: position + 1], is_prompt=False)
             if not prompt.startswith(rendered) or not whole.startswith(prompt):
                 raise ValueError(
                     "the chat template rewrites earlier turns, so that answers cannot be located; "
                     "use Qwen2-VL's own template"
                 )
+            # answer and end mark are learnt; the line break that the template adds is not
+            answer = whole[len(prompt) :].rstrip("\n")
+            rest = whole[len(prompt) + len(answer) :]
             for text, is_answer in (
                 (prompt[len(rendered) :], False),
-                *self._answer_pieces(whole[len(prompt) :]),
+                (answer, True),
+                (rest, False),
             ):
                 # not all pieces in one call: a tokenizer's threads hang a loader process that is
                 # forked later
@@ -110,7 +121,7 @@ class ChatTokenizer:
 
     def prompt(self, turns: Sequence[Turn], num_images: int, num_videos: int = 0) -> TokenizedChat:
         """Token ids up to the point where the model answers the last (user) turn."""
-        text = self._render(self.messages(turns, num_images, num_videos), generate=True)
+        text = render(self.tokenizer, self.messages(turns, num_images, num_videos))
         ids = self._ids(text)
         return self._tokenized(ids, [False] * len(ids))
 
@@ -161,14 +172,77 @@ class ChatTokenizer:
                 self._known[text] = found
         return found
 
-    def _render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate
-        )
 
-    @staticmethod
-    def _answer_pieces(text: str) -> list[tuple[str, bool]]:
-        """Answer and end mark are learnt; the line break that the template adds is not."""
-        answer = text.rstrip("\n")
-        tail = text[len(answer) :]
-        return [(answer, True), (tail, False)] if tail else [(answer, True)]
+def render(holder: Any, messages: list[dict[str, Any]], *, is_prompt: bool = True) -> str:
+    """Text of messages in the chat template of `holder`, a tokenizer or processor of transformers;
+    of a prompt up to the point where the model answers.
+    """
+    return holder.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt)
+
+
+def read_text_tokenizer(folder: str | Path) -> Any:
+    """transformers' tokenizer of a Hugging Face folder.
+
+    Raises:
+        ConfigError: its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a damaged tokenizer.json is a bare Exception of its library
+        raise ConfigError(
+            f"the tokenizer of {folder} cannot be read ({error}): tokenizer.json and "
+            "tokenizer_config.json are missing or damaged; fetch them again"
+        ) from error
+
+
+def place_media(
+    chat: TokenizedChat, pad_ids: Sequence[int], plans: Sequence[Plan]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Expand every placeholder to the visual tokens of its image or video.
+
+    Positions follow Qwen2-VL: text counts up in all three rows; an image's ids start where the
+    text stopped and the text goes on after the largest of them (`get_rope_index` in
+    transformers 4.51.3). A video's are those of one image with several temporal ids, which count
+    pairs of frames, and in Qwen2.5-VL parts of a second.
+
+    Args:
+        chat: ids with one placeholder an image or video.
+        pad_ids: the placeholders.
+        plans: one an image or video, in order.
+
+    Returns:
+        input_ids (L,) int64, is_answer (L,) bool, position_ids (3, L) int64.
+
+    Raises:
+        ValueError: placeholders and plans differ in number.
+    """
+    ids = np.asarray(chat.input_ids, dtype=np.int64)
+    answer = np.asarray(chat.is_answer, dtype=bool)
+    # np.isin takes ten times as long on a few ids
+    places = np.flatnonzero((ids[:, None] == np.asarray(pad_ids)).any(axis=1))
+    if len(places) != len(plans):
+        raise ValueError(f"{len(places)} placeholders for {len(plans)} planned images and videos")
+    out_ids: list[np.ndarray] = []
+    out_answer: list[np.ndarray] = []
+    out_positions: list[np.ndarray] = []
+    start = next_position = 0
+    for stop, plan in zip([*places.tolist(), len(ids)], [*plans, None], strict=True):
+        out_ids.append(ids[start:stop])
+        out_answer.append(answer[start:stop])
+        run = np.arange(next_position, next_position + stop - start, dtype=np.int64)
+        out_positions.append(np.broadcast_to(run, (3, len(run))))
+        next_position += len(run)
+        start = stop + 1
+        if plan is not None:
+            out_ids.append(np.full(plan.num_llm_tokens, VISUAL_TOKEN_INDEX, dtype=np.int64))
+            out_answer.append(np.zeros(plan.num_llm_tokens, dtype=bool))
+            positions, extent = plan.placed_ids()
+            out_positions.append(positions.T + next_position)
+            next_position += extent
+    return (
+        np.concatenate(out_ids),
+        np.concatenate(out_answer),
+        np.concatenate(out_positions, axis=1),
+    )

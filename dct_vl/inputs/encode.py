@@ -6,28 +6,23 @@ Training calls them in two stages of its loader, everything that answers one aft
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from megatron.energon import Sample
 
 from data_prep.schema import Turn
 from dct_tokenizer import Plan, VisualTokenizer
-from dct_vl.inputs.chat import ChatTokenizer, Kind
-from dct_vl.inputs.clips import make_clip, shorten_clips
+from dct_vl.inputs.cells import encode_visual
+from dct_vl.inputs.chat import ChatTokenizer, place_media
+from dct_vl.inputs.clips import VideoRules, make_clip, shorten_clips
 from dct_vl.inputs.images import decode_rgb, header_size
-from dct_vl.inputs.pictures import encode_pictures
-from dct_vl.inputs.plan_chat import place_media
 from dct_vl.inputs.samples import EncodedChat, PlannedChat
 from dct_vl.inputs.video import read_frames, read_header
-from dct_vl.inputs.video_rules import VideoRules
 
 #: grey of blank images; Qwen2-VL's normalisation maps it close to 0
 BLANK_LEVEL = 118
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +53,8 @@ def plan_chat(
     """Token ids, positions and plans from the text and the headers of the media.
 
     Args:
-        spec: of the model.
         origin: whose key and sources the result carries.
-        turns: the conversation.
-        images: encoded, in the order of the conversation.
-        videos: encoded, likewise.
+        images, videos: encoded, in the order of the conversation.
         is_prompt: up to the point where the model answers the last (user) turn; otherwise a whole
             conversation, whose answers are to be predicted.
 
@@ -73,15 +65,16 @@ def plan_chat(
     """
     tokenize = spec.chat.prompt if is_prompt else spec.chat.tokenize
     chat = tokenize(turns, len(images), len(videos))
-    pictures = [spec.visual.plan(*header_size(data)) for data in images]
+    image_plans = [spec.visual.plan(*header_size(data)) for data in images]
     room = spec.seq_length - len(chat.input_ids) + len(chat.media)
     clips = shorten_clips(
         [make_clip(read_header(data), spec.video, spec.ids_per_second) for data in videos],
         spec.visual,
-        max_tokens=room - sum(plan.num_llm_tokens for plan in pictures),
+        max_tokens=room - sum(plan.num_llm_tokens for plan in image_plans),
         min_frames=spec.video.min_frames,
     )
-    plans = _in_order(chat.media, pictures, [clip.plan(spec.visual) for clip in clips])
+    planned = {"image": iter(image_plans), "video": (clip.plan(spec.visual) for clip in clips)}
+    plans = tuple(next(planned[kind]) for kind in chat.media)
     ids, is_answer, positions = place_media(chat, spec.chat.pad_ids, plans)
     return PlannedChat.derive_from(
         origin,
@@ -128,23 +121,15 @@ def encode_chat(spec: InputSpec, planned: PlannedChat, *, is_blank: bool = False
         plans.append(clip.plan(spec.visual, len(read.frames)) if is_short else plan)
     if is_blank:
         frames = [np.full_like(one, BLANK_LEVEL) for one in frames]
-    pictures = encode_pictures(spec.visual, frames, plans)
+    visual = encode_visual(spec.visual, frames, plans)
     ids, is_answer, positions = planned.input_ids, planned.is_answer, planned.position_ids
     if spec.visual.content_dependent or damage:
-        ids, is_answer, positions = place_media(planned.chat, spec.chat.pad_ids, pictures.plans)
+        ids, is_answer, positions = place_media(planned.chat, spec.chat.pad_ids, visual.plans)
     return EncodedChat.derive_from(
         planned,
         input_ids=ids,
         is_answer=is_answer,
         position_ids=positions,
-        pictures=pictures,
+        visual=visual,
         damage=tuple(damage),
     )
-
-
-def _in_order(
-    media: Sequence[Kind], images: Iterable[_Item], videos: Iterable[_Item]
-) -> tuple[_Item, ...]:
-    """One item a placeholder, from those of the images and those of the videos."""
-    sources = {"image": iter(images), "video": iter(videos)}
-    return tuple(next(sources[kind]) for kind in media)

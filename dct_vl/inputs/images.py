@@ -1,4 +1,4 @@
-"""Picture bytes: size from the header, pixels as upright RGB."""
+"""Image bytes: size from the header, pixels as upright RGB."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from data_prep.convert import from_sixteen_bits, is_sixteen_bits
 
 _ORIENTATION = 0x0112
-#: what brings a picture of an Exif orientation upright. Pillow's `exif_transpose` would write the
-#: Exif data anew too, and fail on damage there that does not concern the picture
+#: what brings an image of an Exif orientation upright. Pillow's `exif_transpose` would write the
+#: Exif data anew too, and fail on damage there that does not concern the image
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,7 +23,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: those that turn a picture by a quarter
+#: those that turn an image by a quarter
 _TURNED = (5, 6, 7, 8)
 
 #: what Pillow raises on damaged files (seen on truncated and corrupted JPEG, PNG and WebP)
@@ -31,11 +31,11 @@ _PILLOW_ERRORS = (OSError, ValueError, TypeError, SyntaxError, Image.Decompressi
 
 
 class ImageError(ValueError):
-    """Picture bytes that cannot be read."""
+    """Image bytes that cannot be read."""
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of the upright picture, from the header alone.
+    """(height, width) in pixels of the upright image, from the header alone.
 
     Raises:
         ImageError: the header cannot be read.
@@ -54,7 +54,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """(1, H, W, 3) uint8 RGB, turned upright as Exif says; 16-bit grey is scaled to 8 bits.
 
     Raises:
-        ImageError: the picture is damaged. It is not tried again: a second load of a broken file
+        ImageError: the image is damaged. It is not tried again: a second load of a broken file
             can succeed with missing rows.
     """
     try:
@@ -79,10 +79,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
-    """As Pillow does, in 0.4 of the time; raises ValueError at the slightest damage.
-
-    Both call libjpeg-turbo, with the accurate inverse DCT and smooth upsampling, so that they agree
-    to the bit (a test holds this).
+    """As Pillow does, in 0.4 of the time; raises ValueError at the slightest damage. Both call
+    libjpeg-turbo, with the accurate inverse DCT and smooth upsampling, so that they agree to the
+    bit (a test holds this).
     """
     pixels = simplejpeg.decode_jpeg(
         data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True
@@ -91,7 +90,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Exif orientation, 1 (upright) … 8, from the header of a picture that is not loaded yet."""
+    """Exif orientation, 1 (upright) … 8, from the header of an image that is not loaded yet."""
     if image.format == "PNG" and "exif" not in image.info:
         # Pillow would decode the pixels to look behind them
         return 1

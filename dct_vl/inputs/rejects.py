@@ -1,6 +1,7 @@
-"""Samples that training leaves out, or takes in part: counted, listed, and never silently.
+"""Samples that are left out, or taken in part: counted, listed with a reason, never silently.
 
-Each loader process appends to a file of its own; the trainer reads the counts.
+In training each loader process appends to a file of its own, and the trainer reads the counts;
+what answers lists samples and questions in one file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
 from megatron.energon.source_info import SourceInfo
 
-from dct_vl.inputs.cook import Stage
+from dct_vl.inputs.samples import DamagedSample, Stage, reason_of
 
 #: by reason, what a user can do about it
 _NEXT = {
@@ -167,3 +168,36 @@ def count_notes(folder: str | Path) -> Counter[str]:
 def read_rejects(folder: str | Path) -> set[str]:
     """Keys of the rejected samples, over all loader processes and restarts."""
     return {key for _, key in RejectReader(folder, "reason").read()}
+
+
+def reject_line(key: str, error: Exception) -> dict[str, str]:
+    """key, reason, detail, and file where a shard is damaged."""
+    line = {"key": key, "reason": reason_of(error), "detail": str(error)}
+    return {**line, "file": error.file} if isinstance(error, DamagedSample) else line
+
+
+class RejectedSamples:
+    """Counts samples by reason and writes one JSON line each.
+
+    Args:
+        path: file to write; an earlier one goes away, and there is none where nothing is rejected.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.by_reason: Counter[str] = Counter()
+        path.unlink(missing_ok=True)
+
+    def add(self, key: str, error: ValueError) -> None:
+        self.add_line(reject_line(key, error))
+
+    def add_line(self, line: dict[str, str]) -> None:
+        """As `add`, for what `reject_line` made."""
+        self.by_reason[line["reason"]] += 1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(orjson.dumps(line) + b"\n")
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{reason} {count}" for reason, count in self.by_reason.most_common())
+        return f"{self.by_reason.total()} samples rejected ({named}): {self.path}"

@@ -1,18 +1,33 @@
-"""What flows through the task encoder, stage by stage.
+"""Samples, stage by stage: crude as they lie in their shard, planned, encoded; and their faults.
 
 Shape legend: L tokens of the sample.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
-from megatron.energon import Sample
+from megatron.energon import Sample, basic_sample_keys, stateless
 from megatron.energon.edataclass import edataclass
 
+from data_prep.schema import (
+    ChatRecord,
+    SchemaError,
+    image_parts,
+    json_part,
+    parse_record,
+    video_parts,
+)
 from dct_tokenizer import Plan
-from dct_vl.inputs.chat import TokenizedChat
+from dct_vl.inputs.cells import VisualCells
+from dct_vl.inputs.chat import ChatError, TokenizedChat
 from dct_vl.inputs.clips import Clip
-from dct_vl.inputs.pictures import PictureCells
+from dct_vl.inputs.images import ImageError
+from dct_vl.inputs.video import VideoError
+
+#: what befalls a sample, in this order; a run of rejections is one of the same stage
+Stage = Literal["reading", "planning", "packing", "decoding"]
 
 
 @edataclass
@@ -21,7 +36,7 @@ class CrudeChat(Sample):
 
     #: bytes of the JSON
     record: bytes
-    #: encoded pictures in the order of the conversation
+    #: encoded images in the order of the conversation
     images: tuple[bytes, ...]
     #: encoded videos, likewise
     videos: tuple[bytes, ...] = ()
@@ -31,9 +46,9 @@ class CrudeChat(Sample):
 
 @edataclass
 class PlannedChat(Sample):
-    """A sample whose exact length is known and whose pictures are still encoded bytes."""
+    """A sample whose exact length is known and whose images are still encoded bytes."""
 
-    #: each picture or video still one placeholder
+    #: each image or video still one placeholder
     chat: TokenizedChat
     #: (L,) int64 with VISUAL_TOKEN_INDEX at visual tokens
     input_ids: np.ndarray
@@ -41,7 +56,7 @@ class PlannedChat(Sample):
     is_answer: np.ndarray
     #: (3, L) int64 M-RoPE ids
     position_ids: np.ndarray
-    #: of pictures and videos, in the order of the conversation
+    #: of images and videos, in the order of the conversation
     plans: tuple[Plan, ...]
     images: tuple[bytes, ...]
     videos: tuple[bytes, ...]
@@ -51,7 +66,7 @@ class PlannedChat(Sample):
 
 @edataclass
 class EncodedChat(Sample):
-    """A sample with its pictures as cells."""
+    """A sample with its images and videos as cells."""
 
     #: (L,) int64 with VISUAL_TOKEN_INDEX at visual tokens
     input_ids: np.ndarray
@@ -59,6 +74,68 @@ class EncodedChat(Sample):
     is_answer: np.ndarray
     #: (3, L) int64
     position_ids: np.ndarray
-    pictures: PictureCells
+    visual: VisualCells
     #: what is wrong with videos of which only a part is used
     damage: tuple[str, ...] = ()
+
+
+class DamagedSample(ValueError):
+    """A sample that its shard does not give back: a header is damaged, or the file ends early."""
+
+    def __init__(self, detail: str, file: str) -> None:
+        super().__init__(detail)
+        #: the shard
+        self.file = file
+
+
+@stateless
+def cook_chat(sample: dict[str, Any]) -> CrudeChat:
+    """Pick the parts of a WebDataset sample; bytes stay bytes.
+
+    A fault in the parts goes along to where rejections are recorded: what is raised here, Energon
+    would print and forget.
+    """
+    try:
+        record = sample[json_part(sample)]
+        images = tuple(sample[part] for part in image_parts(sample))
+        videos = tuple(sample[part] for part in video_parts(sample))
+    except SchemaError as error:
+        return CrudeChat(**basic_sample_keys(sample), record=b"", images=(), fault=str(error))
+    return CrudeChat(**basic_sample_keys(sample), record=record, images=images, videos=videos)
+
+
+def read_record(sample: CrudeChat) -> ChatRecord:
+    """The parsed JSON of a sample whose parts are all there.
+
+    Raises:
+        SchemaError: the JSON or the parts do not follow the schema.
+    """
+    if sample.fault:
+        raise SchemaError(sample.fault)
+    record = parse_record(sample.record)
+    for kind, named, held in (
+        ("image", record.images, sample.images),
+        ("video", record.videos, sample.videos),
+    ):
+        wanted = sum(map(bool, named))
+        # an image that is missing would leave a question about nothing, where no mark counts it
+        if len(held) < wanted:
+            raise SchemaError(
+                f"the JSON names {wanted} {kind}s, the sample holds {len(held)}: a part is "
+                "missing, or its extension is none of those that data_prep/schema.py knows"
+            )
+    return record
+
+
+def reason_of(error: Exception) -> str:
+    """The word under which a sample or a question with this error is counted."""
+    if isinstance(error, ChatError):
+        return error.reason
+    reasons: dict[type[Exception], str] = {
+        DamagedSample: "damaged_shard",
+        SchemaError: "schema",
+        ImageError: "undecodable",
+        VideoError: "undecodable",
+        OSError: "unreadable",
+    }
+    return next((word for kind, word in reasons.items() if isinstance(error, kind)), "unplannable")

@@ -91,11 +91,13 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
     info, split = (root / _META / name for name in _FILES[:2])
     if not (info.is_file() and split.is_file()):
         return None
-    contents = _hashes(root)
-    shards = [
-        [name, count, contents.get(name) or _size(root / name)]
-        for name, count in sorted(orjson.loads(info.read_bytes())["shard_counts"].items())
-    ]
+    manifest = root / "manifest.json"
+    listed = orjson.loads(manifest.read_bytes()).get("shards", []) if manifest.is_file() else []
+    hashes = {shard["name"]: shard["sha256"] for shard in listed if shard.get("sha256")}
+    shards = []
+    for name, count in sorted(orjson.loads(info.read_bytes())["shard_counts"].items()):
+        size = (root / name).stat().st_size if (root / name).is_file() else None
+        shards.append([name, count, hashes.get(name) or size])
     parts = _split_parts(split)
     return {
         "shards": _digest(orjson.dumps(shards)),
@@ -113,18 +115,6 @@ def _split_parts(file: Path) -> dict[str, Any]:
     parts = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(parts, dict)
     return {str(name): value for name, value in parts.items()}
-
-
-def _hashes(root: Path) -> dict[str, str]:
-    manifest = root / "manifest.json"
-    if not manifest.is_file():
-        return {}
-    shards = orjson.loads(manifest.read_bytes()).get("shards", [])
-    return {shard["name"]: shard["sha256"] for shard in shards if shard.get("sha256")}
-
-
-def _size(file: Path) -> int | None:
-    return file.stat().st_size if file.is_file() else None
 
 
 def _digest(data: bytes) -> str:

@@ -22,31 +22,19 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from dct_tokenizer.pixels import resize_frames
-from dct_vl.inputs.container_end import ends_early
-from dct_vl.inputs.video_rules import choose_frames
+from dct_vl.inputs.clips import VideoHeader, choose_frames
 
 #: what PyAV raises on damaged files; FFmpegError for most, the others where values are absurd
 _ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
 
 #: frames that a damaged file may announce without having them; more are a damaged number
 _MOST_LOST = 1_000_000
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_RIFF = b"RIFF"
 
 
 class VideoError(ValueError):
     """Video bytes of which no frame can be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoHeader:
-    """A video without its pixels."""
-
-    #: of the upright picture, in pixels
-    height: int
-    width: int
-    #: as the container counts them, or as its packets do where it does not
-    num_frames: int
-    #: seconds
-    duration: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +104,7 @@ def read_frames(data: bytes, count: int, height: int, width: int) -> VideoFrames
     Args:
         data: the container.
         count: frames to take; a video with fewer repeats some.
-        height: of the result in pixels; resized with Pillow's bicubic, as HF's processor does.
-        width: likewise.
+        height, width: of the result, resized with Pillow's bicubic, as HF's processor does.
 
     Raises:
         VideoError: not one frame can be read.
@@ -135,7 +122,8 @@ def read_frames(data: bytes, count: int, height: int, width: int) -> VideoFrames
                 converter = VideoReformatter()
                 for frame, repeats in _frames_at(container, stream, targets, timeline):
                     rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    frames += [_resized(_upright(rgb, frame), height, width)] * repeats
+                    upright = np.ascontiguousarray(_upright(rgb, frame))[None]
+                    frames += [resize_frames(upright, height, width)[0]] * repeats
             except _ERRORS as error:
                 damage = damage or f"decoding stops: {error}"
     except _ERRORS as error:
@@ -155,7 +143,7 @@ def _open(data: bytes) -> InputContainer:
 
 
 def _stream(container: InputContainer) -> VideoStream:
-    """The first video stream that is no cover picture."""
+    """The first video stream that is no cover image."""
     cover = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & cover:
@@ -171,7 +159,7 @@ def _timeline(container: InputContainer, data: bytes) -> _Timeline:
     """Times of all frames, from packets alone."""
     stream = _stream(container)
     counted = stream.frames
-    cut_off = ends_early(container, stream, data)
+    cut_off = _ends_early(container, stream, data)
     times: list[int] = []
     key_times: list[int] = []
     num_packets = 0
@@ -201,6 +189,41 @@ def _timeline(container: InputContainer, data: bytes) -> _Timeline:
         num_lost=min(max(0, counted - num_packets), _MOST_LOST) if damage else 0,
         damage=damage,
     )
+
+
+def _ends_early(container: InputContainer, stream: VideoStream, data: bytes) -> bool:
+    """True where a frame of the index, or the container itself, reaches beyond the data: FFmpeg
+    reads a file that was cut off as if it ended there, without an error.
+
+    MP4 and MOV by their index of frames, Matroska and WebM by the size of their segment
+    (RFC 8794, sections 4 and 6), AVI by the size of its RIFF chunk. Other containers and streamed
+    ones state no size: False.
+    """
+    if "mov" in container.format.name:
+        return any(entry.pos + entry.size > len(data) for entry in stream.index_entries)
+    if data.startswith(_EBML):
+        return _matroska_end(data) > len(data)
+    if data.startswith(_RIFF):
+        return 8 + int.from_bytes(data[4:8], "little") > len(data)
+    return False
+
+
+def _matroska_end(data: bytes) -> int:
+    """Position at which the segment ends; 0 where it is of unknown size or not found."""
+    size, start = _variable_integer(data, len(_EBML))
+    segment = start + (size or 0)
+    if data[segment : segment + 4] != _SEGMENT:
+        return 0
+    size, start = _variable_integer(data, segment + 4)
+    return 0 if size is None else start + size
+
+
+def _variable_integer(data: bytes, place: int) -> tuple[int | None, int]:
+    """An EBML data size and the position behind it; None for the reserved "unknown"."""
+    first = data[place] if place < len(data) else 0
+    length = 9 - first.bit_length()
+    value = int.from_bytes(data[place : place + length], "big") & ((1 << 7 * length) - 1)
+    return (None if value == (1 << 7 * length) - 1 else value), place + length
 
 
 def _targets(timeline: _Timeline, count: int) -> list[int]:
@@ -295,11 +318,6 @@ def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     else:
         down, right = d, a
     return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
-
-
-def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3)."""
-    return resize_frames(np.ascontiguousarray(pixels)[None], height, width)[0]
 
 
 def _as_video_error(error: Exception) -> VideoError:

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -93,7 +94,6 @@ class ExplicitSelfAttention(SelfAttention):
     """
 
     def forward(self, *args: Any, packed_seq_params: Attended = None, **kwargs: Any) -> Any:
-        """See `SelfAttention.forward`."""
         return super().forward(*args, **{**kwargs, "attention_bias": packed_seq_params})
 
 
@@ -103,6 +103,8 @@ class CoreAttention:
     layer_number: int
     given_scale: float | None
     context_group: dist.ProcessGroup | None
+    #: over whole sequences: query, key, value, boundaries as of `Segments`, and the kind of mask
+    _attend: Callable[..., torch.Tensor]
     #: the longest segment so far, for the kernel's grid: a bound that only grows needs few plans
     max_segment_length = 0
 
@@ -120,15 +122,15 @@ class CoreAttention:
 
         Args:
             query: (S, B, H, D); with context parallelism this rank's part of S.
-            key: (S, B, G, D).
-            value: likewise.
-            attention_mask: not supported.
+            key, value: (S, B, G, D).
+            attention_mask, packed_seq_params: not supported.
             attn_mask_type: causal or full, as the layer spec says.
             attention_bias: no bias; see `ExplicitSelfAttention`.
-            packed_seq_params: not supported.
 
         Returns:
-            (S, B, H*D) in the dtype of `query`.
+            (S, B, H*D) in the dtype of `query`, contiguous, dimensions of size 1 included: with the
+            strides that a transposition leaves them, torch multiplies by a weight without a
+            gradient one token at a time. `.contiguous()` would not touch them.
         """
         if attention_mask is not None or packed_seq_params is not None:
             raise ValueError(f"{type(self).__name__} takes segments or a cache only")
@@ -136,23 +138,16 @@ class CoreAttention:
         if isinstance(attention_bias, KeyValueCache):
             attended = attention_bias.attend(self.layer_number, query, key, value, self.given_scale)
             if attended is not None:
-                return attended
+                return _laid_out(attended)
         elif attention_bias is not None:
             segments = attention_bias.cu_seqlens
             self.max_segment_length = max(self.max_segment_length, attention_bias.longest)
         attend = functools.partial(self._attend, boundaries=segments, attn_mask_type=attn_mask_type)
-        return attend_with_part_of_heads(attend, query, key, value, self.context_group)
+        return _laid_out(attend_with_part_of_heads(attend, query, key, value, self.context_group))
 
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        boundaries: torch.Tensor | None,
-        attn_mask_type: AttnMaskType | None,
-    ) -> torch.Tensor:
-        """Attend over whole sequences; `boundaries` are those of `Segments`."""
-        raise NotImplementedError
+
+def _laid_out(context: torch.Tensor) -> torch.Tensor:
+    return context.reshape(-1).view(context.shape)
 
 
 class SegmentedAttention(CoreAttention, MegatronModule):
@@ -201,11 +196,7 @@ class SegmentedAttention(CoreAttention, MegatronModule):
         return self._sdpa(query, key, value, mask=self._block_mask(query, boundaries))
 
     def _sdpa(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # B heads S D
         context = F.scaled_dot_product_attention(
@@ -220,11 +211,7 @@ class SegmentedAttention(CoreAttention, MegatronModule):
         return context.permute(2, 0, 1, 3).flatten(2)
 
     def _flash_segments(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        boundaries: torch.Tensor,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: torch.Tensor
     ) -> torch.Tensor:
         length, rows, heads, size = query.shape
         longest = min(self.max_segment_length, length)

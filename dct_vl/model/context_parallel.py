@@ -79,8 +79,7 @@ def attend_with_part_of_heads(
     Args:
         attend: (S, B, Q/C, D) and (S, B, G', D) twice → (S, B, Q/C*D).
         query: (S/C, B, Q, D).
-        key: (S/C, B, G, D); where there are fewer key/value heads than ranks, each goes to several.
-        value: likewise.
+        key, value: (S/C, B, G, D); where G is less than the ranks, each head goes to several.
         group: the ranks; None where one holds it all.
 
     Returns:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from enum import IntEnum, auto
-from typing import Any
+from typing import Any, TypeAlias
 
 import cudnn
 import torch
@@ -60,14 +60,8 @@ class _Sizes:
     device: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Segments:
-    """Lengths and offsets of a pack's segments: int32 on the device, N or N+1 by (1, 1, 1)."""
-
-    lengths: torch.Tensor
-    query_offsets: torch.Tensor
-    key_offsets: torch.Tensor
-    statistics_offsets: torch.Tensor
+#: lengths and offsets of a pack's segments: int32 on the device, N or N+1 by (1, 1, 1)
+_Segments: TypeAlias = dict[_Uid, torch.Tensor]
 
 
 def round_up(number: int, least: int) -> int:
@@ -200,13 +194,9 @@ def _run(
     graph, num_bytes = plan
     handle = _handle(sizes.device)
     cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
-    workspace = torch.empty(max(1, num_bytes), dtype=torch.uint8, device=segments.lengths.device)
-    pack = {int(uid): tensor for uid, tensor in tensors.items()} | {
-        int(_Uid.LENGTHS): segments.lengths,
-        int(_Uid.QUERY_OFFSETS): segments.query_offsets,
-        int(_Uid.KEY_OFFSETS): segments.key_offsets,
-        int(_Uid.STATISTICS_OFFSETS): segments.statistics_offsets,
-    }
+    device = segments[_Uid.LENGTHS].device
+    workspace = torch.empty(max(1, num_bytes), dtype=torch.uint8, device=device)
+    pack = {int(uid): tensor for uid, tensor in (tensors | segments).items()}
     graph.execute(pack, workspace, handle=handle)
 
 
@@ -240,30 +230,22 @@ class _CudnnAttention(torch.autograd.Function):
         return *grads, None, None
 
 
-class _LatestSegments:
-    """Of the latest boundaries: all layers of a forward pass share theirs."""
-
-    def __init__(self) -> None:
-        self.known: list[tuple[torch.Tensor, tuple[int, ...], _Segments]] = []
-
-    def of(self, boundaries: torch.Tensor, count: int, widths: tuple[int, int, int]) -> _Segments:
-        for held, key, segments in self.known:
-            if held is boundaries and key == (count, *widths):
-                return segments
-        missing = count + 1 - len(boundaries)
-        ends = torch.cat((boundaries, boundaries[-1:].expand(missing))).view(-1, 1, 1, 1)
-        segments = _Segments(
-            lengths=ends.diff(dim=0).contiguous(),
-            query_offsets=ends * widths[0],
-            key_offsets=ends * widths[1],
-            statistics_offsets=ends * widths[2],
-        )
-        # the towers have one kind each, windowed ones two
-        self.known = [(boundaries, (count, *widths), segments), *self.known[:3]]
-        return segments
+#: of the latest boundaries, which all layers of a forward pass share
+_latest: list[tuple[torch.Tensor, tuple[int, ...], _Segments]] = []
 
 
-_latest = _LatestSegments()
+def _segments_of(boundaries: torch.Tensor, count: int, widths: tuple[int, int, int]) -> _Segments:
+    for held, key, segments in _latest:
+        if held is boundaries and key == (count, *widths):
+            return segments
+    missing = count + 1 - len(boundaries)
+    ends = torch.cat((boundaries, boundaries[-1:].expand(missing))).view(-1, 1, 1, 1)
+    offsets = (_Uid.QUERY_OFFSETS, _Uid.KEY_OFFSETS, _Uid.STATISTICS_OFFSETS)
+    segments = {uid: ends * width for uid, width in zip(offsets, widths, strict=True)}
+    segments[_Uid.LENGTHS] = ends.diff(dim=0).contiguous()
+    # the towers have one kind each, windowed ones two
+    _latest[:] = [(boundaries, (count, *widths), segments), *_latest[:3]]
+    return segments
 
 
 def covers(query: torch.Tensor) -> bool:
@@ -293,8 +275,7 @@ def segmented_attention(
 
     Args:
         query: (T, H, D), contiguous, of a kind that `covers` names.
-        key: (T, G, D), contiguous.
-        value: likewise.
+        key, value: (T, G, D), contiguous.
         boundaries: (N+1,) int32 from 0 to T, on the device.
         longest: of the segments, or more.
         is_causal: no token sees those behind it.
@@ -323,6 +304,6 @@ def segmented_attention(
     if torch.is_grad_enabled() and query.requires_grad:
         _backward_plan(sizes)
     widths = (heads * head_size, groups * head_size, heads)
-    segments = _latest.of(boundaries, sizes.segments, widths)
+    segments = _segments_of(boundaries, sizes.segments, widths)
     result: torch.Tensor = _CudnnAttention.apply(query, key, value, segments, sizes)
     return result

@@ -9,16 +9,8 @@ head size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
-
-
-class _Layer(NamedTuple):
-    #: (B, G, C, D) each
-    keys: torch.Tensor
-    values: torch.Tensor
 
 
 class KeyValueCache:
@@ -34,7 +26,8 @@ class KeyValueCache:
         self.lengths = lengths
         self.capacity = capacity
         self._rows = torch.arange(len(lengths), device=lengths.device)
-        self._layers: dict[int, _Layer] = {}
+        #: (B, G, C, D) keys and values of each layer
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         #: places of the fullest row; None while the prompts run
         self._num_used: int | None = None
         #: (B, 1, 1, C') bool: places that a row's newest token attends to, itself among them
@@ -45,7 +38,6 @@ class KeyValueCache:
         self._admit(int(self.lengths.max()))
 
     def advance(self) -> None:
-        """Say that a token has run."""
         assert self._num_used is not None
         self.lengths = self.lengths + 1
         self._admit(self._num_used)
@@ -68,15 +60,14 @@ class KeyValueCache:
         Args:
             layer_number: Megatron's.
             query: (S, B, H, D), S = 1 once the prompts have run.
-            key: (S, B, G, D).
-            value: likewise.
+            key, value: (S, B, G, D).
             softmax_scale: None for 1 / √D.
 
         Returns:
             (1, B, H D); None for prompts, whose attention is the ordinary causal one.
         """
         if self._num_used is None:
-            self._layers[layer_number] = _Layer(self._kept(key), self._kept(value))
+            self._layers[layer_number] = self._kept(key), self._kept(value)
             return None
         keys, values = self._layers[layer_number]
         keys[self._rows, :, self.lengths] = key[0]

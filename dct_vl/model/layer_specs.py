@@ -5,9 +5,11 @@ Both give the same checkpoint names, so that a checkpoint written with one loads
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
@@ -15,16 +17,16 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
 )
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from dct_vl.compat import have_transformer_engine
 from dct_vl.model.attention import ExplicitSelfAttention, SegmentedAttention
 from dct_vl.model.fused.layer import FusedTransformerLayer
-from dct_vl.model.torch_norm import TorchNorm, block_with_torch_norm
 
 #: te: Transformer Engine's layers; local: Megatron's own; hybrid: Megatron's own around Transformer
 #: Engine's attention
@@ -35,6 +37,7 @@ _CHECKPOINT_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
+_NORM_STATE = "norm._extra_state"
 
 
 def resolve_layer_spec(wanted: str) -> LayerSpecName:
@@ -71,15 +74,42 @@ def layer_spec(name: LayerSpecName, *, is_vision: bool, fused: bool = False) -> 
     `fused` takes this project's fused layer in the local and hybrid specs; Transformer Engine has
     its own.
     """
-    mask_type = AttnMaskType.no_mask if is_vision else AttnMaskType.causal
+    norm: Any = TorchNorm
+    column: Any = ColumnParallelLinear
+    row: Any = RowParallelLinear
+    attention: Any = SegmentedAttention
+    names = dict(_CHECKPOINT_NAMES)
+    if name != "local":
+        from dct_vl.model.te_attention import SegmentedTEAttention as attention
     if name == "te":
-        return _te_spec(mask_type)
-    spec = _local_spec(mask_type, fused)
-    if name == "hybrid":
-        from dct_vl.model.te_attention import SegmentedTEAttention
+        from megatron.core.extensions import transformer_engine as te
 
-        spec.submodules.self_attention.submodules.core_attention = SegmentedTEAttention
-    return spec
+        column, row = te.TELayerNormColumnParallelLinear, te.TERowParallelLinear
+        norm, names, fused = IdentityOp, {}, False
+    return ModuleSpec(
+        module=FusedTransformerLayer if fused else TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=ExplicitSelfAttention,
+                params={
+                    "attn_mask_type": AttnMaskType.no_mask if is_vision else AttnMaskType.causal
+                },
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=column,
+                    core_attention=attention,
+                    linear_proj=row,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=names,
+        ),
+    )
 
 
 def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
@@ -94,66 +124,59 @@ def projector_submodules(name: LayerSpecName) -> MLPSubmodules:
     return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
 
-def _local_spec(mask_type: AttnMaskType, fused: bool) -> ModuleSpec:
-    return ModuleSpec(
-        module=FusedTransformerLayer if fused else TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=TorchNorm,
-            self_attention=ModuleSpec(
-                module=ExplicitSelfAttention,
-                params={"attn_mask_type": mask_type},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=SegmentedAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=TorchNorm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
-                ),
-            ),
-            mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map=dict(_CHECKPOINT_NAMES),
-        ),
-    )
+class TorchNorm:
+    """Makes torch's LayerNorm or RMSNorm for the local spec, under sequence parallelism too.
+
+    Megatron's wrapper around them refuses sequence parallelism, although nothing is missing but a
+    mark: a norm sees its rank's part of the sequence, so that the gradients of its parameters are
+    to be summed over tensor-parallel ranks, which Megatron does for parameters with
+    `sequence_parallel` set.
+    """
+
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
+    ) -> torch.nn.LayerNorm | torch.nn.RMSNorm:
+        kinds = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}
+        norm: torch.nn.LayerNorm | torch.nn.RMSNorm
+        norm = kinds[config.normalization](hidden_size, eps=eps)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
 
 
-def _te_spec(mask_type: AttnMaskType) -> ModuleSpec:
-    from megatron.core.extensions.transformer_engine import (
-        TELayerNormColumnParallelLinear,
-        TERowParallelLinear,
-    )
+def block_with_torch_norm(layer: ModuleSpec) -> Callable[..., TransformerBlockSubmodules]:
+    """A block of such layers with `TorchNorm` at its end as well: what NeMo takes for a spec.
 
-    from dct_vl.model.te_attention import SegmentedTEAttention
+    Megatron's own choice for the last norm depends on what is installed.
+    """
+    return functools.partial(_block, layer=layer)
 
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=ExplicitSelfAttention,
-                params={"attn_mask_type": mask_type},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=TELayerNormColumnParallelLinear,
-                    core_attention=SegmentedTEAttention,
-                    linear_proj=TERowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
-                ),
-            ),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
+
+def _block(
+    config: TransformerConfig, vp_stage: int | None = None, *, layer: ModuleSpec
+) -> TransformerBlockSubmodules:
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=TorchNorm)
+
+
+def without_norm_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A sharded state dict without what Transformer Engine's norms keep beside their weights.
+
+    Its linear layers and Megatron's local ones write an entry for the state of FP8 each, empty
+    without FP8; of the norms only Transformer Engine's do, so that it could not read a checkpoint
+    of the local layer spec. A norm's entry is always empty here, and is neither written nor asked
+    for.
+    """
+    return {name: value for name, value in state.items() if not name.endswith(_NORM_STATE)}
+
+
+def expect_no_norm_state(model: torch.nn.Module) -> None:
+    """Let the norms of a model load where their entries are not."""
+    for name, module in model.named_modules():
+        has_own = type(module).set_extra_state is not torch.nn.Module.set_extra_state
+        if has_own and f"{name}._extra_state".endswith(_NORM_STATE):
+            module.register_load_state_dict_pre_hook(_add_empty_state)
+
+
+def _add_empty_state(module: torch.nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.setdefault(f"{prefix}_extra_state", None)

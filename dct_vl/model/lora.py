@@ -28,7 +28,6 @@ class StackLoRA(LoRA):
     """NeMo's LoRA, for stacks with and without gated MLPs."""
 
     def transform(self, m: torch.nn.Module, name: str | None = None, prefix: str | None = None):  # type: ignore[no-untyped-def]
-        """Wrap `m` if it is a target; see NeMo's `LoRA.transform`."""
         wrapped = super().transform(m, name=name, prefix=prefix)
         if isinstance(wrapped, LoRALinear) and not wrapped.to_wrap.config.gated_linear_unit:
             # NeMo takes every linear_fc1 for the two halves of a gated MLP when it shards the
@@ -39,7 +38,7 @@ class StackLoRA(LoRA):
 
 
 def apply_lora(module: Any, lora: LoraConfig, *, seed: int = 0) -> list[str]:
-    """Wrap the target layers of a bare `QwenVLWithVisualTokenizer` in place.
+    """Wrap the target layers of a bare model in place.
 
     The second matrix of each adapter is 0, so the model's outputs do not change. The first one is
     drawn from the tensor's global name and `seed`: it is the same in every parallel layout.
@@ -121,7 +120,7 @@ def merge_lora(module: torch.nn.Module) -> list[str]:
     Afterwards the module has the structure and the names of a model without LoRA.
 
     Args:
-        module: an unsharded `QwenVLWithVisualTokenizer` (tensor-parallel size 1).
+        module: an unsharded model (tensor-parallel size 1).
 
     Returns:
         Names of the merged layers; empty where there were none.

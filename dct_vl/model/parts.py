@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,26 @@ def freeze_parts(module: torch.nn.Module, trained: Collection[Part]) -> None:
     """Let only the tensors of `trained` parts, and adapters, have gradients."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(ADAPTER in name or part_of(name) in trained)
+
+
+def with_gradient(hidden: torch.Tensor, block: Any) -> torch.Tensor:
+    """`hidden` (S, B, E), the input of a `TransformerBlock`, so that what is trained there gets
+    gradients: the same values, with a gradient that nothing reads where it needs one.
+
+    Megatron's recomputation, like torch's reentrant one, takes part in the backward pass only where
+    a layer's input has a gradient. Behind a frozen front end or embedding there is none, and
+    trained layers or adapters would stay as they are, without a word.
+    """
+    import torch
+
+    if (
+        hidden.requires_grad
+        or not torch.is_grad_enabled()
+        or block.config.recompute_granularity != "full"
+        or not any(parameter.requires_grad for parameter in block.parameters())
+    ):
+        return hidden
+    return hidden.detach().requires_grad_()
 
 
 @dataclass(frozen=True, kw_only=True)

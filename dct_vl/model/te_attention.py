@@ -16,6 +16,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from dct_vl.model.attention import CoreAttention
 from dct_vl.model.context_parallel import config_of_one_rank, context_group
 
+if not isinstance(TEDotProductAttention, type):  # Megatron's stand-in for what it cannot import
+    raise ModuleNotFoundError("Transformer Engine is not usable here", name="transformer_engine")
+
 
 class SegmentedTEAttention(CoreAttention, TEDotProductAttention):
     """TEDotProductAttention over whole rows or within segments.
@@ -55,4 +58,4 @@ class SegmentedTEAttention(CoreAttention, TEDotProductAttention):
         query, key, value = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))
         # Megatron turns causal into padding_causal, and full into padding, for this format
         context = attend(query, key, value, None, attn_mask_type, packed_seq_params=segments)
-        return context.reshape(rows, length, -1).transpose(0, 1).contiguous()
+        return context.reshape(rows, length, -1).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Read a Hugging Face Qwen2-VL or Qwen2.5-VL folder straight into this rank's shards.
+"""Read a Hugging Face folder straight into this rank's shards, by a model family's recipes.
 
 No converted copy on disk and no full model in memory: every Megatron tensor says through its
 sharded state dict which slice of which global tensor this rank holds, in any tensor- or
@@ -9,8 +9,9 @@ safetensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ from megatron.core.dist_checkpointing.mapping import (
 from safetensors import safe_open
 
 from dct_vl.errors import RunError
-from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
-from dct_vl.model.families.qwen_vl.tensor_names import (
-    FRONT_END_PREFIX,
-    LM_HEAD,
-    PATCH_EMBED,
-    WORD_EMBEDDINGS,
-    Heads,
-    every_source,
-    recipe,
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One Megatron tensor and the Hugging Face tensors that it holds.
+
+    `split(join(*tensors))` gives the tensors back, bit by bit.
+    """
+
+    sources: tuple[str, ...]
+    join: Callable[..., torch.Tensor]
+    split: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 class WeightsError(RunError, ValueError):
@@ -83,7 +86,6 @@ class HFFolder:
         return found
 
     def names(self) -> set[str]:
-        """Names of all tensors."""
         return set(self._where)
 
     def read(self, name: str) -> torch.Tensor:
@@ -124,8 +126,24 @@ class HFFolder:
         return dict.fromkeys(self._file(single.name).keys(), single.name)
 
 
-def load_hf_weights(module: QwenVLWithVisualTokenizer, folder: str | Path) -> set[str]:
-    """Fill `module` (a bare `QwenVLWithVisualTokenizer`) from a Hugging Face folder, in place.
+def load_folder(
+    module: Any,
+    folder: str | Path,
+    *,
+    recipe: Callable[[str], Recipe],
+    known: Collection[str],
+    left_out: str,
+    fill_rest: Callable[[HFFolder], list[str]],
+) -> set[str]:
+    """Fill a bare Megatron module from a Hugging Face folder, in place.
+
+    Args:
+        module: this rank's stage.
+        folder: with safetensors, sharded or not.
+        recipe: of a full Megatron tensor; KeyError where no tensor of the folder corresponds.
+        known: names of all tensors that a folder of this model may hold.
+        left_out: prefix of Megatron tensors that `fill_rest` fills.
+        fill_rest: fills what no recipe does, and gives what is wrong.
 
     Returns:
         Names of the folder's tensors that this rank read.
@@ -134,47 +152,22 @@ def load_hf_weights(module: QwenVLWithVisualTokenizer, folder: str | Path) -> se
         WeightsError: tensors are missing, have another shape or no place in the model, or the
             folder cannot be read. All problems are listed in one message.
     """
-    geometry = attention_geometry(module)
     with HFFolder(folder) as source, torch.no_grad():
         problems = source.faults()
         if not problems:
-            problems = _unread(module, source)
+            if unknown := source.names() - set(known):
+                problems.append(f"no place in the model for {_listed(unknown)}")
             for shard in module_shards(module):
-                if not shard.key.startswith(FRONT_END_PREFIX):
-                    _fill(shard, source, geometry, problems)
+                if not shard.key.startswith(left_out):
+                    _fill(shard, source, recipe, problems)
                     source.close_files()
-            if module.vision_model is not None:
-                _fill_front_end(module, source, problems)
+            problems += fill_rest(source)
         if problems:
             raise WeightsError(_report(folder, problems))
         return source.used
 
 
-def _unread(module: QwenVLWithVisualTokenizer, source: HFFolder) -> list[str]:
-    """Tensors of the folder that no rank of this model would read."""
-    config = module.config
-    known = every_source(
-        config.language_transformer_config.num_layers,
-        config.vision_transformer_config.num_layers,
-        attention_geometry(module)[1],
-    )
-    problems = []
-    if module.share_embeddings_and_output_weights and LM_HEAD in source:
-        # some folders hold the tied matrix twice
-        if not torch.equal(source.read(LM_HEAD), source.read(WORD_EMBEDDINGS)):
-            problems.append(
-                f"{LM_HEAD} differs from {WORD_EMBEDDINGS}, and config.json ties them: set "
-                "tie_word_embeddings to false there, or remove the tensor"
-            )
-        source.close_files()
-    unknown = source.names() - known
-    if unknown:
-        problems.append(f"no place in the model for {_listed(unknown)}")
-    return problems
-
-
 def _listed(names: Collection[str], most: int = 8) -> str:
-    """A few names, and how many more there are."""
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -186,24 +179,7 @@ def _report(folder: str | Path, problems: list[str], most: int = 20) -> str:
     return f"{folder} does not fit the model:\n  " + "\n  ".join(lines)
 
 
-def attention_geometry(module: QwenVLWithVisualTokenizer) -> tuple[Heads, Heads]:
-    """Heads of the language model and of the vision tower, as `hf_names.recipe` takes them."""
-    language, vision = (
-        Heads(
-            num_heads=config.num_attention_heads,
-            num_groups=config.num_query_groups,
-            head_dim=config.kv_channels,
-            gated=config.gated_linear_unit,
-        )
-        for config in (
-            module.config.language_transformer_config,
-            module.config.vision_transformer_config,
-        )
-    )
-    return language, vision
-
-
-def module_shards(module: QwenVLWithVisualTokenizer) -> list[ShardedTensor]:
+def module_shards(module: Any) -> list[ShardedTensor]:
     """This rank's pieces of every tensor; gated projections come in halves. Data is shared."""
     state = module.sharded_state_dict()
     apply_factories(state)
@@ -217,14 +193,11 @@ def module_shards(module: QwenVLWithVisualTokenizer) -> list[ShardedTensor]:
 
 
 def _fill(
-    shard: ShardedTensor,
-    source: HFFolder,
-    geometry: tuple[Heads, ...],
-    problems: list[str],
+    shard: ShardedTensor, source: HFFolder, recipe: Callable[[str], Recipe], problems: list[str]
 ) -> None:
     name, slices = place_in_full(shard)
     try:
-        how = recipe(name, *geometry)
+        how = recipe(name)
     except KeyError as error:
         problems.append(str(error.args[0]))
         return
@@ -262,15 +235,3 @@ def place_in_full(shard: ShardedTensor) -> tuple[str, tuple[slice, ...]]:
         slice(start, start + length)
         for start, length in zip(offsets, shard.data.shape, strict=True)
     )
-
-
-def _fill_front_end(
-    module: QwenVLWithVisualTokenizer, source: HFFolder, problems: list[str]
-) -> None:
-    if PATCH_EMBED not in source:
-        problems.append(f"{PATCH_EMBED} is missing (needed for the tokenizer's front end)")
-        return
-    try:
-        module.vision_model.front_end.load_pretrained(source.read(PATCH_EMBED))
-    except ValueError as error:
-        problems.append(f"{PATCH_EMBED}: {error}")

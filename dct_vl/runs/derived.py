@@ -9,7 +9,7 @@ import torch
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.video_rules import VideoRules
+from dct_vl.inputs.clips import VideoRules
 from dct_vl.model.parts import LoraConfig
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import trained_parts

@@ -12,10 +12,9 @@ activate()
 
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 
-from dct_vl.inputs.chat import ChatTokenizer  # noqa: E402
+from dct_vl.inputs.chat import ChatTokenizer, read_text_tokenizer  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.rejects import RejectLog  # noqa: E402
-from dct_vl.inputs.text_tokenizer import read_text_tokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402

@@ -19,12 +19,11 @@ from nemo.utils import logging
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.batch import Batch
 from dct_vl.model.context_parallel import part_of_sequence, whole_sequence
-from dct_vl.model.families.qwen_vl.model import QwenVLConfig
-from dct_vl.model.families.qwen_vl.tower import WindowedVisionConfig
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig, WindowedTowerConfig
+from dct_vl.model.families.qwen_vl.weights import load_hf_weights
+from dct_vl.model.language_model import scored_forward
 from dct_vl.model.lora import apply_lora
 from dct_vl.model.parts import PARTS, LoraConfig, Part, freeze_parts
-from dct_vl.model.scoring import scored_forward
-from dct_vl.model.weights import load_hf_weights
 from dct_vl.training.watch.metering import StepMeter, WordMeter
 
 
@@ -132,7 +131,7 @@ class QwenVLModule(Qwen2VLModel):
         vision = config.vision_transformer_config
         super().__init__(config, model_version=vision.model_version, optim=optim, tokenizer=None)
         #: side of the vision tower's windows; None where it has none
-        self.window_side = vision.window_side if isinstance(vision, WindowedVisionConfig) else None
+        self.window_side = vision.window_side if isinstance(vision, WindowedTowerConfig) else None
         self.hf_folder = Path(hf_folder) if hf_folder is not None else None
         self.trained = frozenset(trained)
         self.lora = lora

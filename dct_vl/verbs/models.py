@@ -87,7 +87,7 @@ def random_model(
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Write a Qwen2-VL or Qwen2.5-VL folder with random weights that loads like the hub's."""
-    from dct_vl.model.random_model.folder import ShapeName, write_random_model
+    from dct_vl.model.random_model import ShapeName, write_random_model
     from dct_vl.model.random_model.tokenizer import conversation_texts
 
     name = next((n for n in get_args(ShapeName) if n == shape), None)

@@ -23,13 +23,13 @@ from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import preset_config
 from dct_vl.inputs.batch import Batch, pack_batch
 from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat, EncodedChat
-from dct_vl.inputs.video_rules import VideoRules
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
+from dct_vl.model.families.qwen_vl.weights import load_hf_weights
 from dct_vl.model.layer_specs import LayerSpecName
-from dct_vl.model.weights import load_hf_weights
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 PRESETS = ("pixel", "dct28_420")

@@ -54,7 +54,7 @@ def measure(folder: Path, preset: str, way: str) -> Measured:
     import torch
 
     from dct_vl.model.attention import prefer_cudnn
-    from dct_vl.model.fused.compiling import allow_compiling
+    from dct_vl.model.fused.pieces import allow_compiling
 
     allow_compiling(way == "compiled")
     prefer_cudnn(way == "cudnn")
@@ -102,7 +102,7 @@ def test_a_pack_has_text_first_and_between_pictures_and_videos(tiny_model):
     for preset in packs.PRESETS:
         encoder = packs.make_encoder(tiny_model, preset)
         samples = packs.make_samples(encoder)
-        grids = [[plan.grid_thw for plan in sample.pictures.plans] for sample in samples]
+        grids = [[plan.grid_thw for plan in sample.visual.plans] for sample in samples]
         assert [len(of_sample) for of_sample in grids] == [2, 0, 1, 2]
         assert grids[packs.TWO][0] != grids[packs.TWO][1]
         assert grids[packs.CLIP][0][0] > 1, "a video of one slice of time"

@@ -27,7 +27,7 @@ def ids():
 
 def test_angles_are_those_of_the_cpu(ids):
     from dct_vl.inference.loading import start_single_process
-    from dct_vl.model.families.qwen_vl.rotary import MultimodalAngles
+    from dct_vl.model.families.qwen_vl.model import MultimodalAngles
 
     start_single_process()
     on_cpu = MultimodalAngles(**SIZES)

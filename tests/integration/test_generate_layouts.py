@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import invoke
 
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 
 pytestmark = pytest.mark.slow
 

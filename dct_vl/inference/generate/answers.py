@@ -18,8 +18,8 @@ from dct_vl.inference.generate.run import generate
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError
-from dct_vl.inputs.held_out import HeldOut, OnFault, read_split
-from dct_vl.inputs.rejected import RejectedSamples
+from dct_vl.inputs.rejects import RejectedSamples
+from dct_vl.inputs.shard_reader import HeldOut, OnFault, read_split
 from dct_vl.runs.result_names import beside
 
 #: fields of a line of `generate` that are kept

@@ -18,10 +18,10 @@ from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel, load_checkpoint
 from dct_vl.inference.sampling import AnswerSettings
+from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import encode_chat, plan_chat
-from dct_vl.inputs.held_out import HeldOut
 from dct_vl.inputs.samples import EncodedChat
-from dct_vl.inputs.video_rules import VideoRules
+from dct_vl.inputs.shard_reader import HeldOut
 from dct_vl.runs.checkpoint_files import read_meta
 
 #: is called after each token with the text of a batch's first answer so far

@@ -35,11 +35,10 @@ from dct_vl.inference.generate.engine import (
 )
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling, TokenChooser
-from dct_vl.inputs.chat import ChatTokenizer
-from dct_vl.inputs.clips import make_clip
+from dct_vl.inputs.chat import ChatTokenizer, render
+from dct_vl.inputs.clips import VideoRules, make_clip
 from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.video import read_frames, read_header
-from dct_vl.inputs.video_rules import VideoRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +138,7 @@ class HfEngine:
             damage += [read.damage] if read.damage else []
         return HfPrompt(
             key=request.key,
-            text=self.processor.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            ),
+            text=render(self.processor, messages),
             images=decoded,
             videos=tuple(frames),
             rates=tuple(rates),

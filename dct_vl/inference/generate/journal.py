@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from data_prep.durable import write_durably
-from dct_vl.inputs.rejected import reject_line
+from dct_vl.inputs.rejects import reject_line
 from dct_vl.runs.result_names import beside
 
 

@@ -21,8 +21,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.utils import make_viewless_tensor
 from nemo.collections.llm.fn.activation import quick_gelu
 
-from dct_vl.model.fused import main_gradient, pieces
-from dct_vl.model.fused.activated_product import Activation, activated_product
+from dct_vl.model.fused import pieces, products
+from dct_vl.model.fused.products import Activation, activated_product
 
 
 class FusedTransformerLayer(TransformerLayer):
@@ -102,9 +102,9 @@ def product(linear: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | 
         result: tuple[torch.Tensor, torch.Tensor | None] = linear(x)  # an adapter's wrapper
         return result
     if is_plain(linear, RowParallelLinear):
-        return over_ranks(main_gradient.product(x, linear.weight), linear), linear.bias
+        return over_ranks(products.product(x, linear.weight), linear), linear.bias
     if is_plain(linear, ColumnParallelLinear) and linear.tp_group.size() == 1:
-        return main_gradient.product(x, linear.weight), linear.bias
+        return products.product(x, linear.weight), linear.bias
     wanted, linear.skip_bias_add = linear.skip_bias_add, True
     try:
         result = linear(x)
@@ -114,33 +114,20 @@ def product(linear: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | 
 
 
 def over_ranks(x: torch.Tensor, linear: RowParallelLinear) -> torch.Tensor:
-    """A layer's product summed over its tensor-parallel ranks: all of it, or this rank's part of
-    the sequence.
-    """
+    """A product summed over its tensor-parallel ranks: all, or this rank's part of the sequence."""
     if linear.tp_group.size() == 1:
         return x
-    summed: torch.Tensor
     if linear.sequence_parallel:
-        summed = reduce_scatter_to_sequence_parallel_region(x, group=linear.tp_group)
-    else:
-        summed = reduce_from_tensor_model_parallel_region(x, group=linear.tp_group)
-    return summed
+        return reduce_scatter_to_sequence_parallel_region(x, group=linear.tp_group)
+    return reduce_from_tensor_model_parallel_region(x, group=linear.tp_group)
 
 
-class _LastRotation:
-    """Cosine and sine of the latest angles: all layers of a forward pass share theirs."""
-
-    def __init__(self) -> None:
-        self.key: tuple[torch.Tensor, torch.dtype] | None = None
-        self.value: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-_last = _LastRotation()
+#: cosine and sine of the latest angles: all layers of a forward pass share theirs
+_latest: list[tuple[torch.Tensor, torch.dtype, tuple[torch.Tensor, torch.Tensor]]] = []
 
 
 def rotation(angles: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of (S, B or 1, 1, D) float32 angles, rounded to `dtype` as Megatron does."""
-    if _last.key is None or _last.key[0] is not angles or _last.key[1] != dtype:
-        _last.key, _last.value = (angles, dtype), (angles.cos().to(dtype), angles.sin().to(dtype))
-    assert _last.value is not None
-    return _last.value
+    if not _latest or _latest[0][0] is not angles or _latest[0][1] != dtype:
+        _latest[:] = [(angles, dtype, (angles.cos().to(dtype), angles.sin().to(dtype)))]
+    return _latest[0][2]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dct_vl.model.fused.compiling import compiled_on_cuda
-from dct_vl.model.fused.main_gradient import add_weight_gradient, has_main_gradient
+from dct_vl.model.fused.pieces import compiled_on_cuda
+from dct_vl.model.fused.products import add_weight_gradient, has_main_gradient
 
 #: tokens whose logits exist at once: 0.6 GB of bf16 for a vocabulary of 151,936
 CHUNK = 2048
@@ -50,10 +50,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         keep_bytes: int,
     ) -> torch.Tensor:
-        is_parallel = group is not None and group.size() > 1
-        if is_parallel:
-            assert group is not None
-            labels = labels - group.rank() * weight.shape[0]
+        ranks = group if group is not None and group.size() > 1 else None
+        if ranks is not None:
+            labels = labels - ranks.rank() * weight.shape[0]
         keeps = len(hidden) * weight.shape[0] * hidden.element_size() <= keep_bytes
         parts, kept = [], []
         for start in range(0, len(hidden), chunk):
@@ -64,12 +63,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         empty = hidden.new_empty(0, dtype=torch.float32)
         lse = torch.cat([empty, *(part[0] for part in parts)])
         target = torch.cat([empty, *(part[1] for part in parts)])
-        if is_parallel:
-            assert group is not None
-            all_lse = [torch.empty_like(lse) for _ in range(group.size())]
-            dist.all_gather(all_lse, lse, group=group)
+        if ranks is not None:
+            all_lse = [torch.empty_like(lse) for _ in range(ranks.size())]
+            dist.all_gather(all_lse, lse, group=ranks)
             lse = torch.stack(all_lse).logsumexp(0)
-            dist.all_reduce(target, group=group)
+            dist.all_reduce(target, group=ranks)
         ctx.save_for_backward(hidden, weight, labels, lse, *kept)
         ctx.chunk = chunk
         return lse - target

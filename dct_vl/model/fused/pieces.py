@@ -1,4 +1,4 @@
-"""The elementwise parts of a transformer layer, each in one kernel where compiled.
+"""The elementwise parts of a transformer layer, each in one kernel where torch.compile makes it.
 
 Shape legend: S sequence, B micro batch, E width of the layer, G key/value groups, Q query heads a
 group, D head size, F width of the MLP. All operate as Megatron's layers do, in the same order.
@@ -6,26 +6,78 @@ group, D head size, F width of the MLP. All operate as Megatron's layers do, in 
 
 from __future__ import annotations
 
+import functools
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 
-from dct_vl.model.fused.compiling import compiled_on_cuda, may_compile
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_state = {"on": True}
+_numbers = itertools.count()
+
+
+def allow_compiling(on: bool) -> None:
+    """Turn compilation in this process on or off; functions then run as they are written."""
+    _state["on"] = on
+
+
+def may_compile(tensor: torch.Tensor) -> bool:
+    """Whether kernels are made for what is computed from `tensor`."""
+    return _state["on"] and tensor.is_cuda
+
+
+def compiled_on_cuda(function: Function) -> Function:
+    """Run `function` through torch.compile where its first tensor lies on a CUDA device.
+
+    Only functions of tensors and constants are compiled, never modules: the guards stay few, and
+    parallel layers, hooks and attention kernels stay out of the graph. Every combination of widths,
+    dtypes and constants gets a copy of its own, because torch makes a dimension dynamic for good
+    once it has seen two sizes, and kernels with a dynamic width are slow: the two towers must not
+    meet in one copy. Lengths may change; they become dynamic at the second one.
+    """
+
+    @functools.cache
+    def compiled(*_: Any) -> Callable[..., Any]:
+        code = function.__code__
+        # torch keeps what it has seen of sizes by a function's file, line and name
+        name = f"{function.__name__}_{next(_numbers)}"
+        copy = types.FunctionType(code.replace(co_name=name), function.__globals__, name)
+        compiled_copy: Callable[..., Any] = torch.compile(copy)
+        return compiled_copy
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        if may_compile(args[0]):
+            return compiled(*map(_traits, args))(*args)
+        return function(*args)
+
+    return call  # type: ignore[return-value]
+
+
+def _traits(argument: Any) -> Any:
+    """What a copy is made for: dtype, rank and width of a tensor, or the constant itself."""
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    # tensors of one dimension are biases, whose width another argument has, or as long as the batch
+    width = argument.shape[-1] if argument.ndim > 1 else None
+    return argument.dtype, argument.ndim, width, argument.requires_grad
 
 
 def _norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, is_rms: bool
 ) -> torch.Tensor:
+    """RMS norm or layer norm over the last dimension."""
     if is_rms:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-@compiled_on_cuda
-def norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, is_rms: bool
-) -> torch.Tensor:
-    """RMS norm or layer norm over the last dimension."""
-    return _norm(x, weight, bias, eps, is_rms)
+norm = compiled_on_cuda(_norm)
 
 
 @compiled_on_cuda
@@ -68,10 +120,8 @@ def split_and_rotate(
     Args:
         mixed: (S, B, G (Q + 2) D), groups outermost: Q query heads, a key and a value each.
         bias: (G (Q + 2) D,), not added yet, or None.
-        cos: (S, B or 1, 1, D) in the dtype of `mixed`.
-        sin: likewise.
-        num_groups: G.
-        head_size: D.
+        cos, sin: (S, B or 1, 1, D) in the dtype of `mixed`.
+        num_groups, head_size: G, D.
 
     Returns:
         (S, B, G Q, D), (S, B, G, D), (S, B, G, D), contiguous.

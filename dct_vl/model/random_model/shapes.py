@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
-from dct_vl.model.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
+from dct_vl.model.random_model.tokenizer import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
 
 PATCH_SIZE, TEMPORAL_PATCH_SIZE, MERGE_SIZE = 14, 2, 2
 #: Vocabulary sizes are padded to this, so that tensor parallelism can divide them.
@@ -17,6 +17,13 @@ VOCAB_SIZE_2B = 151936
 WINDOW_SIZE, TOKENS_PER_SECOND = 112, 2
 
 AnyConfig: TypeAlias = Qwen2VLConfig | Qwen2_5_VLConfig
+_PATCHES = {
+    "in_chans": 3,
+    "patch_size": PATCH_SIZE,
+    "spatial_patch_size": PATCH_SIZE,
+    "spatial_merge_size": MERGE_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+}
 #: What config.json calls the two generations of the model.
 ModelType: TypeAlias = Literal["qwen2_vl", "qwen2_5_vl"]
 
@@ -35,15 +42,15 @@ class TinyShape:
     vision_embed_dim: int = 128
     vision_num_heads: int = 4
     vision_mlp_ratio: int = 2
-    #: Layers of Qwen2.5-VL's vision tower that attend to the whole picture, not to windows of it.
+    #: Layers of Qwen2.5-VL's vision tower that attend to the whole image, not to windows of it.
     vision_full_layers: tuple[int, ...] = ()
     max_position_embeddings: int = 4096
     #: The hub's 1e6 turns a position by less than 2e-4 rad in the frequencies that M-RoPE gives to
     #: the width: only a pretrained model lives with that. Small grids are learnt with a small base.
     rope_theta: float = 100.0
-    #: Standard deviation of all initial matrices. On the drawn pictures (batches of 16, learning
+    #: Standard deviation of all initial matrices. On the drawn images (batches of 16, learning
     #: rate 1e-3) it has 35 % of the answers right after 400 steps; the 0.02 of large models has
-    #: 26 % after 430. Blank pictures give 14 %.
+    #: 26 % after 430. Blank images give 14 %.
     init_std: float = 0.05
     #: Upper bound of the byte-level BPE vocabulary, special tokens not counted.
     max_bpe_size: int = 1024
@@ -74,7 +81,6 @@ class TinyShape:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head of the language model."""
         return self.hidden_size // self.num_heads
 
     @property
@@ -123,103 +129,88 @@ def tiny_config(shape: TinyShape, *, first_special_id: int) -> AnyConfig:
         rope_scaling={"type": "mrope", "mrope_section": shape.mrope_section},
         tie_word_embeddings=True,
     )
+    vision = {"depth": shape.vision_depth, "num_heads": shape.vision_num_heads}
     if shape.model_type == "qwen2_5_vl":
-        return Qwen2_5_VLConfig(
-            architectures=["Qwen2_5_VLForConditionalGeneration"],
-            vision_config=_windowed_vision_config(
-                depth=shape.vision_depth,
-                hidden_size=shape.vision_embed_dim,
-                num_heads=shape.vision_num_heads,
-                intermediate_size=shape.vision_embed_dim * shape.vision_mlp_ratio,
-                out_hidden_size=shape.hidden_size,
-                fullatt_block_indexes=list(shape.vision_full_layers),
-            ),
-            **sizes,
+        return _config_25(
+            sizes,
+            **vision,
+            hidden_size=shape.vision_embed_dim,
+            intermediate_size=shape.vision_embed_dim * shape.vision_mlp_ratio,
+            fullatt_block_indexes=list(shape.vision_full_layers),
         )
-    return Qwen2VLConfig(
-        architectures=["Qwen2VLForConditionalGeneration"],
-        vision_config=_vision_config(
-            depth=shape.vision_depth,
-            embed_dim=shape.vision_embed_dim,
-            num_heads=shape.vision_num_heads,
-            mlp_ratio=shape.vision_mlp_ratio,
-            hidden_size=shape.hidden_size,
-        ),
-        **sizes,
+    return _config(
+        sizes, **vision, embed_dim=shape.vision_embed_dim, mlp_ratio=shape.vision_mlp_ratio
     )
 
 
 def config_2b() -> Qwen2VLConfig:
     """Qwen2-VL-2B-Instruct, as in https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct config.json."""
-    return Qwen2VLConfig(
-        **_token_ids(FIRST_SPECIAL_ID_2B),
-        architectures=["Qwen2VLForConditionalGeneration"],
-        vocab_size=VOCAB_SIZE_2B,
+    sizes = _hub_sizes(
         hidden_size=1536,
         intermediate_size=8960,
         num_hidden_layers=28,
         num_attention_heads=12,
-        num_key_value_heads=2,
         max_position_embeddings=32768,
         max_window_layers=28,
-        sliding_window=32768,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
-        tie_word_embeddings=True,
-        vision_config=_vision_config(
-            depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4, hidden_size=1536
-        ),
     )
+    return _config(sizes, depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4)
 
 
 def config_3b_25() -> Qwen2_5_VLConfig:
     """Qwen2.5-VL-3B-Instruct, as in https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct
     config.json.
     """
-    return Qwen2_5_VLConfig(
-        **_token_ids(FIRST_SPECIAL_ID_2B),
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        vocab_size=VOCAB_SIZE_2B,
+    sizes = _hub_sizes(
         hidden_size=2048,
         intermediate_size=11008,
         num_hidden_layers=36,
         num_attention_heads=16,
-        num_key_value_heads=2,
         max_position_embeddings=128000,
         max_window_layers=70,
-        sliding_window=32768,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
-        tie_word_embeddings=True,
-        vision_config=_windowed_vision_config(
-            depth=32,
-            hidden_size=1280,
-            num_heads=16,
-            intermediate_size=3420,
-            out_hidden_size=2048,
-            fullatt_block_indexes=[7, 15, 23, 31],
-        ),
+    )
+    return _config_25(
+        sizes,
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=3420,
+        fullatt_block_indexes=[7, 15, 23, 31],
     )
 
 
-def _vision_config(**sizes: Any) -> dict[str, Any]:
+def _hub_sizes(**sizes: int) -> dict[str, Any]:
     return sizes | {
-        "in_chans": 3,
-        "patch_size": PATCH_SIZE,
-        "spatial_patch_size": PATCH_SIZE,
-        "spatial_merge_size": MERGE_SIZE,
-        "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+        **_token_ids(FIRST_SPECIAL_ID_2B),
+        "vocab_size": VOCAB_SIZE_2B,
+        "num_key_value_heads": 2,
+        "sliding_window": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": True,
     }
 
 
-def _windowed_vision_config(**sizes: Any) -> dict[str, Any]:
-    return _vision_config(**sizes) | {
+def _config(sizes: dict[str, Any], **vision: Any) -> Qwen2VLConfig:
+    return Qwen2VLConfig(
+        architectures=["Qwen2VLForConditionalGeneration"],
+        vision_config=_PATCHES | vision | {"hidden_size": sizes["hidden_size"]},
+        **sizes,
+    )
+
+
+def _config_25(sizes: dict[str, Any], **vision: Any) -> Qwen2_5_VLConfig:
+    windows = {
         "hidden_act": "silu",
         "window_size": WINDOW_SIZE,
         "tokens_per_second": TOKENS_PER_SECOND,
+        "out_hidden_size": sizes["hidden_size"],
     }
+    return Qwen2_5_VLConfig(
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+        vision_config=_PATCHES | vision | windows,
+        **sizes,
+    )
 
 
 def _token_ids(first_special_id: int) -> dict[str, int]:

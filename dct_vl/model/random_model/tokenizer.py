@@ -14,26 +14,31 @@ from transformers import AddedToken
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.models.qwen2.tokenization_qwen2_fast import Qwen2TokenizerFast
 
-from dct_vl.model.random_model.special_tokens import (
-    END_OF_TEXT,
-    END_OF_TURN,
-    SPECIAL_TOKENS,
-    SYSTEM_PROMPT,
+#: On the hub these are the ids 151643 … 151656; elsewhere they follow the BPE vocabulary at once.
+SPECIAL_TOKENS: tuple[str, ...] = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
+#: Id of <|endoftext|> in the hub's Qwen2-VL tokenizers, hence the size of their BPE vocabulary.
+FIRST_SPECIAL_ID_2B = 151643
 
+END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
+SYSTEM_PROMPT = "You are a helpful assistant."
 #: What every rendered conversation contains, repeated so that each word becomes one token.
 TEMPLATE_TEXT = (SYSTEM_PROMPT, "system\n", "user\n", "assistant\n", "Picture 1: ", "Video 1: ")
 TEMPLATE_REPEATS = 100
-
-
-def chat_template() -> str:
-    """Jinja template that renders messages exactly as the hub's Qwen2-VL template does."""
-    return (
-        resources.files("dct_vl.model.random_model")
-        .joinpath("chat_template.jinja")
-        .read_text(encoding="utf-8")
-        .rstrip("\n")
-    )
 
 
 def train_tokenizer(
@@ -101,7 +106,9 @@ def _qwen2_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qw
             model_max_length=32768,
             errors="replace",
         )
-    tokenizer.chat_template = chat_template()
+    # renders messages exactly as the hub's Qwen2-VL template does
+    template = resources.files("dct_vl.model.random_model") / "chat_template.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8").rstrip("\n")
     return tokenizer
 
 

@@ -52,7 +52,7 @@ class ChatPackEncoder(ChatTaskEncoder):
         if not self.inputs.visual.counts_from_header:
             encoded = self.postencode_sample(planned)
             num_tokens = len(encoded.input_ids)
-            num_patches = sum(plan.num_cells for plan in encoded.pictures.plans)
+            num_patches = sum(plan.num_cells for plan in encoded.visual.plans)
         if num_patches > self.bounds.max_patches:
             self._reject(
                 sample,

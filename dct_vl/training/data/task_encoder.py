@@ -11,11 +11,18 @@ from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.clips import make_clip
-from dct_vl.inputs.cook import Stage, cook_chat, read_record, reason_of
 from dct_vl.inputs.encode import InputSpec, encode_chat, plan_chat
 from dct_vl.inputs.images import ImageError
 from dct_vl.inputs.rejects import RejectLog, file_of
-from dct_vl.inputs.samples import CrudeChat, EncodedChat, PlannedChat
+from dct_vl.inputs.samples import (
+    CrudeChat,
+    EncodedChat,
+    PlannedChat,
+    Stage,
+    cook_chat,
+    read_record,
+    reason_of,
+)
 from dct_vl.inputs.video import VideoError
 from dct_vl.training.data.worker_watch import WorkerBoard
 

@@ -11,7 +11,7 @@ import torch
 
 from dct_vl.errors import ConfigError
 from dct_vl.model.attention import have_cudnn_attention, have_varlen_attention, prefer_cudnn
-from dct_vl.model.fused.compiling import allow_compiling
+from dct_vl.model.fused.pieces import allow_compiling
 from dct_vl.model.layer_specs import LayerSpecName
 from dct_vl.runs.config.schema import SpeedConfig
 from dct_vl.training.optim.gradient_scale import PendingScale

@@ -48,7 +48,7 @@ def with_model_folder(run: RunConfig) -> RunConfig:
 
 
 def _make(folder: Path, run: RunConfig) -> None:
-    from dct_vl.model.random_model.folder import write_random_model
+    from dct_vl.model.random_model import write_random_model
 
     texts = [text for text in islice(shard_texts(run.data.path), NUM_SAMPLES) if text]
     if not texts:

@@ -22,8 +22,8 @@ from dct_tokenizer import build_tokenizer
 from dct_vl.evaluation.compare import read_runs, write_comparison
 from dct_vl.evaluation.compare.gallery import choose
 from dct_vl.evaluation.compare.pairing import pair
-from dct_vl.inputs.held_out import read_split
 from dct_vl.inputs.images import decode_rgb
+from dct_vl.inputs.shard_reader import read_split
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'
 #: right answers of both runs to two questions each about six samples, and to one without an image

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForC
 from dct_tokenizer import build_tokenizer
 from dct_vl.export.checkpoint import export_module
 from dct_vl.export.tensors import ExportError
-from dct_vl.model.families.qwen_vl.tensor_names import PATCH_EMBED
+from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 
 BOUNDS = {"min_pixels": 4 * 28 * 28, "max_pixels": 12 * 28 * 28}
 

@@ -208,9 +208,8 @@ def test_a_clip_is_placed_as_the_trainer_places_it(kind, exported, build_module,
     from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     from dct_vl.inputs.batch import pad_batch
-    from dct_vl.inputs.chat import ChatTokenizer
-    from dct_vl.inputs.pictures import encode_pictures
-    from dct_vl.inputs.plan_chat import place_media
+    from dct_vl.inputs.cells import encode_visual
+    from dct_vl.inputs.chat import ChatTokenizer, place_media
     from dct_vl.inputs.samples import EncodedChat
 
     rng = np.random.default_rng(3)
@@ -222,7 +221,7 @@ def test_a_clip_is_placed_as_the_trainer_places_it(kind, exported, build_module,
     visual = build_tokenizer("dct14_t4", **BOUNDS)
     time_scale = (2 / 1.5, 2.0) if kind == "tiny_model_25" else None
     plans = [replace(visual.plan(60, 80, 6), time_scale=time_scale), visual.plan(90, 120)]
-    pictures = encode_pictures(visual, [clip, still], plans)
+    pictures = encode_visual(visual, [clip, still], plans)
     prompt = chat.prompt(turns, 1, 1)
     ids, is_answer, positions = place_media(prompt, chat.pad_ids, pictures.plans)
     sample = EncodedChat(
@@ -231,7 +230,7 @@ def test_a_clip_is_placed_as_the_trainer_places_it(kind, exported, build_module,
         input_ids=ids,
         is_answer=is_answer,
         position_ids=positions,
-        pictures=pictures,
+        visual=pictures,
     )
     batch = pad_batch([sample], visual=visual, pad_to=None, pad_multiple=1)
     folder = exported["dct14_t4", kind]

@@ -20,7 +20,7 @@ from dct_vl.export.checkpoint import export_adapters, export_checkpoint
 from dct_vl.export.import_hf import import_folder
 from dct_vl.export.tensors import ExportError
 from dct_vl.inference.loading import load_checkpoint
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 
 
 def a_run(model: Path, folder: Path, data: Path | str) -> Path:

@@ -24,7 +24,7 @@ from dct_tokenizer import build_tokenizer
 from dct_vl.inference.generate.answers import AnswerOptions, questions_of, write_answers
 from dct_vl.inference.generate.engine import CheckpointEngine, encode_request
 from dct_vl.inputs.encode import BLANK_LEVEL
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.shard_reader import read_split
 
 BOUNDS = {"min_pixels": 784, "max_pixels": 43904}
 NEW_TOKENS = 6
@@ -104,7 +104,7 @@ def test_every_assistant_turn_is_a_question_with_true_answers_before_it(shards, 
     for one in asked:
         assert one.request.images == sample.images
         blank = encode_request(model, one.request, is_blank=True)
-        assert (blank.pictures.cells == BLANK_LEVEL).all()
+        assert (blank.visual.cells == BLANK_LEVEL).all()
 
 
 def test_exact_answers_are_counted(model, tmp_path):

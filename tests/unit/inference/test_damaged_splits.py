@@ -15,9 +15,9 @@ from data_prep.durable import atomic_write
 from dct_tokenizer import build_tokenizer
 from dct_vl.evaluation.forward_pass import write_words
 from dct_vl.inference.generate.answers import AnswerOptions, write_answers
-from dct_vl.inputs.cook import DamagedSample
-from dct_vl.inputs.held_out import read_split
+from dct_vl.inputs.samples import DamagedSample
 from dct_vl.inputs.shard_index import keys_by_split
+from dct_vl.inputs.shard_reader import read_split
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_a_request_is_encoded_as_training_encodes_it(model, pictures, tiny_model
     length = len(ours.input_ids)
     assert (ours.input_ids == theirs.input_ids[:length]).all()
     assert (ours.position_ids == theirs.position_ids[:, :length]).all()
-    assert torch.equal(ours.pictures.cells, theirs.pictures.cells)
+    assert torch.equal(ours.visual.cells, theirs.visual.cells)
     assert theirs.is_answer[length:].any()
     assert not theirs.is_answer[:length].any()
     assert (ours.input_ids < 0).sum() > 20

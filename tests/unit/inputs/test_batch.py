@@ -14,9 +14,8 @@ from transformers import AutoTokenizer
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.registry import list_presets
 from dct_vl.inputs.batch import Segments
-from dct_vl.inputs.chat import ChatTokenizer, TokenizedChat
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX, ChatTokenizer, TokenizedChat, place_media
 from dct_vl.inputs.encode import InputSpec
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX, place_media
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
@@ -120,9 +119,9 @@ def test_pictures_of_a_batch_follow_each_other(make_encoder):
     encoder = make_encoder()
     one, two = encode(encoder, ROWS[0], ROWS[2])
     batch = encoder.batch([one, two])
-    assert torch.equal(batch.visual.cells, torch.cat([one.pictures.cells, two.pictures.cells]))
+    assert torch.equal(batch.visual.cells, torch.cat([one.visual.cells, two.visual.cells]))
     boundaries = batch.visual.segments.cu_seqlens.tolist()
-    lengths = [*one.pictures.vit_segments, *two.pictures.vit_segments]
+    lengths = [*one.visual.vit_segments, *two.visual.vit_segments]
     assert len(lengths) == 3, "one segment a picture"
     assert np.diff(boundaries).tolist() == lengths
     assert boundaries[0] == 0

@@ -17,11 +17,10 @@ from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.chat import ChatTokenizer
-from dct_vl.inputs.cook import cook_chat
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.images import ImageError, decode_rgb, header_size
 from dct_vl.inputs.rejects import RejectLog, RejectReader, count_rejects
-from dct_vl.inputs.samples import CrudeChat
+from dct_vl.inputs.samples import CrudeChat, cook_chat
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 GOOD = ROWS[2]

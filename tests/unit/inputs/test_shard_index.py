@@ -8,8 +8,8 @@ import shutil
 import pytest
 import yaml
 
-from dct_vl.inputs.held_out import read_split
 from dct_vl.inputs.shard_index import data_identity, keys_by_split
+from dct_vl.inputs.shard_reader import read_split
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.run_files import write_provenance
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_videos import FASTSTART, STEP, grey_frames, noise_frames, sound, turned, video
 
+from dct_vl.inputs.clips import VideoRules, choose_frames
 from dct_vl.inputs.video import VideoError, _sound_packets, _timeline, read_frames, read_header
-from dct_vl.inputs.video_rules import VideoRules, choose_frames
 from dct_vl.runs.config.schema import DataConfig, RunConfig
 from dct_vl.runs.derived import RunSettings
 

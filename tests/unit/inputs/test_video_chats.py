@@ -18,16 +18,13 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.inputs.chat import ChatTokenizer
-from dct_vl.inputs.clips import make_clip, shorten_clips
-from dct_vl.inputs.cook import cook_chat
+from dct_vl.inputs.cells import join_cells
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX, ChatTokenizer
+from dct_vl.inputs.clips import VideoRules, make_clip, shorten_clips
 from dct_vl.inputs.encode import InputSpec
-from dct_vl.inputs.pictures import join_cells
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.rejects import RejectLog, count_notes, count_rejects
-from dct_vl.inputs.samples import CrudeChat
+from dct_vl.inputs.samples import CrudeChat, cook_chat
 from dct_vl.inputs.video import VideoHeader
-from dct_vl.inputs.video_rules import VideoRules
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 #: 64 × 96 frames are enlarged to six tokens of 28 × 28 at least
@@ -147,7 +144,7 @@ def test_ids_positions_and_pixels_are_those_of_transformers(make_encoder, chat, 
             inputs["pixel_values_videos"][half:],
         ]
     )
-    values = encoder.inputs.visual.encode(found.pictures.cells)
+    values = encoder.inputs.visual.encode(found.visual.cells)
     torch.testing.assert_close(values, theirs, atol=1e-5, rtol=0)
 
 
@@ -171,13 +168,13 @@ def test_temporal_presets_keep_the_time_scale(
     rules = VideoRules(fps=16, min_pixels=4 * 56 * 56, max_pixels=4 * 56 * 56)
     encoder = make_encoder(preset, rules)
     found = encode(encoder, sample())
-    (clip, still, _) = found.pictures.plans
+    (clip, still, _) = found.visual.plans
     slices = -(-16 // frames_per_cell)
     assert clip.grid_thw[0] == slices
     times = np.unique(clip.mrope_positions[:, 0])
     assert times.tolist() == [i * frames_per_cell // 2 for i in range(slices)]
     assert still.grid_thw[0] == 1
-    assert found.pictures.cells.shape[1:] == (frames_per_cell, 3, cell, cell)
+    assert found.visual.cells.shape[1:] == (frames_per_cell, 3, cell, cell)
     text_only = encode(encoder, sample([("human", "a"), ("gpt", "b")], (), ()))
     batch = encoder.batch([found, text_only])
     module = build_module(preset)
@@ -220,7 +217,7 @@ def test_too_long_videos_lose_frames_first(make_encoder, tmp_path, seq_length):
     # frames keep their size, and two more of each would not fit
     assert [p.width for p in planned[1].plans] == [p.width for p in planned[0].plans]
     assert len(planned[1].input_ids) + 2 * 6 > seq_length
-    assert encode(short, sample()).pictures.plans[0].frames == frames[1][0]
+    assert encode(short, sample()).visual.plans[0].frames == frames[1][0]
     assert count_notes(tmp_path) == {"video_shortened": 1}
     assert count_rejects(tmp_path) == {}
 
@@ -264,18 +261,16 @@ def test_a_damaged_video_is_used_up_to_its_damage(make_encoder, tmp_path):
     found = encoder.postencode_sample(planned)
     num_frames = planned.plans[0].frames
     assert num_frames == 10
-    (plan,) = found.pictures.plans
+    (plan,) = found.visual.plans
     assert 2 <= plan.frames < num_frames
-    assert len(found.pictures.cells) == plan.num_cells
+    assert len(found.visual.cells) == plan.num_cells
     assert (found.input_ids == VISUAL_TOKEN_INDEX).sum() == plan.num_llm_tokens
     assert len(found.input_ids) < len(planned.input_ids)
     assert found.position_ids.shape == (3, len(found.input_ids))
-    expected = encode(encoder, sample(TURNS[2:], (), (whole,))).pictures.cells
+    expected = encode(encoder, sample(TURNS[2:], (), (whole,))).visual.cells
     complete = plan.frames // 2 - 1
     per_slice = plan.num_cells // plan.grid_thw[0]
-    assert torch.equal(
-        found.pictures.cells[: complete * per_slice], expected[: complete * per_slice]
-    )
+    assert torch.equal(found.visual.cells[: complete * per_slice], expected[: complete * per_slice])
     assert count_notes(tmp_path) == {"video_damaged": 1}
     assert count_rejects(tmp_path) == {}
 

@@ -17,14 +17,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.families.adaptive import AdaptiveTokenizer
+from dct_vl.inputs.cells import encode_visual
 from dct_vl.inputs.chat import ChatTokenizer
-from dct_vl.inputs.clips import make_clip
+from dct_vl.inputs.clips import VideoRules, make_clip
 from dct_vl.inputs.encode import InputSpec
-from dct_vl.inputs.pictures import encode_pictures
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
 from dct_vl.inputs.video import VideoHeader, read_header
-from dct_vl.inputs.video_rules import VideoRules
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 BOUNDS = {"min_pixels": 4 * 784, "max_pixels": 60 * 784}
@@ -121,7 +120,7 @@ def test_a_plan_that_is_made_anew_keeps_the_time_of_its_clip():
     visual = Forgetful(name="forgetful", budget=0.5)
     plan = make_clip(HEADER, VideoRules(fps=1), 3.0).plan(visual)
     frames = np.random.default_rng(0).integers(0, 256, (8, 112, 112, 3), dtype=np.uint8)
-    final = encode_pictures(visual, [frames], [plan]).plans[0]
+    final = encode_visual(visual, [frames], [plan]).plans[0]
     assert sorted(set(final.placed_ids()[0][:, 0])) == [0, 6, 12, 18]
 
 

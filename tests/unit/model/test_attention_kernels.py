@@ -20,6 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 
 from dct_vl.inputs.batch import Segments  # noqa: E402
 from dct_vl.model import attention  # noqa: E402
+from dct_vl.model.kv_cache import KeyValueCache  # noqa: E402
 
 ROWS, LENGTH, HEADS, SIZE = 2, 12, 4, 8
 #: no segment crosses the end of a row
@@ -29,11 +30,11 @@ SEGMENTS = Segments(cu_seqlens=BOUNDARIES, longest=LONGEST)
 CONFIG: Any = SimpleNamespace(context_parallel_size=1)
 
 
-def draw_inputs(groups: int) -> list[torch.Tensor]:
+def draw_inputs(groups: int, rows: int = ROWS) -> list[torch.Tensor]:
     """Query, key and value."""
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(LENGTH, ROWS, heads, SIZE, generator=generator, requires_grad=True)
+        torch.randn(LENGTH, rows, heads, SIZE, generator=generator, requires_grad=True)
         for heads in (HEADS, groups, groups)
     ]
 
@@ -52,7 +53,7 @@ def assert_same(inputs: list[torch.Tensor], got: torch.Tensor, expected: torch.T
 
 def attend(query: Any, key: Any, value: Any, starts: Any, longest: Any, is_causal: bool) -> Any:
     """Segment after segment, for what torch's kernel takes: (places, heads, size), contiguous."""
-    assert all(x.is_contiguous() and x.shape[0] == ROWS * LENGTH for x in (query, key, value))
+    assert all(x.is_contiguous() and x.shape[0] == starts[-1] for x in (query, key, value))
     assert query.shape[1] == key.shape[1] == value.shape[1]
     assert starts.dtype == torch.int32
     assert type(longest) is int
@@ -121,13 +122,8 @@ class StandIn(torch.nn.Module):
         return attend(query, key, value, given.cu_seqlens_q, longest, is_causal).flatten(1)
 
 
-@pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
-@pytest.mark.parametrize(
-    "segments",
-    [None, *(Segments(cu_seqlens=BOUNDARIES, longest=bound) for bound in (LENGTH, LONGEST))],
-    ids=["rows", "segments of any length", "segments"],
-)
-def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, segments):
+def with_stand_in(monkeypatch: pytest.MonkeyPatch, mask: AttnMaskType) -> torch.nn.Module:
+    """Our attention on top of it."""
     from megatron.core.extensions import transformer_engine
 
     monkeypatch.setattr(transformer_engine, "TEDotProductAttention", StandIn)
@@ -135,6 +131,17 @@ def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, segments):
     monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module(name).SegmentedTEAttention(CONFIG, 1, attn_mask_type=mask)
     del sys.modules[name]
+    return module
+
+
+@pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
+@pytest.mark.parametrize(
+    "segments",
+    [None, *(Segments(cu_seqlens=BOUNDARIES, longest=bound) for bound in (LENGTH, LONGEST))],
+    ids=["rows", "segments of any length", "segments"],
+)
+def test_transformer_engine_gets_what_it_takes(monkeypatch, mask, segments):
+    module = with_stand_in(monkeypatch, mask)
     inputs = draw_inputs(2)
     own = attention.SegmentedAttention(CONFIG, 1, mask, "self")
     got = module(*inputs, attn_mask_type=mask, attention_bias=segments)
@@ -201,3 +208,45 @@ def test_cudnn_that_was_asked_for_fails_where_it_has_none(cudnn):
     attention.prefer_cudnn(True, required=True)
     with pytest.raises(NoPlanError, match="heads like these"):
         module._flash_segments(*draw_inputs(2), BOUNDARIES)
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+@pytest.mark.parametrize("is_packed", [False, True], ids=["rows", "segments"])
+@pytest.mark.parametrize("kernel", ["torch", "flash", "cudnn", "transformer engine", "cache"])
+def test_what_comes_out_is_contiguous_also_where_there_is_one_row(
+    request, monkeypatch, kernel, is_packed, rows
+):
+    """`is_contiguous` looks past dimensions of size 1; the choice of torch.matmul does not."""
+    module: Any = attention.SegmentedAttention(CONFIG, 1, AttnMaskType.causal, "self")
+    inputs = draw_inputs(2, rows)
+    attended: Any = None
+    if is_packed:
+        attended = Segments.of([7, 5] * rows)
+    if kernel in ("flash", "cudnn"):
+        stand_in = request.getfixturevalue("cudnn")
+        stand_in.fails = kernel == "flash"
+        monkeypatch.setattr(module, "_attend", flash_segments_of(module, rows))
+    elif kernel == "transformer engine":
+        module = with_stand_in(monkeypatch, AttnMaskType.causal)
+    elif kernel == "cache":
+        attended = KeyValueCache(torch.full((rows,), LENGTH), LENGTH + 1)
+    outputs = [module(*inputs, attn_mask_type=AttnMaskType.causal, attention_bias=attended)]
+    if kernel == "cache":
+        attended.end_prompts()
+        outputs.append(module(*(x[:1] for x in inputs), attention_bias=attended))
+    for number, output in enumerate(outputs):
+        assert output.shape == ((LENGTH, 1)[number], rows, HEADS * SIZE)
+        assert output.stride() == (rows * HEADS * SIZE, HEADS * SIZE, 1)
+
+
+def flash_segments_of(module: Any, rows: int) -> Any:
+    """What runs on a CUDA device, where whole rows have a kernel of their own."""
+    whole = torch.arange(rows + 1, dtype=torch.int32) * LENGTH
+
+    def attend(query, key, value, boundaries, attn_mask_type):
+        module.max_segment_length = LENGTH
+        return module._flash_segments(
+            query, key, value, whole if boundaries is None else boundaries
+        )
+
+    return attend

@@ -80,9 +80,8 @@ def batch(build_module):
 
     from dct_tokenizer import build_tokenizer
     from dct_vl.inputs.batch import pad_batch
-    from dct_vl.inputs.chat import TokenizedChat
-    from dct_vl.inputs.pictures import encode_pictures
-    from dct_vl.inputs.plan_chat import place_media
+    from dct_vl.inputs.cells import encode_visual
+    from dct_vl.inputs.chat import TokenizedChat, place_media
     from dct_vl.inputs.samples import EncodedChat
 
     visual = build_tokenizer("pixel", min_pixels=784, max_pixels=10**5)
@@ -104,7 +103,7 @@ def batch(build_module):
                 input_ids=input_ids,
                 is_answer=is_answer,
                 position_ids=positions,
-                pictures=encode_pictures(visual, [frames], [plan]),
+                visual=encode_visual(visual, [frames], [plan]),
             )
         )
     return pad_batch(samples, visual=visual, pad_to=None, pad_multiple=8)
@@ -179,7 +178,7 @@ def test_places_of_visual_tokens_are_known_beforehand(batch, reference):
 
 def test_the_compiled_functions_are_the_written_ones(monkeypatch):
     """Only tensors on a CUDA device are sent through torch.compile."""
-    from dct_vl.model.fused import compiling
+    from dct_vl.model.fused import pieces
 
     sent = []
 
@@ -188,7 +187,7 @@ def test_the_compiled_functions_are_the_written_ones(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", record)
-    double = compiling.compiled_on_cuda(lambda x: 2 * x)
+    double = pieces.compiled_on_cuda(lambda x: 2 * x)
     assert double(torch.ones(())) == 2
     assert not sent
 

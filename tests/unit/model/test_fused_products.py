@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dct_vl.model.fused import pieces
-from dct_vl.model.fused.activated_product import activated_product
 from dct_vl.model.fused.linear_cross_entropy import linear_cross_entropy
-from dct_vl.model.fused.main_gradient import product
+from dct_vl.model.fused.products import activated_product, product
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -9,7 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dct_vl.model.families.qwen_vl.tensor_names import Heads, recipe
+from dct_vl.compat import activate
+
+activate()
+
+from dct_vl.model.families.qwen_vl.weights import Heads, recipe  # noqa: E402
 
 
 @st.composite

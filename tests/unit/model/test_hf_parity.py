@@ -18,9 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.batch import Batch
-from dct_vl.inputs.chat import ChatTokenizer
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX, ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 

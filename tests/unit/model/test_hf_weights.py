@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from dct_vl.inputs.batch import Batch
-from dct_vl.inputs.plan_chat import VISUAL_TOKEN_INDEX
+from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 
 #: the importer's names for Transformer Engine's layers → the same parameters of the local spec
 LOCAL_NAMES = {
@@ -111,7 +111,8 @@ def test_untied_output_gives_transformers_logits(untied, build_module):
 
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_model_25"])
 def test_all_tensors_of_a_folder_are_used(kind, request, build_module):
-    from dct_vl.model.weights import HFFolder, load_hf_weights
+    from dct_vl.model.families.qwen_vl.weights import load_hf_weights
+    from dct_vl.model.weights import HFFolder
 
     folder = request.getfixturevalue(kind)
     with HFFolder(folder) as source:

@@ -79,7 +79,7 @@ def test_the_layout_of_later_transformers_is_named():
 def test_a_text_tokenizer_that_is_damaged(tiny_model, tmp_path):
     import shutil
 
-    from dct_vl.inputs.text_tokenizer import read_text_tokenizer
+    from dct_vl.inputs.chat import read_text_tokenizer
 
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")

@@ -21,8 +21,7 @@ from transformers import (
 from data_prep.drawn.drawing import COLORS, POSITIONS, SHAPES, WORDS
 from dct_vl.model.random_model import TinyShape, write_random_model
 from dct_vl.model.random_model.shapes import config_2b
-from dct_vl.model.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS
-from dct_vl.model.random_model.tokenizer import train_tokenizer
+from dct_vl.model.random_model.tokenizer import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS, train_tokenizer
 
 ANSWERS = (*COLORS, *POSITIONS, *SHAPES, *WORDS, *map(str, range(10)))
 CORPUS = [f"What is the answer? Where is it?\n{answer}" for answer in ANSWERS] * 4

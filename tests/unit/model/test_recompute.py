@@ -25,7 +25,7 @@ def _no_cuda_generators(monkeypatch):
 def gradients(module, *, recompute: bool, packed: bool) -> dict[str, torch.Tensor]:
     """Of all trained parameters, with one picture of 4 × 4 patches in 12 tokens."""
     from dct_vl.inputs.batch import Batch, Segments, VisualInputs
-    from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX
+    from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 256, (1, 12), generator=generator)

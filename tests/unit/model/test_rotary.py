@@ -14,7 +14,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import (  # noq
     MultimodalRotaryEmbedding,
 )
 
-from dct_vl.model.families.qwen_vl.rotary import MultimodalAngles  # noqa: E402
+from dct_vl.model.families.qwen_vl.model import MultimodalAngles  # noqa: E402
 
 SECTION = [16, 24, 24]
 MATRIX_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}

@@ -65,7 +65,7 @@ def test_what_cannot_work_is_said(model, optim, complaint):
 def inputs(build_module):
     """A batch of one picture of 4 × 4 patches, for logits."""
     from dct_vl.inputs.batch import Batch, Segments, VisualInputs
-    from dct_vl.model.families.qwen_vl.model import VISUAL_TOKEN_INDEX
+    from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 256, (1, 12), generator=generator)

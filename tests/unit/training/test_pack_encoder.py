@@ -129,7 +129,7 @@ def test_numbers_that_depend_on_the_content_are_known_before_packing(make_encode
     planned = encoder.preencode_sample(sample)
     encoded = encoder.postencode_sample(planned)
     assert planned.num_tokens == len(encoded.input_ids) == len(planned.input_ids) - 15
-    assert planned.num_patches == len(encoded.pictures.cells) == 4
+    assert planned.num_patches == len(encoded.visual.cells) == 4
     assert sum(plan.num_cells for plan in planned.plans) == 64
     batch = encoder.batch([encoder.pack_selected_samples([encoded, encoded])])
     assert batch.segments.cu_seqlens.tolist() == [0, *[planned.num_tokens * n for n in (1, 2)], 256]

@@ -12,10 +12,14 @@ from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 from nemo.collections.vlm.vision.base import MultimodalProjectorConfig
 
 from dct_vl.model.families.qwen_vl.config import VisionSizes, read_hf_config, vision_sizes
-from dct_vl.model.families.qwen_vl.model import QwenVLConfig
-from dct_vl.model.families.qwen_vl.tower import TokenizerVisionConfig, WindowedVisionConfig
-from dct_vl.model.layer_specs import LayerSpecName, language_spec, layer_spec, projector_submodules
-from dct_vl.model.torch_norm import block_with_torch_norm
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig, VisionTowerConfig, WindowedTowerConfig
+from dct_vl.model.layer_specs import (
+    LayerSpecName,
+    block_with_torch_norm,
+    language_spec,
+    layer_spec,
+    projector_submodules,
+)
 
 
 @dataclass
@@ -26,7 +30,6 @@ class ProjectorConfig(MultimodalProjectorConfig):
     """
 
     def configure_model(self) -> torch.nn.Module:
-        """Build the two-layer projector from `layer_spec`."""
         from megatron.core.models.vision.multimodal_projector import MultimodalProjector
 
         return MultimodalProjector(
@@ -76,11 +79,7 @@ def model_config(folder: str | Path, options: ModelOptions) -> QwenVLConfig:
         "tensor_model_parallel_size": options.tensor_model_parallel_size,
     }
     layers: dict[str, Any] = shared | (
-        {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
         if options.recompute
         else {}
     )
@@ -124,7 +123,7 @@ def model_config(folder: str | Path, options: ModelOptions) -> QwenVLConfig:
 
 def _vision_config(
     vision: VisionSizes, options: ModelOptions, layers: dict[str, Any]
-) -> TokenizerVisionConfig | WindowedVisionConfig:
+) -> VisionTowerConfig | WindowedTowerConfig:
     spec = layer_spec(options.layer_spec, is_vision=True, fused=options.fused_layers)
     sizes: dict[str, Any] = {
         "num_layers": vision.layers,
@@ -142,10 +141,8 @@ def _vision_config(
         **layers,
     }
     if vision.window is None:
-        return TokenizerVisionConfig(
-            **sizes, activation_func=quick_gelu, transformer_layer_spec=spec
-        )
-    return WindowedVisionConfig(
+        return VisionTowerConfig(**sizes, activation_func=quick_gelu, transformer_layer_spec=spec)
+    return WindowedTowerConfig(
         **sizes,
         window_side=vision.window,
         fullatt_block_indexes=list(vision.full_layers),

@@ -1,15 +1,20 @@
-"""A language model that computes logits only for the tokens that they are wanted of.
+"""The language model: losses or logits of the tokens that they are wanted of, and first choices.
 
 Shape legend: B rows, S sequence, H width, V vocabulary, N tokens with loss.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
+from megatron.core import parallel_state as ps
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
+from dct_vl.inputs.batch import Batch
 from dct_vl.model.attention import Attended
 from dct_vl.model.fused.linear_cross_entropy import linear_cross_entropy
 
@@ -92,3 +97,45 @@ class AnswerLossGPTModel(GPTModel):
             sums_gradient=not layer.sequence_parallel,
         )
         return losses.new_zeros(rows * length).index_copy(0, positions, losses).view(rows, length)
+
+
+def scored_forward(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | None]:
+    """A forward pass that also says which answer tokens were the model's first choice.
+
+    Args:
+        model: with a `language_model`, wrapped or not.
+        batch: with labels on the last pipeline stage.
+
+    Returns:
+        What the model gives for the batch, and bool (B, S) where its first choice is the
+        label; None for the second on other stages than the last.
+    """
+    labels = batch.labels
+    if labels is None:
+        return model(batch), None
+    logits = model(replace(batch, labels=None))  # (B, S, V / tensor-parallel ranks)
+    inner: Any = model
+    while not hasattr(inner, "language_model"):
+        inner = inner.module
+    losses = inner.language_model.compute_language_model_loss(
+        labels, logits.transpose(0, 1).contiguous()
+    )
+    return (losses, batch.loss_mask), first_choice(logits) == labels
+
+
+def first_choice(logits: torch.Tensor) -> torch.Tensor:
+    """int64 (B, S): the id with the largest logit, over all tensor-parallel ranks, of which this
+    one has (B, S, V / ranks).
+    """
+    best, place = logits.max(dim=-1)
+    ranks = ps.get_tensor_model_parallel_world_size()
+    if ranks == 1:
+        return place
+    group = ps.get_tensor_model_parallel_group()
+    place = place + ps.get_tensor_model_parallel_rank() * logits.shape[-1]
+    all_best = [torch.empty_like(best) for _ in range(ranks)]
+    all_places = [torch.empty_like(place) for _ in range(ranks)]
+    torch.distributed.all_gather(all_best, best.contiguous(), group=group)
+    torch.distributed.all_gather(all_places, place.contiguous(), group=group)
+    winner = torch.stack(all_best).argmax(dim=0, keepdim=True)
+    return torch.stack(all_places).gather(0, winner).squeeze(0)

@@ -1,4 +1,4 @@
-"""Which Hugging Face tensors make each Megatron tensor of Qwen2-VL or Qwen2.5-VL, and the way back.
+"""Weights of a Hugging Face folder of Qwen2-VL or Qwen2.5-VL: read, and the recipes there and back.
 
 Names and layouts follow transformers 4.51.3 (`Qwen2VLForConditionalGeneration`,
 `Qwen2_5_VLForConditionalGeneration`) on one side and NeMo 2.7.3's importer
@@ -10,10 +10,13 @@ tower alone: a gated MLP and norms without biases tell the newer one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
+from dct_vl.model.weights import HFFolder, Recipe, load_folder
 
 #: Megatron name of the front end's weight; a tokenizer fills it from the patch embedding
 FRONT_END_PREFIX = "vision_model.front_end."
@@ -34,18 +37,6 @@ class Heads:
     head_dim: int
     #: gate and up in one matrix; all language models are gated, of the vision towers Qwen2.5-VL's
     gated: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One Megatron tensor and the Hugging Face tensors that it holds.
-
-    `split(join(*tensors))` gives the tensors back, bit by bit.
-    """
-
-    sources: tuple[str, ...]
-    join: Callable[..., torch.Tensor]
-    split: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 def recipe(name: str, language: Heads, vision: Heads) -> Recipe:
@@ -141,7 +132,7 @@ def _language_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
         names = tuple(f"{prefix}self_attn.{x}_proj.{kind}" for x in "qkv")
         return Recipe(
             sources=names,
-            join=lambda q, k, v: interleave_qkv(q, k, v, heads),
+            join=lambda q, k, v: interleave_qkv(heads, q, k, v),
             split=lambda full: split_qkv(full, heads),
         )
     if rest == _GATED[0]:
@@ -169,29 +160,22 @@ def _vision_layer(prefix: str, rest: str, heads: Heads) -> Recipe:
         kind = rest.rpartition(".")[2]
         return Recipe(
             sources=(f"{prefix}attn.qkv.{kind}",),
-            join=lambda qkv: _interleave_fused(qkv, heads),
+            join=lambda qkv: interleave_qkv(heads, *qkv.unflatten(0, (3, -1))),
             split=lambda full: (torch.cat(split_qkv(full, heads)),),
         )
     raise KeyError(f"no Hugging Face tensor is known for {rest!r} of a vision layer")
-
-
-def _interleave_fused(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
-    q, k, v = qkv.chunk(3)
-    return interleave_qkv(q, k, v, heads)
 
 
 def _renamed(source: str) -> Recipe:
     return Recipe(sources=(source,), join=lambda tensor: tensor, split=lambda full: (full,))
 
 
-def interleave_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
+def interleave_qkv(heads: Heads, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Query, key and value projections → Megatron's layout.
 
     Args:
         q: (num_heads * head_dim, …).
-        k: (num_groups * head_dim, …).
-        v: (num_groups * head_dim, …).
-        heads: geometry of the stack.
+        k, v: (num_groups * head_dim, …).
 
     Returns:
         ((num_heads + 2 num_groups) * head_dim, …): for each query group its queries, key, value.
@@ -208,10 +192,67 @@ def split_qkv(full: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Ten
 
     Args:
         full: ((num_heads + 2 num_groups) * head_dim, …).
-        heads: geometry of the stack.
     """
     tail = full.shape[1:]
     grouped = full.reshape(heads.num_groups, -1, *tail)
     sizes = (heads.num_heads // heads.num_groups * heads.head_dim, heads.head_dim, heads.head_dim)
     q, k, v = (part.reshape(-1, *tail) for part in grouped.split(sizes, dim=1))
     return q, k, v
+
+
+def attention_geometry(module: QwenVLWithVisualTokenizer) -> tuple[Heads, Heads]:
+    """Heads of the language model and of the vision tower, as `recipe` takes them."""
+    language, vision = (
+        Heads(
+            num_heads=config.num_attention_heads,
+            num_groups=config.num_query_groups,
+            head_dim=config.kv_channels,
+            gated=config.gated_linear_unit,
+        )
+        for config in (
+            module.config.language_transformer_config,
+            module.config.vision_transformer_config,
+        )
+    )
+    return language, vision
+
+
+def load_hf_weights(module: QwenVLWithVisualTokenizer, folder: str | Path) -> set[str]:
+    """Fill this rank's stage from a folder; see `load_folder`."""
+    heads, config = attention_geometry(module), module.config
+    return load_folder(
+        module,
+        folder,
+        recipe=lambda name: recipe(name, *heads),
+        known=every_source(
+            config.language_transformer_config.num_layers,
+            config.vision_transformer_config.num_layers,
+            heads[1],
+        ),
+        left_out=FRONT_END_PREFIX,
+        fill_rest=lambda source: _fill_front_end(module, source) + _tied_faults(module, source),
+    )
+
+
+def _tied_faults(module: QwenVLWithVisualTokenizer, source: HFFolder) -> list[str]:
+    """Some folders hold the tied matrix twice."""
+    if not module.share_embeddings_and_output_weights or LM_HEAD not in source:
+        return []
+    if torch.equal(source.read(LM_HEAD), source.read(WORD_EMBEDDINGS)):
+        return []
+    return [
+        f"{LM_HEAD} differs from {WORD_EMBEDDINGS}, and config.json ties them: set "
+        "tie_word_embeddings to false there, or remove the tensor"
+    ]
+
+
+def _fill_front_end(module: QwenVLWithVisualTokenizer, source: HFFolder) -> list[str]:
+    if module.vision_model is None:
+        return []
+    if PATCH_EMBED not in source:
+        return [f"{PATCH_EMBED} is missing (needed for the tokenizer's front end)"]
+    try:
+        module.vision_model.front_end.load_pretrained(source.read(PATCH_EMBED))
+    except ValueError as error:
+        return [f"{PATCH_EMBED}: {error}"]
+    return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dct_vl.model.norm_state import expect_no_norm_state
+from dct_vl.model.layer_specs import expect_no_norm_state
 
 
 class NormWithState(torch.nn.RMSNorm):

@@ -1,16 +1,26 @@
-"""Gradients of weights that matrix products add straight to Megatron's sums.
+"""Matrix products that add their weights' gradients straight to Megatron's sums.
 
 Megatron keeps float32 sums of gradients, `main_grad`, beside the bf16 parameters. A product's
 backward pass otherwise writes a bf16 gradient that is then read, widened and added in a pass of its
 own. Here the product adds to the sum itself, in float32, as Apex's fused weight gradient does.
+
+The second product of an MLP keeps what its activation is made of, not the activation, which is made
+again in the backward pass, by the kernel that needs its ingredients anyway.
+Shape legend: S sequence, B micro batch, F width of the MLP, E width of the layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+
+from dct_vl.model.fused import pieces
+
+Activation = Literal["swiglu", "quick_gelu"]
+_FORWARD = {"swiglu": pieces.swiglu, "quick_gelu": pieces.quick_gelu}
+_BACKWARD = {"swiglu": pieces.swiglu_backward, "quick_gelu": pieces.quick_gelu_backward}
 
 
 def has_main_gradient(weight: torch.Tensor) -> bool:
@@ -59,3 +69,42 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = _Product.apply(x, weight)
         return result
     return F.linear(x, weight)
+
+
+class _ActivatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        weight: torch.Tensor,
+        activation: Activation,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, bias, weight)
+        ctx.activation = activation
+        return F.linear(_FORWARD[activation](x, bias), weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, bias, weight = ctx.saved_tensors
+        active, grad_x, grad_bias = _BACKWARD[ctx.activation](
+            grad @ weight, x, bias, ctx.needs_input_grad[1]
+        )
+        grad_weight = None
+        if ctx.needs_input_grad[2]:
+            rows = grad.flatten(0, -2), active.flatten(0, -2)
+            if has_main_gradient(weight):
+                add_weight_gradient(weight, *rows)
+            else:
+                grad_weight = rows[0].t() @ rows[1]
+        return grad_x, grad_bias, grad_weight, None
+
+
+def activated_product(
+    x: torch.Tensor, bias: torch.Tensor | None, weight: torch.Tensor, activation: Activation
+) -> torch.Tensor:
+    """activation(x + bias) weightᵀ, (S, B, E), of x (S, B, F), of SwiGLU (S, B, 2 F), and weight
+    (E, F).
+    """
+    result: torch.Tensor = _ActivatedProduct.apply(x, bias, weight, activation)
+    return result
