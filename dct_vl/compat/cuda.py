@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,3 +126,11 @@ class _Stream:
 @contextlib.contextmanager
 def _stream_context(stream: Any) -> Iterator[Any]:
     yield stream
+
+
+def disable_dynamo() -> None:
+    """Turn `torch.compile` into a no-op for this process and its children.
+
+    An explicit TORCHDYNAMO_DISABLE in the environment wins.
+    """
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

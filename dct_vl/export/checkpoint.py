@@ -20,7 +20,7 @@ from dct_vl.export.tensors import ExportError
 from dct_vl.inference.loading import find_checkpoint, load_checkpoint
 from dct_vl.inputs.held_out import read_split
 from dct_vl.runs.config.tuning import trained_parts
-from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
+from dct_vl.runs.result_files import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

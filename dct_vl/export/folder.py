@@ -15,7 +15,7 @@ import torch
 from dct_tokenizer import VisualTokenizer
 from dct_vl.export.tensors import ExportError
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES
-from dct_vl.runs.json_file import read_object
+from dct_vl.runs.result_files import read_object
 
 #: copied as they are, where they exist
 _COPIED = (

@@ -20,7 +20,7 @@ from dct_vl.inference.loading import LoadedModel
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError
 from dct_vl.inputs.held_out import HeldOut, OnFault, read_split
 from dct_vl.inputs.rejected import RejectedSamples
-from dct_vl.runs.result_names import beside
+from dct_vl.runs.result_files import beside
 
 #: of what `generate` says of an answer
 _KEPT = ("num_visual_tokens", "damage")

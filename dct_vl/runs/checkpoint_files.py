@@ -114,7 +114,7 @@ def checkpoint_folders(run_dir: str | Path) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soundest:
+class NewestIntact:
     """The newest checkpoint of a run whose files are as they were written."""
 
     path: Path | None
@@ -122,15 +122,15 @@ class Soundest:
     damaged: tuple[tuple[Path, str], ...]
 
 
-def newest_sound(run_dir: str | Path) -> Soundest:
+def newest_intact(run_dir: str | Path) -> NewestIntact:
     """Look from the newest checkpoint backwards for one without a fault."""
     damaged: list[tuple[Path, str]] = []
     for path in reversed(checkpoint_folders(run_dir)):
         fault = find_fault(path)
         if fault is None:
-            return Soundest(path=path, damaged=tuple(damaged))
+            return NewestIntact(path=path, damaged=tuple(damaged))
         damaged.append((path, fault))
-    return Soundest(path=None, damaged=tuple(damaged))
+    return NewestIntact(path=None, damaged=tuple(damaged))
 
 
 def best_checkpoints(run_dir: str | Path, count: int) -> list[Path]:

@@ -42,7 +42,7 @@ def compare(
     *_samples_TASK.jsonl of `score --json`.
     """
     try:
-        from dct_vl.compat.quiet import quieten
+        from dct_vl.compat.registry import quieten
         from dct_vl.evaluation.compare import read_runs, write_comparison
 
         quieten()
@@ -97,7 +97,7 @@ def quickstart(
     seconds: Annotated[float | None, typer.Option(help="Wall time so far.")] = None,
 ) -> None:
     """Write report.html and summary.json of a quickstart."""
-    from dct_vl.compat.quiet import quieten
+    from dct_vl.compat.registry import quieten
     from dct_vl.evaluation.compare.quickstart import read_quickstart
     from dct_vl.evaluation.compare.quickstart_page import SUMMARY_NAME, write_quickstart
 

@@ -161,7 +161,7 @@ def words(
     """Share of answer words predicted right, given the true text before them (teacher forcing)."""
     from dct_vl.evaluation.words import write_words
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint, with_data_path
-    from dct_vl.runs.result_names import WORDS_NAME
+    from dct_vl.runs.result_files import WORDS_NAME
 
     if output is not None and len(checkpoints) > 1:
         raise typer.BadParameter("--output names one file; leave it out for several runs")
@@ -191,7 +191,7 @@ def speed(
     """Samples a second of a forward and backward pass, alone and without a loader: speed.json."""
     from dct_vl.evaluation.step_speed import write_speed
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint
-    from dct_vl.runs.result_names import SPEED_NAME
+    from dct_vl.runs.result_files import SPEED_NAME
 
     for checkpoint in checkpoints:
         try:

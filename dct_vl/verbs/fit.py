@@ -14,10 +14,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dct_vl.errors import ConfigError, RunError
-from dct_vl.runs.config.compose import compose_config, register_schema, to_run_config
-from dct_vl.runs.config.groups import CONFIG_DIR
-from dct_vl.runs.config.overrides import check_overrides
-from dct_vl.training.processes.rank_errors import first_cause, note_error
+from dct_vl.runs.config.compose import (
+    CONFIG_DIR,
+    check_overrides,
+    compose_config,
+    register_schema,
+    to_run_config,
+)
+from dct_vl.training.processes.supervise import first_cause, note_error
 
 
 def fit(words: list[str]) -> None:

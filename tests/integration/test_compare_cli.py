@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dct_vl.inputs.held_out import read_split
-from dct_vl.runs.result_names import outside_answers
+from dct_vl.runs.result_files import outside_answers
 from dct_vl.runs.run_files import read_steps
 from dct_vl.verbs.evaluation import app
 

@@ -14,9 +14,8 @@ from dct_vl.evaluation.compare.results import ResultFile, find_results, read_res
 from dct_vl.inputs.shard_index import data_identity
 from dct_vl.pages.svg import NUM_SERIES
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.runs.json_file import read_object
 from dct_vl.runs.ledger import read_ledger
-from dct_vl.runs.result_names import ANSWERS_NAME
+from dct_vl.runs.result_files import ANSWERS_NAME, read_object
 from dct_vl.runs.run_files import ENVIRONMENT_NAME, STEPS_NAME, latest_file, read_config, read_steps
 from dct_vl.runs.series import Steps
 from dct_vl.training.report import read_validation

@@ -28,9 +28,14 @@ from tqdm import tqdm
 from dct_vl.inputs.batch import DeviceFields
 from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.training.data.shares import check_shares, mixed_epochs
+from dct_vl.training.data.loader_processes import (
+    WorkerBoard,
+    check_shares,
+    limit_answers,
+    mixed_epochs,
+    watch,
+)
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
-from dct_vl.training.data.worker_watch import WorkerBoard, limit_answers, watch
 from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
 from dct_vl.training.restart.stop_signals import ignore_in_worker
 
@@ -109,7 +114,7 @@ class EndlessLoader:
 
     Args:
         loader: of the training split.
-        board: see `dct_vl.training.data.worker_watch.watch`.
+        board: see `dct_vl.training.data.loader_processes.watch`.
         timeout_s: likewise.
     """
 

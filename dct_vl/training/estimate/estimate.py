@@ -8,13 +8,13 @@ from operator import attrgetter
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_tokenizer.cost import window_pairs
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import Layout, check_divisions, check_layout
+from dct_vl.runs.checks import Division, check_divisions, check_layout
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning, trained_parts
 from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.flops import StepWork
 from dct_vl.runs.model_sizes import ModelSizes
-from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, StageMemory, stage_memory
+from dct_vl.training.estimate.memory import GIB, BatchShape, Placement, StageMemory, stage_memory
 
 #: share of a pack that samples fill
 PACKED_SHARE = 0.97
@@ -46,8 +46,8 @@ class Estimate:
     tokens_per_picture: int
     tokens_per_sample: int
     samples_per_step: float
-    typical: MicroBatch
-    fullest: MicroBatch
+    typical: BatchShape
+    fullest: BatchShape
     typical_stages: tuple[StageMemory, ...]
     fullest_stages: tuple[StageMemory, ...]
     step_flops: float
@@ -76,7 +76,7 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
         ConfigError: a layout that cannot work, also not with a model of these sizes, wrong settings
             of tokenizer or tuning, or a typical sample longer than data.seq_length.
     """
-    layout = check_layout(run, work.num_gpus)
+    division = check_layout(run, work.num_gpus)
     check_divisions(
         run,
         heads=sizes.shape.heads,
@@ -103,7 +103,7 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
         per_row = min(per_row, settings.max_patches_per_pack / cells)
     typical = _typical(settings, work, cells, tokens, per_row)
     fullest = _fullest(settings, work, picture.num_cells, picture.num_llm_tokens)
-    plan = make_plan(settings, sizes, layout)
+    placement = make_placement(settings, sizes, division)
     samples = run.trainer.global_batch_size * per_row
     per_step = samples * work.pictures_per_sample
     segments = (picture.vit_cu_seqlens[1:] - picture.vit_cu_seqlens[:-1]).astype(float)
@@ -119,20 +119,20 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     flops = counter.of(step)
     # every context-parallel rank computes the whole vision tower
     again = counter.of(replace(step, num_tokens=0, token_pairs=0, num_output_tokens=0))
-    computed = flops + (plan.cp - 1) * again
+    computed = flops + (placement.cp - 1) * again
     seconds = computed / (work.peak_flops * work.mfu * work.num_gpus)
     # the forward pass once more; and the time in which stages wait for each other (1F1B)
-    seconds *= 4 / 3 if plan.recompute else 1
-    seconds *= 1 + (plan.pp - 1) / layout.num_micro_batches
-    typical_stages = tuple(stage_memory(plan, typical, stage) for stage in range(plan.pp))
+    seconds *= 4 / 3 if placement.recompute else 1
+    seconds *= 1 + (placement.pp - 1) / division.num_micro_batches
+    typical_stages = tuple(stage_memory(placement, typical, stage) for stage in range(placement.pp))
     # short samples can have more answers than the fullest batch has beside its pictures
     fullest_stages = tuple(
-        max(usual, stage_memory(plan, fullest, stage), key=attrgetter("peak"))
+        max(usual, stage_memory(placement, fullest, stage), key=attrgetter("peak"))
         for stage, usual in enumerate(typical_stages)
     )
     return Estimate(
-        data_parallel_size=layout.data_parallel_size,
-        num_micro_batches=layout.num_micro_batches,
+        data_parallel_size=division.data_parallel_size,
+        num_micro_batches=division.num_micro_batches,
         cells_per_picture=picture.num_cells,
         tokens_per_picture=picture.num_llm_tokens,
         tokens_per_sample=tokens,
@@ -146,22 +146,22 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     )
 
 
-def make_plan(settings: RunSettings, sizes: ModelSizes, layout: Layout) -> Plan:
+def make_placement(settings: RunSettings, sizes: ModelSizes, division: Division) -> Placement:
     """How a run's model lies on GPUs; switches left open are on, as they are with CUDA."""
     run, lora = settings.run, settings.lora
     trainer, speed = run.trainer, run.speed
-    return Plan(
+    return Placement(
         sizes=sizes,
         front_end_parameters=sum(
             p.numel() for p in settings.visual.front_end(sizes.shape.vit_width).parameters()
         ),
         tp=trainer.tensor_parallel_size,
         pp=trainer.pipeline_parallel_size,
-        dp=layout.data_parallel_size,
+        dp=division.data_parallel_size,
         cp=trainer.context_parallel_size,
         sequence_parallel=trainer.sequence_parallel,
         distributed_optimizer=trainer.distributed_optimizer,
-        num_micro_batches=layout.num_micro_batches,
+        num_micro_batches=division.num_micro_batches,
         half_precision=run.model.dtype != "fp32",
         fused_layers=speed.fused_layers is not False and run.model.layer_spec != "te",
         answer_loss=speed.answer_loss is not False,
@@ -175,9 +175,9 @@ def make_plan(settings: RunSettings, sizes: ModelSizes, layout: Layout) -> Plan:
 
 def _typical(
     settings: RunSettings, work: Workload, cells: int, tokens: int, per_row: float
-) -> MicroBatch:
+) -> BatchShape:
     rows, multiple = settings.run.trainer.micro_batch_size, settings.row_multiple
-    return MicroBatch(
+    return BatchShape(
         rows=rows,
         row_tokens=settings.run.data.seq_length
         if settings.has_fixed_rows
@@ -187,7 +187,7 @@ def _typical(
     )
 
 
-def _fullest(settings: RunSettings, work: Workload, cells: int, tokens: int) -> MicroBatch:
+def _fullest(settings: RunSettings, work: Workload, cells: int, tokens: int) -> BatchShape:
     """Rows of seq_length tokens, as full of pictures as one sample's text leaves room for."""
     run = settings.run
     rows, length = run.trainer.micro_batch_size, run.data.seq_length
@@ -197,7 +197,7 @@ def _fullest(settings: RunSettings, work: Workload, cells: int, tokens: int) -> 
     row_cells = pictures * cells
     if run.data.packing:
         row_cells = min(row_cells, settings.max_patches_per_pack)
-    return MicroBatch(
+    return BatchShape(
         rows=rows,
         row_tokens=length,
         num_cells=round(rows * row_cells),

@@ -20,7 +20,7 @@ from packaging.markers import Marker
 
 from dct_vl.errors import ConfigError
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES, check_model_file, read_model_file
-from dct_vl.runs.config.checks import check_data_path
+from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.shipped import shipped_folder
 

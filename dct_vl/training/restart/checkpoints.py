@@ -34,8 +34,7 @@ from dct_vl.runs.checkpoint_files import (
     list_files,
     newest_checkpoint,
 )
-from dct_vl.training.restart.save_processes import shield_from_signals
-from dct_vl.training.restart.stop_signals import StopSignals
+from dct_vl.training.restart.stop_signals import StopSignals, shield_from_signals
 
 
 def drop_checkpoints(run_dir: str | Path, *, keep_last: int, keep_best: int) -> None:

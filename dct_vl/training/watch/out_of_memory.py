@@ -12,9 +12,8 @@ import torch
 from dct_vl.errors import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.derived import RunSettings
-from dct_vl.training.estimate.memory import GIB
-from dct_vl.training.estimate.memory import MicroBatch as Estimated
-from dct_vl.training.watch.memory_advice import Offer, offers, peak_gib
+from dct_vl.training.estimate.memory import GIB, BatchShape
+from dct_vl.training.watch.memory_advice import MemorySaving, memory_savings, peak_gib
 from dct_vl.training.watch.metering import MicroBatch, StepMeter
 
 #: what failed allocations say that are torch's own errors neither: of the host, of the driver and
@@ -130,9 +129,9 @@ def advise(
         world_size: number of processes.
         asked: GiB that were not there.
     """
-    failed = _estimated(run, batch)
+    failed = _shape_of(run, batch)
     try:
-        found = offers(run, failed, world_size, on_cuda=use is not None)
+        found = memory_savings(run, failed, world_size, on_cuda=use is not None)
         needed = peak_gib(run, failed, world_size)
     except ConfigError:
         return []  # a model whose sizes are not known
@@ -140,29 +139,29 @@ def advise(
     if use:
         # at least what was there and was asked for; more of the step may have been to come
         room = use.total - _SPARE_GIB - max(needed, use.peak + asked)
-    fitting = [offer for offer in found if use and room + offer.saves >= 0]
+    fitting = [saving for saving in found if use and room + saving.saves >= 0]
     if fitting:
         head = "each of these settings fits by the estimate:"
     else:
-        fitting = sorted(found, key=lambda offer: -offer.saves)
+        fitting = sorted(found, key=lambda saving: -saving.saves)
         alone = "no single setting fits by the estimate; " if use else ""
         head = f"{alone}these lower it most:"
     shown = fitting[:3]
-    width = max((len(offer.setting) for offer in shown), default=0)
-    lines = [f"  {offer.setting:<{width}}  {_saving(offer, use)}" for offer in shown]
-    if not all(offer.resumes for offer in shown):
+    width = max((len(saving.setting) for saving in shown), default=0)
+    lines = [f"  {saving.setting:<{width}}  {_saving(saving, use)}" for saving in shown]
+    if not all(saving.resumes for saving in shown):
         lines.append("  (new run: a checkpoint of this one cannot go on with it)")
     return [head, *lines] if shown else []
 
 
-def _estimated(run: RunConfig, batch: MicroBatch | None) -> Estimated:
+def _shape_of(run: RunConfig, batch: MicroBatch | None) -> BatchShape:
     if batch is None:
         rows, length = run.trainer.micro_batch_size, run.data.seq_length
         cells = RunSettings(run).max_patches_per_pack
-        return Estimated(
+        return BatchShape(
             rows=rows, row_tokens=length, num_cells=rows * cells, num_answers=rows * length
         )
-    return Estimated(
+    return BatchShape(
         rows=batch.num_rows,
         row_tokens=batch.row_length,
         num_cells=batch.num_cells,
@@ -170,9 +169,9 @@ def _estimated(run: RunConfig, batch: MicroBatch | None) -> Estimated:
     )
 
 
-def _saving(offer: Offer, use: MemoryUse | None) -> str:
-    amount = f"{offer.saves:.1f} GiB" if use else f"{offer.share:.0%}"
-    return f"about {amount} less" + ("" if offer.resumes else ", new run")
+def _saving(saving: MemorySaving, use: MemoryUse | None) -> str:
+    amount = f"{saving.saves:.1f} GiB" if use else f"{saving.share:.0%}"
+    return f"about {amount} less" + ("" if saving.resumes else ", new run")
 
 
 class MemoryWatch(pl.Callback):

@@ -1,10 +1,13 @@
-"""Callbacks of a run: the step log with rates, the ledger of samples, and the progress line."""
+"""Callbacks that report on a run: parameters, the step log with rates, ledger, progress line."""
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,10 @@ from tqdm import tqdm
 
 from dct_vl.inputs.rejects import RejectReader
 from dct_vl.inputs.words import token_roles
+from dct_vl.model.parts import count_parameters
 from dct_vl.runs.flops import StepFlops, StepWork, device_peak_flops
 from dct_vl.runs.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
 from dct_vl.training.watch.metering import StepMeter, WordMeter
-from dct_vl.training.watch.rates import curves, progress, token_rates
 
 
 class StepLog(pl.Callback):
@@ -159,3 +162,85 @@ def _peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+#: field of a line of steps.jsonl → name of the curve; loss, lr and grad_norm are NeMo's
+CURVES = {
+    "samples_per_second": "rates/samples_per_second",
+    "text_tokens_per_second": "rates/text_tokens_per_second",
+    "visual_tokens_per_second": "rates/visual_tokens_per_second",
+    "padding_tokens_per_second": "rates/padding_tokens_per_second",
+    "tflops": "device/tflops",
+    "mfu": "device/mfu",
+    "peak_memory_gib": "device/peak_memory_gib",
+    "seconds": "step/seconds",
+    "data_wait_share": "step/data_wait_share",
+}
+
+
+def token_rates(totals: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Text, visual and padding tokens a second.
+
+    Args:
+        totals: `num_text_tokens`, `num_visual_tokens` and `num_padding_tokens` of a step.
+        seconds: that it took.
+    """
+    kinds = ("text", "visual", "padding")
+    return {f"{kind}_tokens_per_second": totals[f"num_{kind}_tokens"] / seconds for kind in kinds}
+
+
+def curves(entry: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers get of a line of steps.jsonl: what is known of `CURVES`."""
+    return {name: entry[key] for key, name in CURVES.items() if entry[key] is not None}
+
+
+def progress(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress line shows of a line of steps.jsonl; short, for it is one line."""
+    tokens = entry["text_tokens_per_second"] + entry["visual_tokens_per_second"]
+    shown = {
+        "loss": f"{entry['loss']:.3f}",
+        "samples/s": f"{entry['samples_per_second']:.3g}",
+        "tokens/s": f"{tokens:.3g}" if tokens < 1000 else f"{tokens / 1000:.3g}k",
+    }
+    if entry["mfu"] is not None:
+        shown["mfu"] = f"{100 * entry['mfu']:.0f}%"
+    return shown | {
+        "wait": f"{100 * entry['data_wait_share']:.0f}%",
+        "mem": f"{entry['peak_memory_gib']:.1f}G",
+    }
+
+
+PARAMETERS_NAME = "parameters.json"
+
+
+class ParameterReport(pl.Callback):
+    """Prints the counts and writes parameters.json.
+
+    Args:
+        run_dir: the run's folder.
+        tuning: the mode, as in `model.tuning`.
+    """
+
+    def __init__(self, run_dir: Path, *, tuning: str) -> None:
+        self.run_dir = run_dir
+        self.tuning = tuning
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Count, once the model is complete."""
+        counts = count_parameters(module.module)
+        if not trainer.is_global_zero:
+            return
+        total = sum(count.total for count in counts.values())
+        trained = sum(count.trained for count in counts.values())
+        entry = {
+            "tuning": self.tuning,
+            "total": total,
+            "trained": trained,
+            "parts": {part: asdict(count) for part, count in counts.items()},
+        }
+        (self.run_dir / PARAMETERS_NAME).write_text(json.dumps(entry, indent=2))
+        parts = ", ".join(f"{p} {c.trained:,} of {c.total:,}" for p, c in counts.items())
+        print(
+            f"tuning={self.tuning}: {trained:,} of {total:,} parameters are trained ({parts})",
+            flush=True,
+        )

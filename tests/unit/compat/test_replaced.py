@@ -42,7 +42,7 @@ ORDINARY = {
     "self.processor.tokenizer.chat_template",
     "dct_vl/export/import_hf.py": "piece.data wholes[place].data part.perform_initialization",
     "dct_vl/verbs/fit.py": "sys.argv",
-    "dct_vl/compat/narrow.py": "package.__spec__.submodule_search_locations",
+    "dct_vl/compat/nemo.py": "package.__spec__.submodule_search_locations",
     "dct_vl/inputs/video.py": "stream.thread_type",
     "dct_vl/verbs/layout_check.py": "os.environ",
     "dct_vl/model/context_parallel.py": "own.context_parallel_size own.num_attention_heads "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_packing
+from dct_vl.runs.checks import check_packing
 from dct_vl.runs.config.schema import DataConfig, RunConfig
 
 

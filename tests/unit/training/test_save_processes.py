@@ -18,7 +18,7 @@ import sys, time
 from dct_vl.compat import activate
 activate()
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from dct_vl.training.restart.save_processes import shield_from_signals
+from dct_vl.training.restart.stop_signals import shield_from_signals
 from dct_vl.training.restart.stop_signals import StopSignals
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.compose import ROOT
 from dct_vl.training.restart.stop_signals import StopSignals
 
 #: a rank: steps of 50 ms until asked to stop; writes where it is and how it ended
