@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep.engine import InProcessEngine, ProcessEngine  # noqa: E402
+from data_prep.executor import InProcessExecutor, ProcessExecutor  # noqa: E402
 from data_prep.options import Options  # noqa: E402
 from data_prep.progress import Reporter  # noqa: E402
 from data_prep.run import Job, run  # noqa: E402
@@ -160,7 +160,7 @@ def prepare_as_before(source: Path, output: Path) -> None:
 def prepare_ours(source: Path, output: Path, verify: str, workers: int) -> None:
     options = Options(verify=verify)  # type: ignore[arg-type]
     job = Job(data_dir=source, output_dir=output, json=None, options=options)
-    engine = InProcessEngine() if workers == 1 else ProcessEngine(workers)
+    engine = InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
     run(job, engine, Reporter(Console(quiet=True)))
 
 
@@ -320,7 +320,7 @@ def measure_prepare(work: Path, results: Results, num_shards: int) -> None:
     write_source(source, "jpeg", num_shards * 2)
     options = Options(shard_size=2, verify="none")
     job = Job(data_dir=source, output_dir=output, json=None, options=options)
-    run(job, InProcessEngine(), Reporter(Console(quiet=True)))
+    run(job, InProcessExecutor(), Reporter(Console(quiet=True)))
     start = time.perf_counter()
     command = [sys.executable, "-m", "data_prep", "prepare", str(output), "--num-workers", "2"]
     subprocess.run(command, check=True, env=_environment(), cwd=ROOT, timeout=1800)

@@ -39,7 +39,7 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
 from dct_tokenizer import VisualTokenizer, build_tokenizer, fold
-from dct_tokenizer.conformance.pictures import natural_picture
+from dct_tokenizer.conformance.inputs import natural_image
 
 MIN_PIXELS, MAX_PIXELS = 3136, 1_003_520
 #: (height, width) of the pictures where no folder is given.
@@ -187,7 +187,7 @@ def gpu_seconds(step: Callable[[], object], rounds: int) -> float:
 
 @torch.no_grad()
 def gpu_results(rounds: int) -> list[Result]:
-    picture = np.concatenate([natural_picture(896, 896, seed=i)[None] for i in range(2)])
+    picture = np.concatenate([natural_image(896, 896, seed=i)[None] for i in range(2)])
     peer = PatchEmbed(embed_dim=EMBED_DIM).cuda().bfloat16()
     stock = build_tokenizer("pixel")
     plan = stock.plan(896, 896)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.energon import prepare
-from data_prep.engine import InProcessEngine, ProcessEngine
+from data_prep.executor import InProcessExecutor, ProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
@@ -69,7 +69,7 @@ def write_shards(
             tar.addfile(member, io.BytesIO(data))
             records.append(make_record(number, member.name, text))
     (raw / "photos.json").write_text(json.dumps(records))
-    engine = ProcessEngine(num_workers) if num_workers > 1 else InProcessEngine()
+    engine = ProcessExecutor(num_workers) if num_workers > 1 else InProcessExecutor()
     options = Options(shard_size=max(1, num_samples // 20))
     run(Job(data_dir=raw, output_dir=shards, json=None, options=options), engine, Reporter())
     prepare(shards, "8,1,1", num_workers=num_workers)

@@ -1,4 +1,4 @@
-"""``python -m data_prep stats`` and ``preview``."""
+"""``python -m data_prep stats`` and ``preview``: what the shards hold."""
 
 import os
 from pathlib import Path
@@ -10,78 +10,82 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from data_prep.cli_errors import plain_errors
 from data_prep.manifest import load_manifest
 from data_prep.options import OptionError
-from data_prep.stats import as_json, tally_folder
-from data_prep.token_count import count_tokens, find_tokenizers
+from data_prep.stats import as_json, count_tokens, find_tokenizers, tally_folder
 from data_prep.workspace import Workspace
 
 Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
+NUM_CORES = len(os.sched_getaffinity(0))
 
 
 def stats(
     root: Root,
-    html: Annotated[bool, typer.Option("--html", help="Write ROOT/stats.html as well.")] = False,
-    min_pixels: Annotated[int, typer.Option(min=1, help="Least pixels of a resized image.")] = 784,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one.")] = 43_904,
+    html: Annotated[bool, typer.Option("--html", help="Also write ROOT/stats.html.")] = False,
+    min_pixels: Annotated[
+        int, typer.Option(min=1, help="Minimum pixels of a resized image.")
+    ] = 784,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Maximum pixels of a resized image.")
+    ] = 43_904,
     tokenizer: Annotated[
         list[str] | None,
-        typer.Option(help="Only this preset or YAML file; may be repeated [every preset]."),
+        typer.Option(help="Preset or YAML file; may be repeated (default: all presets)."),
     ] = None,
-    num_samples: Annotated[int, typer.Option(min=0, help="Samples on the page.")] = 12,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = len(os.sched_getaffinity(0)),
+    num_samples: Annotated[int, typer.Option(min=0, help="Number of samples on the page.")] = 12,
+    workers: Workers = NUM_CORES,
 ) -> None:
-    """Sizes, sources, turns, lengths and visual tokens: a table, ROOT/stats.json, and a page."""
+    """Count sizes, sources, turns, lengths and visual tokens: a table and ROOT/stats.json."""
     # the plots take half a second to import, which the other commands need not wait for
     from data_prep.shard_pages import pick_samples, stats_page
 
     console = Console()
-    with plain_errors():
-        if min_pixels > max_pixels:
-            raise OptionError(f"--min-pixels {min_pixels} is over --max-pixels {max_pixels}")
-        bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        tokenizers = find_tokenizers(tokenizer or [])
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
-            tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
-            counting = count_tokens(tally.sizes, tokenizers, **bounds)
-            described = "counting visual tokens"
-            tokens = list(bar.track(counting, total=len(tokenizers), description=described))
-        figures = as_json(tally, tokens, **bounds)
-        path = root / "stats.json"
-        options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
-        path.write_bytes(orjson.dumps(figures, option=options))
-        console.print(_table(figures))
-        for note in _token_notes(figures):
-            typer.echo(note)
-        typer.echo(f"all figures: {path}")
-        if html:
-            page = stats_page(
-                f"{root.resolve().name}: what the shards hold",
-                tally,
-                figures,
-                samples=pick_samples(root, num_samples, seed=0),
-                manifest=_manifest(root),
-            )
-            (root / "stats.html").write_text(page, encoding="utf-8")
-            typer.echo(f"page: {root / 'stats.html'}")
+    if min_pixels > max_pixels:
+        raise OptionError(f"--min-pixels {min_pixels} is over --max-pixels {max_pixels}")
+    bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    tokenizers = find_tokenizers(tokenizer or [])
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
+        tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
+        counting = count_tokens(tally.sizes, tokenizers, **bounds)
+        described = "counting visual tokens"
+        tokens = list(bar.track(counting, total=len(tokenizers), description=described))
+    figures = as_json(tally, tokens, **bounds)
+    path = root / "stats.json"
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+    path.write_bytes(orjson.dumps(figures, option=options))
+    console.print(_table(figures))
+    for note in _token_notes(figures):
+        typer.echo(note)
+    typer.echo(f"all figures: {path}")
+    if html:
+        page = stats_page(
+            f"{root.resolve().name}: what the shards hold",
+            tally,
+            figures,
+            samples=pick_samples(root, num_samples, seed=0),
+            manifest=_manifest(root),
+        )
+        (root / "stats.html").write_text(page, encoding="utf-8")
+        typer.echo(f"page: {root / 'stats.html'}")
 
 
 def preview(
     root: Root,
-    count: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 24,
-    seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="The page [ROOT/preview.html].")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 24,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Page to write (default: ROOT/preview.html).")
+    ] = None,
 ) -> None:
-    """A page with samples as they are stored: pictures and conversations."""
+    """Write a page of samples as they are stored: images and conversations."""
     from data_prep.shard_pages import pick_samples, preview_page
 
     output = output or root / "preview.html"
-    with plain_errors():
-        samples = pick_samples(root, count, seed=seed)
-        title = f"{root.resolve().name}: samples"
-        output.write_text(preview_page(title, samples), encoding="utf-8")
+    samples = pick_samples(root, count, seed=seed)
+    title = f"{root.resolve().name}: samples"
+    output.write_text(preview_page(title, samples), encoding="utf-8")
     typer.echo(f"{len(samples)} samples: {output}")
 
 

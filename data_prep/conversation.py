@@ -1,4 +1,4 @@
-"""Checks of an entry's conversation, with the repairs that leave no doubt.
+"""Check an entry's conversation, and repair what has only one possible repair.
 
 Stored conversations are a system turn or none, then question and answer in turn, and hold exactly
 one ``<image>`` mark an image, in questions only. A mark may stand anywhere in its question.
@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.reasons import Reason, Rejected
-from data_prep.schema import ROLES
+from data_prep.quarantine import Reason, Rejected
+from data_prep.schema import ROLES, shortened
 
 IMAGE_MARK = "<image>"
 
@@ -44,19 +44,19 @@ def check_conversation(raw: Any, num_images: int) -> Conversation:
 
 def _read_turns(raw: Any, repairs: Counter[str]) -> list[dict[str, str]]:
     if not isinstance(raw, list) or not raw:
-        raise Rejected(Reason.NO_CONVERSATION, f"conversations is {_short(raw)}")
+        raise Rejected(Reason.NO_CONVERSATION, f"conversations is {shortened(raw)}")
     turns = []
     for position, item in enumerate(raw):
         if not isinstance(item, dict):
-            raise Rejected(Reason.MALFORMED_TURN, f"turn {position} is {_short(item)}")
+            raise Rejected(Reason.MALFORMED_TURN, f"turn {position} is {shortened(item)}")
         name, value = item.get("from"), item.get("value")
         if not isinstance(name, str) or name not in ROLES:
-            raise Rejected(Reason.MALFORMED_TURN, f"turn {position} is from {_short(name)}")
+            raise Rejected(Reason.MALFORMED_TURN, f"turn {position} is from {shortened(name)}")
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
             repairs["integer_to_text"] += 1
         if not isinstance(value, str):
-            raise Rejected(Reason.VALUE_NOT_TEXT, f"turn {position} holds {_short(value)}")
+            raise Rejected(Reason.VALUE_NOT_TEXT, f"turn {position} holds {shortened(value)}")
         turns.append({"from": name, "value": value})
     return turns
 
@@ -64,7 +64,7 @@ def _read_turns(raw: Any, repairs: Counter[str]) -> list[dict[str, str]]:
 def _check_roles(dialogue: list[dict[str, str]]) -> None:
     roles = [ROLES[turn["from"]] for turn in dialogue]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {_short(roles)}")
+        raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
 
 
 def _place_images(
@@ -93,8 +93,3 @@ def _check_texts(dialogue: list[dict[str, str]]) -> None:
         if position % 2:
             raise Rejected(Reason.EMPTY_ANSWER, f"answer {position // 2} is empty")
         raise Rejected(Reason.EMPTY_QUESTION, f"question {position // 2} is empty")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,12 +1,17 @@
-"""A question-free front for Energon's own ``prepare``."""
+"""Prepare shards for Energon without questions, and blend prepared folders with weights."""
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import orjson
+import yaml
+from braceexpand import braceexpand
 
 from data_prep.durable import write_durably
 from data_prep.manifest import load_manifest
@@ -54,7 +59,7 @@ def split_counts(num_shards: int, ratio: tuple[float, ...]) -> dict[str, int]:
 
 
 def shards_needed(ratio: tuple[float, ...]) -> int:
-    """Least number of shards that leaves no part with a ratio above 0 empty."""
+    """Smallest number of shards that leaves no part with a ratio above 0 empty."""
     num_shards = 1
     while not _fills_all_parts(num_shards, ratio):
         num_shards += 1
@@ -132,3 +137,92 @@ def _shard_identity(workspace: Workspace, names: list[str]) -> list[list[str | i
 
 def _energon_version() -> str:
     return version("megatron-energon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendMember:
+    """A prepared folder in a blend."""
+
+    root: Path
+    weight: float | None  #: None: the number of its training samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendShare:
+    """What a folder gives to a blend."""
+
+    root: Path
+    samples: dict[str, int]  #: by part
+    weight: float
+    share: float  #: of the training samples that a run sees, 0…1
+
+
+def parse_member(text: str) -> BlendMember:
+    """Read ``FOLDER`` or ``FOLDER=WEIGHT``."""
+    path, equals, weight = text.rpartition("=")
+    if not equals:
+        return BlendMember(root=Path(text), weight=None)
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise WorkspaceError(f"the weight in {text!r} is {weight!r}; expected a number above 0")
+    return BlendMember(root=Path(path), weight=number)
+
+
+def blend(target: Path, members: list[BlendMember]) -> list[BlendShare]:
+    """Write a metadataset (Energon's ``MetadatasetV2``) that draws from all members.
+
+    With weights, training draws from each member in that proportion; without any, every training
+    sample is equally likely. Validation and test hold the samples of all members that have such a
+    part. Paths in the file are relative to it. Raises WorkspaceError where a folder is not
+    prepared, named twice, or weights are mixed with none.
+    """
+    if target.suffix not in (".yaml", ".yml"):
+        raise WorkspaceError(f"{target} is no .yaml file; Energon knows a metadataset by that")
+    given = [member.weight is not None for member in members]
+    if any(given) and not all(given):
+        raise WorkspaceError("some folders have weights and some have none; give all or none")
+    roots = [member.root.resolve() for member in members]
+    if len(set(roots)) != len(roots):
+        raise WorkspaceError("a folder is named twice; give it once, with the sum of the weights")
+    samples = [_count_samples(member.root) for member in members]
+    weights = [
+        member.weight if member.weight is not None else float(counts["train"])
+        for member, counts in zip(members, samples, strict=True)
+    ]
+    folder = target.resolve().parent
+    splits: dict[str, Any] = {}
+    for part in PARTS:
+        entries = [
+            {"weight": weight, "path": os.path.relpath(root, folder), "split_part": part}
+            for root, weight, counts in zip(roots, weights, samples, strict=True)
+            if counts[part]
+        ]
+        if entries:
+            splits[part] = {"blend": entries}
+    document = {"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": splits}
+    write_durably(target, yaml.safe_dump(document, sort_keys=False).encode())
+    return [
+        BlendShare(root=root, samples=counts, weight=weight, share=weight / sum(weights))
+        for root, counts, weight in zip(roots, samples, weights, strict=True)
+    ]
+
+
+def _count_samples(root: Path) -> dict[str, int]:
+    """Samples of a prepared folder by part."""
+    split_path = root / ".nv-meta" / "split.yaml"
+    if not (root / INFO).exists() or not split_path.exists():
+        raise WorkspaceError(
+            f"{root} is not prepared; run `python -m data_prep prepare {root} --split 8,1,1` first"
+        )
+    counts = json.loads((root / INFO).read_text())["shard_counts"]
+    shards = yaml.safe_load(split_path.read_text())["split_parts"]
+    samples = {
+        part: sum(counts[name] for pattern in shards.get(part, []) for name in braceexpand(pattern))
+        for part in PARTS
+    }
+    if not samples["train"]:
+        raise WorkspaceError(f"{root} has no training shards; prepare it with another --split")
+    return samples

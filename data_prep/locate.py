@@ -1,26 +1,12 @@
-"""From an image path in an entry to the bytes: in a tar, or in an extracted folder."""
+"""Find and read the images of entries, in tars or in extracted folders."""
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.reasons import Reason, Rejected
-from data_prep.sources import TarSource
-from data_prep.tar_index import TarIndex, member_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """Where an image lies."""
-
-    source: str  #: dataset by the name of its tar or folder: "ai2d"
-    file: str  #: tar name, or path relative to the data folder
-    offset: int  #: bytes into the tar; -1 for a file of its own
-    size: int  #: bytes
-
-    def __str__(self) -> str:
-        return self.file if self.offset < 0 else f"{self.file}@{self.offset}"
+from data_prep.quarantine import Reason, Rejected
+from data_prep.sources import Location, TarSource
+from data_prep.tar_index import TarIndex, TarReader, member_name
 
 
 class Locator:
@@ -74,3 +60,28 @@ class Locator:
             raise Rejected(Reason.NOT_A_REGULAR_FILE, f"{image} is a folder or a device")
         source, slash, _ = image.removeprefix("./").partition("/")
         return Location(source=source if slash else "", file=image, offset=-1, size=status.st_size)
+
+
+class ImageReader:
+    """Bytes of located images."""
+
+    def __init__(self, data_dir: Path, index_folder: Path) -> None:
+        self._data_dir = data_dir
+        self._tars = TarReader(data_dir, index_folder)
+
+    def read(self, location: Location) -> bytes:
+        try:
+            if location.offset < 0:
+                return (self._data_dir / location.file).read_bytes()
+            data = self._tars.read(location.file, location.offset, location.size)
+        except OSError as error:
+            raise Rejected(Reason.UNREADABLE_SOURCE, str(error)) from error
+        if len(data) != location.size:
+            raise Rejected(
+                Reason.UNREADABLE_SOURCE,
+                f"{location.file} ends {location.size - len(data)} bytes before the image does",
+            )
+        return data
+
+    def close(self) -> None:
+        self._tars.close()

@@ -1,6 +1,5 @@
-"""The closing files: quarantine, filtered JSON, and the manifest that vouches for the shards."""
+"""Close a run: write the quarantine, the filtered JSON and, last, the manifest."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from data_prep.durable import partial_path, publish, write_durably
+from data_prep.durable import atomic_write, write_durably
 from data_prep.options import Options
-from data_prep.planned import Plan, load_plan, read_planned
+from data_prep.plan import RoundPlan, load_plan, read_planned
 from data_prep.shard_task import ShardRecord, load_record
 from data_prep.workspace import Round, Workspace
 
@@ -43,7 +42,7 @@ def close_rounds(workspace: Workspace, rounds: list[Round], options: Options) ->
     repairs: Counter[str] = Counter()
     rejected: Counter[str] = Counter(plans[last].rejected)
     filtered = workspace.filtered(plans[0].json_name)
-    with _Closing(workspace.quarantine) as quarantine, _Closing(filtered) as kept_entries:
+    with atomic_write(workspace.quarantine) as quarantine, atomic_write(filtered) as kept_entries:
         kept_entries.write(b"[")
         quarantine.write(rounds[last].rejects.read_bytes())
         separator = b"\n"
@@ -107,7 +106,7 @@ def summarize(workspace: Workspace) -> Summary:
     )
 
 
-def _records(source: Round, plan: Plan) -> Iterator[tuple[ShardRecord, Iterator[bytes]]]:
+def _records(source: Round, plan: RoundPlan) -> Iterator[tuple[ShardRecord, Iterator[bytes]]]:
     """Records of a round, each with the JSON of its kept entries."""
     for shard in plan.shards:
         record = load_record(source.record(shard.number))
@@ -124,26 +123,3 @@ def _shard_line(record: ShardRecord) -> dict[str, Any]:
         "bytes": record.bytes,
         "sha256": record.sha256,
     }
-
-
-class _Closing:
-    """A file that appears whole when its context ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = partial_path(path)
-        self._file = self._partial.open("wb")
-        self.write = self._file.write
-
-    def __enter__(self) -> "_Closing":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            publish(self._partial, self._path)
-        else:
-            self._partial.unlink()

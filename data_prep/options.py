@@ -1,14 +1,14 @@
-"""The options that decide what is in the shards; speed and progress are not among them."""
+"""Options that determine the bytes of the shards."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from data_prep.smart_resize import FACTOR
-
 Verify = Literal["structure", "decode", "none"]
 TextOnly = Literal["drop", "keep"]
 
+#: Pixels a visual token covers on each side: patches of 14, merged 2 by 2.
+FACTOR = 28
 DEFAULT_SHARD_SIZE = 10_000
 #: Small sets are spread over this many shards, so that a split of 8,1,1 leaves no part empty.
 MIN_SHARDS = 10

@@ -1,9 +1,9 @@
-"""Making the plan: which entries go into which shard, from the JSON and the tar index alone.
+"""The plan: which entries go into which shard, from the JSON and the tar index alone.
 
-Entries are checked and their images located in the order of the source; no image is read. What is
-accepted goes to a file of lines, and shards are ranges of that file's (perhaps shuffled) order.
-All that follows depends on the plan only, so that shards can be made in any order by any number of
-workers. Memory: 24 bytes an entry, beside one entry at a time.
+Entries are checked and their images located in the order of the source; no image is read. Accepted
+entries go to a file of lines, and shards are ranges of that file's (perhaps shuffled) order.
+Everything later depends on the plan only, so shards can be made in any order by any number of
+workers. Memory: 24 bytes per entry, and one entry at a time.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,85 @@ import orjson
 
 from data_prep.conversation import check_conversation
 from data_prep.durable import sync_folder, write_durably
-from data_prep.entries import iter_entries
-from data_prep.locate import Locator
+from data_prep.locate import Location, Locator
 from data_prep.options import DEFAULT_SHARD_SIZE, MIN_SHARDS, Options
-from data_prep.planned import Plan, PlannedEntry, PlannedShard, to_line
-from data_prep.quarantine import reject_line
-from data_prep.reasons import Reason, Rejected
+from data_prep.quarantine import Reason, Rejected, reject_line
+from data_prep.sources import iter_entries
 from data_prep.workspace import Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedEntry:
+    """An entry that was accepted so far."""
+
+    index: int  #: position in the source JSON, from 0
+    paths: tuple[str, ...]  #: image paths as the entry gives them
+    images: tuple[Location, ...]  #: where they lie
+    raw: bytes  #: the entry as JSON, its conversation checked and repaired
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return orjson.loads(self.raw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedShard:
+    """A range of the plan's order."""
+
+    number: int
+    first: int  #: position in the order
+    count: int  #: entries; samples may be fewer, where images turn out to be broken
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """What ``plan.json`` holds."""
+
+    json_name: str
+    inputs: dict[str, list[int]]  #: size and mtime in ns of every input file
+    entries: int  #: in this round: all of the JSON's, or those that are retried
+    rejected: dict[str, int]  #: by reason, before any image was read
+    repairs: dict[str, int]  #: by name
+    source_bytes: int  #: of all located images
+    shard_size: int
+    shards: tuple[PlannedShard, ...]
+
+
+def load_plan(path: Path) -> RoundPlan:
+    """Read a plan back."""
+    fields = orjson.loads(path.read_bytes())
+    shards = tuple(PlannedShard(**shard) for shard in fields.pop("shards"))
+    return RoundPlan(**fields, shards=shards)
+
+
+def read_planned(source: Round, shard: PlannedShard) -> Iterator[PlannedEntry]:
+    """Entries of a shard, in order."""
+    offsets = np.fromfile(source.order, dtype=np.int64, count=shard.count, offset=8 * shard.first)
+    with source.entries.open("rb") as file:
+        for offset in offsets.tolist():
+            file.seek(offset)
+            yield from_line(file.readline())
+
+
+def to_line(entry: PlannedEntry) -> bytes:
+    """One line: what the plan adds, a tab, the entry's JSON (which holds no raw tab)."""
+    images = [[i.source, i.file, i.offset, i.size] for i in entry.images]
+    return b"%s\t%s\n" % (orjson.dumps([entry.index, entry.paths, images]), entry.raw)
+
+
+def from_line(line: bytes) -> PlannedEntry:
+    """Inverse of `to_line`."""
+    added, _, raw = line.rstrip(b"\n").partition(b"\t")
+    index, paths, images = orjson.loads(added)
+    return PlannedEntry(
+        index=index,
+        paths=tuple(paths),
+        images=tuple(
+            Location(source=source, file=file, offset=offset, size=size)
+            for source, file, offset, size in images
+        ),
+        raw=raw,
+    )
 
 
 def make_plan(
@@ -39,10 +112,10 @@ def make_plan(
     only: Container[int] | None = None,
     first_shard: int = 0,
     on_entry: Callable[[], None] = lambda: None,
-) -> Plan:
+) -> RoundPlan:
     """Plan a round; ``only`` limits it to the entries of these indices.
 
-    ``on_entry`` is called for each entry. Killed at any moment, it leaves no plan or a whole one.
+    ``on_entry`` is called for each entry. The plan is written atomically, last.
     """
     shutil.rmtree(target.folder, ignore_errors=True)
     target.record(0).parent.mkdir(parents=True)
@@ -72,7 +145,7 @@ def make_plan(
     write_durably(target.order, np.asarray(offsets, dtype=np.int64)[order].tobytes())
     shard_size, counts = shard_counts(np.asarray(sizes, dtype=np.int64)[order], options)
     starts = np.cumsum([0, *counts]).tolist()
-    plan = Plan(
+    plan = RoundPlan(
         json_name=json_path.name,
         inputs=inputs,
         entries=len(offsets) + rejected.total(),
@@ -124,7 +197,7 @@ def _split_by_bytes(sizes: np.ndarray, ends: list[int], limit: int) -> list[int]
 
 
 def _order(indices: array, seed: int | None) -> np.ndarray:
-    """Positions in shard order. A keyed hash an entry: the same on any machine and version."""
+    """Positions in shard order, by a keyed hash per entry: the same on any machine and version."""
     if seed is None:
         return np.arange(len(indices))
     key = seed.to_bytes(16, "little", signed=True)

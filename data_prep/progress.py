@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, a plain line now and then anywhere else."""
+"""Show the progress of a run: a live line on a terminal, otherwise a line every ten seconds."""
 
 import threading
 from collections import Counter
@@ -14,7 +14,7 @@ _PLAIN_EVERY_S = 10.0
 
 
 class Reporter:
-    """Tells the user what happens. Ticks may come from any thread."""
+    """Reports what a run does. Ticks may come from any thread."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
@@ -62,7 +62,7 @@ class PlanningMeter:
 
 
 class ConversionMeter:
-    """Images and bytes a second, time to go, rejects by reason."""
+    """Images and bytes per second, time to go, rejects by reason."""
 
     def __init__(self, console: Console, source_bytes: int) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""One run over an output folder: plan, make what is missing, close."""
+"""Run a conversion: plan, make the missing shards, close."""
 
 import shutil
 from collections import Counter
@@ -10,12 +10,11 @@ from typing import Any
 import orjson
 
 from data_prep.durable import remove_partials, write_durably
-from data_prep.engine import Engine
+from data_prep.executor import Executor
 from data_prep.locate import Locator
 from data_prep.manifest import Summary, close_rounds, load_manifest, summarize
 from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
-from data_prep.plan import make_plan
-from data_prep.planned import Plan, PlannedShard, load_plan
+from data_prep.plan import PlannedShard, RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
@@ -35,10 +34,10 @@ class Job:
     retry_quarantined: bool = False
 
 
-def run(job: Job, engine: Engine, reporter: Reporter) -> Summary:
-    """Bring the output folder to completion; what is finished is not made again.
+def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
+    """Complete the output folder; finished shards are not made again.
 
-    Raises SourceError, WorkspaceError or EngineError, with what to do; a rejected entry is no
+    Raises SourceError, WorkspaceError or ExecutorError, with what to do; a rejected entry is no
     error.
     """
     json_path = find_json(job.data_dir, job.json)
@@ -60,7 +59,7 @@ def run(job: Job, engine: Engine, reporter: Reporter) -> Summary:
                 reporter.note(f"{workspace.root} is complete; nothing to do")
                 return summarize(workspace)
             rounds.append(retried)
-        _make_missing(job, workspace, rounds, engine, planner, reporter)
+        _make_missing(job, workspace, rounds, executor, planner, reporter)
         if len(rounds) > 1 and _changed_nothing(workspace, rounds[-1]):
             # so that trying again what stays broken leaves the folder as it was
             shutil.rmtree(rounds[-1].folder)
@@ -109,12 +108,12 @@ class _Planner:
         self._reporter.note(f"none of the {len(retried):,} rejected entries can be used now either")
         return None
 
-    def check_unchanged(self, plan: Plan) -> None:
+    def check_unchanged(self, plan: RoundPlan) -> None:
         """Raise where the input is not what an unfinished round was planned from."""
         self._compare(plan, list(plan.inputs))
 
     def check_same_json(self, rounds: list[Round]) -> None:
-        """Raise where the folder was begun with other entries."""
+        """Raise where the folder was planned from other entries."""
         for plan in (load_plan(one.plan) for one in rounds):
             if self._json_path.name != plan.json_name:
                 raise WorkspaceError(
@@ -123,7 +122,7 @@ class _Planner:
                 )
             self._compare(plan, [plan.json_name])
 
-    def _compare(self, plan: Plan, names: list[str]) -> None:
+    def _compare(self, plan: RoundPlan, names: list[str]) -> None:
         for name in names:
             if self._inputs.get(name) != plan.inputs[name]:
                 now = self._inputs.get(name)
@@ -135,7 +134,7 @@ class _Planner:
 
     def _plan(
         self, target: Round, options: Options, *, only: set[int] | None, first_shard: int
-    ) -> Plan:
+    ) -> RoundPlan:
         with TarIndex(self._workspace.index) as index:
             index.update(self._tars, self._say_indexing)
             for name in index.damaged():
@@ -166,7 +165,7 @@ def _make_missing(
     job: Job,
     workspace: Workspace,
     rounds: list[Round],
-    engine: Engine,
+    executor: Executor,
     planner: _Planner,
     reporter: Reporter,
 ) -> None:
@@ -197,7 +196,7 @@ def _make_missing(
             f"{num_shards - len(tasks)} of {num_shards} shards are there; making the rest"
         )
     with reporter.converting(source_bytes) as meter:
-        for _ in engine.run(tasks, meter.tick):
+        for _ in executor.run(tasks, meter.tick):
             pass
     for folder in (workspace.root, *{one.record(0).parent for one in rounds}):
         remove_partials(folder)

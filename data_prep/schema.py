@@ -1,4 +1,4 @@
-"""What a sample in a shard means: the parts of its media and the conversation in its JSON.
+"""The schema of a sample in a shard: its key, its media parts and its JSON.
 
 A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
 (several), and ``<key>.mp4`` or ``<key>.0.mp4`` … (videos, numbered on their own). The JSON holds
@@ -7,6 +7,10 @@ A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, 
 then perhaps of the videos).
 Shards of earlier projects are read too: a bare conversations list as JSON, and parts whose
 extension is doubled (``jpg.json``, ``png.jpg``) because their keys held a dot.
+
+Keys are unique, safe in a tar member's name and readable back to the original id. WebDataset takes
+everything after the first dot of a member's name for the part's extension, so an id such as
+``ai2d/1.png`` must not become a key as it stands.
 """
 
 import re
@@ -15,8 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-
-from data_prep.keys import decode_key, encode_key
 
 __all__ = [
     "ROLES",
@@ -54,7 +56,7 @@ class Turn:
     """One message of a conversation."""
 
     role: str  #: "user", "assistant" or "system"
-    text: str  #: as in the source; ``<image>`` and ``<video>`` mark the places of media in it
+    text: str  #: as in the source; ``<image>`` and ``<video>`` mark the positions of media in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class ChatRecord:
     source: str  #: dataset that it came from, for instance "ai2d"; "" where the shard holds none
     turns: tuple[Turn, ...]
     images: tuple[str, ...]  #: original paths, in the order of the image parts
-    sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels an image; () where unknown
+    sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels per image; () where unknown
     videos: tuple[str, ...] = ()  #: original paths, in the order of the video parts
 
 
@@ -98,20 +100,20 @@ def parse_turns(conversations: object) -> tuple[Turn, ...]:
     """Turns of a ``conversations`` list; raise SchemaError where an item is not a turn."""
     if not isinstance(conversations, list) or not conversations:
         raise SchemaError(
-            f"conversations is {_short(conversations)}; expected a list of at least one turn"
+            f"conversations is {shortened(conversations)}; expected a list of at least one turn"
         )
     turns = []
     for position, item in enumerate(conversations):
         if not isinstance(item, dict):
-            raise SchemaError(f"turn {position} is {_short(item)}; expected an object")
+            raise SchemaError(f"turn {position} is {shortened(item)}; expected an object")
         name, text = item.get("from"), item.get("value")
         role = ROLES.get(name) if isinstance(name, str) else None
         if role is None:
             raise SchemaError(
-                f"turn {position} is from {_short(name)}; expected one of {', '.join(ROLES)}"
+                f"turn {position} is from {shortened(name)}; expected one of {', '.join(ROLES)}"
             )
         if not isinstance(text, str):
-            raise SchemaError(f"turn {position} has the value {_short(text)}; expected a string")
+            raise SchemaError(f"turn {position} has the value {shortened(text)}; expected a string")
         turns.append(Turn(role=role, text=text))
     return tuple(turns)
 
@@ -147,7 +149,7 @@ def _media_parts(sample: Mapping[str, object], pattern: re.Pattern[str], kind: s
         raise SchemaError(f"{kind} parts {found}; expected one, or all of them numbered from 0")
     if sorted(numbered) != list(range(len(numbered))):
         raise SchemaError(f"{kind} parts {sorted(numbered)}; expected numbers from 0 without a gap")
-    return single or [numbered[place] for place in range(len(numbered))]
+    return single or [numbered[number] for number in range(len(numbered))]
 
 
 def json_part(sample: Mapping[str, object]) -> str:
@@ -166,7 +168,7 @@ def _string_list(value: object, name: str) -> tuple[str, ...]:
         return (value,)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise SchemaError(f"{name} is {_short(value)}; expected a path or a list of paths")
+    raise SchemaError(f"{name} is {shortened(value)}; expected a path or a list of paths")
 
 
 def _scalar_text(value: object, name: str) -> str:
@@ -174,7 +176,7 @@ def _scalar_text(value: object, name: str) -> str:
         return ""
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    raise SchemaError(f"{name} is {_short(value)}; expected a string or an integer")
+    raise SchemaError(f"{name} is {shortened(value)}; expected a string or an integer")
 
 
 def _sizes(
@@ -194,11 +196,57 @@ def _sizes(
         )
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         raise SchemaError(
-            f"height {_short(height)}, width {_short(width)}; expected positive integers"
+            f"height {shortened(height)}, width {shortened(width)}; expected positive integers"
         )
     return tuple(zip(heights, widths, strict=True))[:num_images]
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value in an error message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+#: Longest escaped id that a key carries; with the index and ``.99.jpg`` it stays below the 100
+#: characters of a plain ustar name. The JSON of the sample holds the id in any case.
+MAX_ESCAPED_ID = 80
+
+_UNSAFE = re.compile(rb"[^A-Za-z0-9-]")
+_ESCAPE = re.compile(rb"_(_|[0-9A-F]{2})")
+_KEY = re.compile(r"(\d{9,})(?:-((?:[A-Za-z0-9-]|__|_[0-9A-F]{2})*))?")
+
+
+def encode_key(original_id: str, index: int) -> str:
+    """``encode_key("ai2d/1.png", 7) == "000000007-ai2d_2F1_2Epng"``.
+
+    ``index`` is the entry's position in the source JSON (0-based): it makes the key unique even
+    where ids repeat. In the id ``_`` becomes ``__`` and every other byte of UTF-8 outside
+    ``[A-Za-z0-9-]`` becomes ``_XX``. An id of more than `MAX_ESCAPED_ID` escaped characters is
+    left out of the key.
+    """
+    if index < 0:
+        raise ValueError(f"index {index} is negative; expected the entry's position from 0")
+    escaped = _UNSAFE.sub(_escape, original_id.encode("utf-8", "surrogatepass")).decode("ascii")
+    return f"{index:09d}-{escaped}" if len(escaped) <= MAX_ESCAPED_ID else f"{index:09d}"
+
+
+def decode_key(key: str) -> tuple[int, str | None]:
+    """Index and original id of a key; the id is None where it was too long for the key.
+
+    Raises ValueError where `encode_key` cannot have made the key.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise ValueError(f"key {key!r} was not made by encode_key: expected 000000007-escaped_id")
+    if match[2] is None:
+        return int(match[1]), None
+    original = _ESCAPE.sub(_unescape, match[2].encode("ascii"))
+    return int(match[1]), original.decode("utf-8", "surrogatepass")
+
+
+def _escape(match: re.Match[bytes]) -> bytes:
+    return b"__" if match[0] == b"_" else b"_%02X" % match[0][0]
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    return b"_" if match[1] == b"_" else bytes.fromhex(match[1].decode("ascii"))

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from data_prep.schema import ChatRecord, image_parts, json_part, parse_record
-from data_prep.shard_reader import iter_samples, shard_paths
+from data_prep.shards import iter_samples, shard_paths
 from data_prep.stats import Tally
 from data_prep.workspace import WorkspaceError
 from dct_vl.pages.bars import bars, histogram

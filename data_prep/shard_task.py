@@ -1,4 +1,4 @@
-"""Making one shard from its range of the plan: the unit of work of every engine."""
+"""Make one shard from its range of the plan: the unit of work of every executor."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,14 +11,12 @@ import orjson
 
 from data_prep.durable import write_durably
 from data_prep.images import StoredImage, store_image
-from data_prep.keys import encode_key
-from data_prep.locate import Location
+from data_prep.locate import ImageReader
 from data_prep.options import Options
-from data_prep.planned import PlannedEntry, PlannedShard, read_planned
-from data_prep.quarantine import reject_line
-from data_prep.reasons import Reason, Rejected
-from data_prep.shard_writer import ShardWriter
-from data_prep.tar_reader import TarReader
+from data_prep.plan import PlannedEntry, PlannedShard, read_planned
+from data_prep.quarantine import Rejected, reject_line
+from data_prep.schema import encode_key
+from data_prep.shards import ShardWriter
 from data_prep.workspace import Workspace
 
 _REPORT_EVERY_S = 0.25
@@ -70,13 +68,13 @@ def load_record(path: Path) -> ShardRecord:
 
 
 def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:
-    """Write the shard and its record, each whole or not at all."""
+    """Write the shard and its record, each atomically."""
     workspace = Workspace(task.output_dir)
     source = workspace.round(task.round_number)
     path = workspace.shard(task.shard.number)
     record = ShardRecord(number=task.shard.number, name=path.name)
     meter = _Meter(report)
-    reader = _ImageReader(task.data_dir, workspace.index)
+    reader = ImageReader(task.data_dir, workspace.index)
     try:
         with ShardWriter(path) as writer:
             for planned in read_planned(source, task.shard):
@@ -94,7 +92,7 @@ def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: No
 
 def _add_entry(
     planned: PlannedEntry,
-    reader: "_ImageReader",
+    reader: ImageReader,
     options: Options,
     writer: ShardWriter,
     record: ShardRecord,
@@ -118,8 +116,8 @@ def _add_entry(
     key = encode_key(str(original_id), planned.index)
     source = planned.images[0].source if planned.images else "text"
     writer.add(f"{key}.json", _sample_json(original_id, entry, planned, source, stored))
-    for place, image in enumerate(stored):
-        part = "jpg" if len(stored) == 1 else f"{place}.jpg"
+    for number, image in enumerate(stored):
+        part = "jpg" if len(stored) == 1 else f"{number}.jpg"
         writer.add(f"{key}.{part}", image.data)
         record.conversions.update(image.conversions)
     record.samples += 1
@@ -149,31 +147,6 @@ def _sample_json(
             "height": [image.height for image in stored],
         }
     return orjson.dumps(sample)
-
-
-class _ImageReader:
-    """Bytes of located images."""
-
-    def __init__(self, data_dir: Path, index_folder: Path) -> None:
-        self._data_dir = data_dir
-        self._tars = TarReader(data_dir, index_folder)
-
-    def read(self, location: Location) -> bytes:
-        try:
-            if location.offset < 0:
-                return (self._data_dir / location.file).read_bytes()
-            data = self._tars.read(location.file, location.offset, location.size)
-        except OSError as error:
-            raise Rejected(Reason.UNREADABLE_SOURCE, str(error)) from error
-        if len(data) != location.size:
-            raise Rejected(
-                Reason.UNREADABLE_SOURCE,
-                f"{location.file} ends {location.size - len(data)} bytes before the image does",
-            )
-        return data
-
-    def close(self) -> None:
-        self._tars.close()
 
 
 class _Meter:

@@ -1,7 +1,12 @@
-"""What a data folder holds: the JSON of entries, and the tars and folders of images beside it."""
+"""Find the inputs in a data folder: the JSON of entries, and the tars of images beside it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import ijson
+import orjson
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -23,6 +28,19 @@ class TarSource:
     @property
     def compressed(self) -> bool:
         return not self.name.endswith(".tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where an image lies."""
+
+    source: str  #: dataset by the name of its tar or folder: "ai2d"
+    file: str  #: tar name, or path relative to the data folder
+    offset: int  #: bytes into the tar; -1 for a file of its own
+    size: int  #: bytes
+
+    def __str__(self) -> str:
+        return self.file if self.offset < 0 else f"{self.file}@{self.offset}"
 
 
 def find_json(data_dir: Path, chosen: Path | None) -> Path:
@@ -78,7 +96,7 @@ def identity(json_path: Path, tars: list[TarSource]) -> dict[str, list[int]]:
 
 
 def _refuse_lfs_pointer(path: Path) -> None:
-    """A clone without Git LFS leaves small text files in the place of the tars."""
+    """A clone without Git LFS leaves small text files instead of the tars."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -86,3 +104,48 @@ def _refuse_lfs_pointer(path: Path) -> None:
             f"{path} is a Git LFS pointer, not the tar; "
             f"run `git lfs install && git lfs pull` in {path.parent}"
         )
+
+
+def iter_entries(path: Path) -> Iterator[Any]:
+    """Entries of a JSON list, or of a JSONL file, in order; SourceError where it is neither.
+
+    Of a list, numbers with a fraction come as Decimal: with floats the parser would also refuse
+    integers of more than 64 bits. An empty line of JSONL is skipped.
+    """
+    if path.suffix == ".jsonl":
+        yield from _iter_lines(path)
+        return
+    with path.open("rb") as file:
+        _skip_byte_order_mark(file)
+        start = file.tell()
+        if _first_byte(file) != b"[":
+            raise SourceError(f"{path} is no JSON list; expected [{{…}}, …] or a .jsonl file")
+        file.seek(start)
+        try:
+            yield from ijson.items(file, "item")
+        except ijson.JSONError as error:
+            raise SourceError(
+                f"{path} is no sound JSON ({str(error).splitlines()[0]}); fetch it again"
+            ) from error
+
+
+def _iter_lines(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise SourceError(f"{path}, line {number}, is no JSON: {error}") from error
+
+
+def _skip_byte_order_mark(file: Any) -> None:
+    if file.read(3) != b"\xef\xbb\xbf":
+        file.seek(0)
+
+
+def _first_byte(file: Any) -> bytes:
+    while (byte := file.read(1)).isspace():
+        pass
+    return byte

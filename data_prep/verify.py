@@ -1,4 +1,4 @@
-"""Reading every shard again: against the manifest, against itself, and against Energon's index."""
+"""Check every shard against the manifest, its own headers and Energon's index."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.energon import INFO
-from data_prep.jpeg_header import JpegEndsEarly, read_jpeg_header
+from data_prep.images import JpegEndsEarly, read_jpeg_header
 from data_prep.manifest import load_manifest
 from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
-from data_prep.shard_reader import ShardSample, iter_samples, shard_paths
+from data_prep.shards import ShardSample, iter_samples, shard_paths
 from data_prep.workspace import Workspace, WorkspaceError
 
 _CHUNK = 4 * 1024 * 1024
-#: Problems told of one shard; a broken one would tell of every sample.
+#: Problems reported per shard; a broken one would report every sample.
 _MAX_PER_SHARD = 10
 
 

@@ -1,13 +1,13 @@
-"""Where things lie in an output folder, and the lock on it.
+"""Paths inside an output folder, and the lock on it.
 
 ::
 
     W/pretrain-000000.tar …     the shards
     W/manifest.json             what is complete, with hashes; written last
-    W/quarantine.jsonl          one line a rejected entry
+    W/quarantine.jsonl          one line per rejected entry
     W/<name>_filtered.json      the entries that the shards hold
     W/.data_prep/index/         where files lie in the source tars
-    W/.data_prep/round-0/       plan of the run and a record a finished shard; each
+    W/.data_prep/round-0/       plan of the run and a record per finished shard; each
                                 --retry-quarantined that found something to do adds a round
 """
 
@@ -30,12 +30,12 @@ class Round:
 
     @property
     def plan(self) -> Path:
-        """Shards and counts; written last, so that it stands for a whole plan."""
+        """Shards and counts; written last: where it exists, the plan is complete."""
         return self.folder / "plan.json"
 
     @property
     def entries(self) -> Path:
-        """Accepted entries, one a line, in the order of the source."""
+        """Accepted entries, one per line, in the order of the source."""
         return self.folder / "entries.jsonl"
 
     @property
@@ -87,7 +87,7 @@ class Workspace:
         return self.root / f"{Path(json_name).stem}_filtered.json"
 
     def rounds(self) -> list[Round]:
-        """Rounds with a whole plan, oldest first."""
+        """Rounds with a complete plan, oldest first."""
         found: list[Round] = []
         while (candidate := self.round(len(found))).plan.exists():
             found.append(candidate)

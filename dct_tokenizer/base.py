@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.front_end import FrontEnd
+from dct_tokenizer.front_end import PATCH_FRAMES, FrontEnd
+from dct_tokenizer.geometry import MERGE, regular_plan, smart_resize
 from dct_tokenizer.pixels import (
     Frames,
     as_frames,
@@ -42,7 +43,7 @@ class VisualTokenizer(abc.ABC):
     """
 
     family: ClassVar[str]
-    #: True where number or place of the cells depend on the pixels: call `refine` after decoding.
+    #: True where the cells depend on the pixels: call `refine` after decoding.
     content_dependent: ClassVar[bool] = False
 
     name: str
@@ -51,7 +52,7 @@ class VisualTokenizer(abc.ABC):
     max_pixels: int = QWEN_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        """Refuse values that no picture can satisfy."""
+        """Refuse values that no image can satisfy."""
         if not 0 < self.min_pixels <= self.max_pixels:
             raise TokenizerConfigError(
                 f"{self.name}: min_pixels={self.min_pixels}, max_pixels={self.max_pixels}; "
@@ -71,7 +72,7 @@ class VisualTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        """Geometry of a picture (frames=1) or clip of `height` x `width` pixels, nothing decoded.
+        """Geometry of an image (frames=1) or clip of `height` x `width` pixels, nothing decoded.
 
         Raises:
             PlanError: a size that cannot be cut; the message names it and the bound.
@@ -111,8 +112,8 @@ class VisualTokenizer(abc.ABC):
     def post_merge(self) -> nn.Module | None:
         """A module between the ViT's merger and the language model, or None.
 
-        It is called with the merged features (M', C) of several pictures and their ViT grids
-        (num_pictures, 3), and returns the `num_llm_tokens` features (M, C) of their plans.
+        It is called with the merged features (M', C) of several images and their ViT grids
+        (num_images, 3), and returns the `num_llm_tokens` features (M, C) of their plans.
         """
         return None
 
@@ -129,7 +130,7 @@ class VisualTokenizer(abc.ABC):
         return self.decode(self.encode(self.cells(frames, plan)), plan)
 
     def view_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels at which what the model sees is compared with the picture."""
+        """Height and width in pixels at which what the model sees is compared with the image."""
         plan = self.plan(height, width)
         return plan.height, plan.width
 
@@ -145,5 +146,48 @@ class VisualTokenizer(abc.ABC):
 
     @property
     def psnr_bound(self) -> float:
-        """Decibels that decode(encode(cells)) reaches on natural pictures; inf where exact."""
+        """Decibels that decode(encode(cells)) reaches on natural images; inf where exact."""
         return math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridTokenizer(VisualTokenizer):
+    """Cells of B x B pixels that fill the resized image; 2 x 2 of them are an LLM token."""
+
+    family: ClassVar[str]
+
+    #: B
+    cell: int
+
+    @property
+    def cell_frames(self) -> int:
+        """Frames of a clip that a cell spans."""
+        return PATCH_FRAMES
+
+    def plan(self, height: int, width: int, frames: int = 1) -> Plan:
+        """See `VisualTokenizer.plan`."""
+        new_height, new_width = smart_resize(
+            height,
+            width,
+            factor=MERGE * self.cell,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+        return regular_plan(
+            height=new_height,
+            width=new_width,
+            frames=frames,
+            cell=self.cell,
+            frames_per_cell=self.cell_frames,
+        )
+
+    def front_end(self, embed_dim: int, pretrained_weight: torch.Tensor | None = None) -> FrontEnd:
+        """`random_front_end`, started from the pretrained weight where there is one."""
+        module = self.random_front_end(embed_dim)
+        if pretrained_weight is not None:
+            module.load_pretrained(pretrained_weight)
+        return module
+
+    @abc.abstractmethod
+    def random_front_end(self, embed_dim: int) -> FrontEnd:
+        """A front end of embedding width `embed_dim` with random parameters."""

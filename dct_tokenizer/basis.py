@@ -1,18 +1,65 @@
 """The fixed half of the front end: uint8 cells to selected DCT coefficients, one matmul.
 
-Shape legend: N cells, T frames per cell, T' frames on the wire (T, or 1 for a still picture),
+The linear maps between RGB pixels and coefficients are made in float64.
+
+Shape legend: N cells, T frames per cell, T' frames on the wire (T, or 1 for a still image),
 B cell side, Q temporal bands, P spatial columns (luma², chroma², chroma²), K = Q * P.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import nn
 
-from dct_tokenizer.transforms import clip_mean_std, dct_matrix, normalised_rgb_to_ycbcr
+#: CLIP's normalisation, which Qwen2-VL's processor applies to RGB / 255.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+#: Full-range BT.601 luma and chroma differences (ITU-T T.871, JFIF), rows Y, Cb, Cr.
+RGB_TO_YCBCR = (
+    (0.299, 0.587, 0.114),
+    (-0.299 / 1.772, -0.587 / 1.772, 0.5),
+    (0.5, -0.587 / 1.402, -0.114 / 1.402),
+)
+
+
+def dct_matrix(size: int, keep: int | None = None) -> torch.Tensor:
+    """float64 (keep, size) first rows of the orthonormal DCT-II (scipy's `norm="ortho"`)."""
+    return _dct_matrix(size, size if keep is None else keep).clone()
+
+
+@lru_cache(maxsize=256)
+def _dct_matrix(size: int, keep: int) -> torch.Tensor:
+    """Cached: the cosines take longer than the transform of a small image."""
+    k = torch.arange(keep, dtype=torch.float64)[:, None]
+    i = torch.arange(size, dtype=torch.float64)[None]
+    matrix = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def clip_mean_std() -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 (3,) mean and standard deviation of RGB in 0..1."""
+    return (
+        torch.tensor(CLIP_MEAN, dtype=torch.float64),
+        torch.tensor(CLIP_STD, dtype=torch.float64),
+    )
+
+
+def normalised_rgb_to_ycbcr() -> torch.Tensor:
+    """float64 (3, 3): CLIP-normalised RGB to YCbCr in units of CLIP's mean deviation.
+
+    The channel deviations are put back before the colour transform, so that a grey pixel has no
+    chroma whatever its brightness (up to the constant of the mean) and cutting chroma bands never
+    touches luma.
+    """
+    _, std = clip_mean_std()
+    return torch.tensor(RGB_TO_YCBCR, dtype=torch.float64) * (std / std.mean())
+
 
 #: Subtracted before the matmul, so that float32 rounding of the brightness stays out of the detail.
 MID_GREY = 128
@@ -87,7 +134,7 @@ def spatial_matrix(bands: BandSelection) -> torch.Tensor:
 class DCTBasis(Float32Buffers):
     """uint8 cells (N, T', 3, B, B) -> float32 coefficients (N, Q' * P), before whitening.
 
-    Q' = Q for clips and 1 for still pictures, whose frames are all equal: their temporal AC
+    Q' = Q for clips and 1 for still images, whose frames are all equal: their temporal AC
     columns are exactly 0 and are neither computed nor returned. Where TF32 matmuls are allowed
     on the GPU, coefficients are rounded to 10 bits of the largest, as bf16 inputs would be.
     """

@@ -12,27 +12,41 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.conformance import CLAUSES, run_suite
 from dct_tokenizer.cost import MODELS, Cost, model_shape, plan_cost
 from dct_tokenizer.errors import TokenizerConfigError, nearest_first
 from dct_tokenizer.families.block import BlockTokenizer
-from dct_tokenizer.gather import gather_statistics, pictures_in
+from dct_tokenizer.gather import gather_statistics, images_in
 from dct_tokenizer.plan import PlanError
 from dct_tokenizer.registry import build_tokenizer, list_presets, preset_config, preset_summary
 from dct_tokenizer.whitening import save_statistics
 
+
+class OneLineErrors(TyperGroup):
+    """Prints a wrong name, setting or size as one line and exits with status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (TokenizerConfigError, PlanError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
 app = typer.Typer(
-    help="Visual tokenizers: what there is, what it shows, what it costs, whether it is sound.",
+    cls=OneLineErrors,
+    help="List, show, cost and check visual tokenizers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
 
-MinPixels = Annotated[int | None, typer.Option(help="Lower bound of height * width, in pixels.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Upper bound of height * width, in pixels.")]
+MinPixels = Annotated[int | None, typer.Option(help="Minimum pixels of a resized image.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Maximum pixels of a resized image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -46,7 +60,7 @@ def resolve(
 
 @app.command("list")
 def list_command(as_json: Json = False) -> None:
-    """The presets, with their tokens and cost on a picture of 896 x 896 pixels."""
+    """List the presets, with tokens and cost of an image of 896 x 896 pixels."""
     stock = _cost_of(build_tokenizer("pixel"), (896, 896), "2b")
     rows: list[dict[str, Any]] = []
     for name in list_presets():
@@ -85,30 +99,30 @@ def list_command(as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A picture.")],
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Image file.")],
     tokenizer: Annotated[
         list[str] | None,
-        typer.Option("--tokenizer", "-t", help="Preset or YAML file; may be given several times."),
+        typer.Option("--tokenizer", "-t", help="Preset or YAML file; may be repeated."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="PNG to write; the page gets the same name in .html."),
+        typer.Option("--output", "-o", help="PNG to write; an HTML page is written beside it."),
     ] = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Draw the picture, what the model sees of it, the error and the spectrum kept."""
+    """Show an image as the model sees it, with the error and the spectrum kept."""
     from dct_tokenizer.show import look, write_html, write_png
-    from dct_tokenizer.show.views import load_picture
+    from dct_tokenizer.show.views import load_image
 
     names = tokenizer or ["dct28_420", "dct28_lp", "pixel_downscale"]
-    picture = load_picture(str(image))
-    views = [look(resolve(name, min_pixels, max_pixels), picture) for name in names]
+    pixels = load_image(str(image))
+    views = [look(resolve(name, min_pixels, max_pixels), pixels) for name in names]
     png = output or Path(f"{image.stem}_tokens.png")
     png.parent.mkdir(parents=True, exist_ok=True)
     write_png(views, png)
     page = png.with_suffix(".html")
-    write_html(views, page, f"{image.name}: {picture.shape[1]} x {picture.shape[0]} pixels")
+    write_html(views, page, f"{image.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels")
     for view in views:
         typer.echo(
             f"{view.tokenizer.name}: {view.plan.num_llm_tokens} tokens, PSNR {view.psnr:.2f} dB, "
@@ -119,17 +133,19 @@ def show(
 
 @app.command()
 def cost(
-    tokenizers: Annotated[list[str] | None, typer.Argument(help="Presets; all by default.")] = None,
+    tokenizers: Annotated[
+        list[str] | None, typer.Argument(help="Presets or YAML files (default: all presets).")
+    ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option("--size", help="WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES; may be repeated."),
     ] = None,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "2b",
+    model: Annotated[str, typer.Option(help=f"Model size: {', '.join(MODELS)}.")] = "2b",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens, FLOPs, KV cache and wire bytes of sizes under presets."""
+    """Print the tokens, FLOPs, KV cache and wire bytes of an image or clip."""
     rows: list[dict[str, Any]] = []
     for text in size or ["640x480", "896x896", "1920x1080"]:
         shape = _parse_size(text)
@@ -158,7 +174,7 @@ def cost(
 
 
 def _cost_table(rows: list[dict[str, Any]], model: str) -> Table:
-    title = f"prefill of one picture or clip, Qwen2-VL-{model.upper()}, TFLOP"
+    title = f"prefill of one image or clip, Qwen2-VL-{model.upper()}, TFLOP"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("size", no_wrap=True)
     table.add_column("tokenizer", no_wrap=True)
@@ -209,10 +225,10 @@ def check(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every preset.")] = False,
     clause: Annotated[
-        list[str] | None, typer.Option("--clause", help="Only these; may be repeated.")
+        list[str] | None, typer.Option("--clause", help="Only this clause; may be repeated.")
     ] = None,
 ) -> None:
-    """Run the conformance suite: a line a clause, exit status 1 where one fails."""
+    """Run the conformance suite; the exit status is 1 if a clause fails."""
     names = list_presets() if every else tokenizers
     if not names:
         raise TokenizerConfigError("name presets to check, or pass --all")
@@ -238,24 +254,26 @@ def check(
 
 @app.command()
 def stats(
-    shards: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of tars.")],
+    shards: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of shards.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", help="Preset or YAML file of the block family.")
+        str, typer.Option("--tokenizer", "-t", help="Preset or YAML file, block family only.")
     ] = "dct28_420",
-    max_pictures: Annotated[int, typer.Option(help="Pictures to read.", min=1)] = 2000,
+    max_images: Annotated[
+        int, typer.Option("--max-pictures", help="Number of images to read.", min=1)
+    ] = 2000,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Measure the whitening statistics of a block preset on the pictures of shards."""
+    """Measure the whitening statistics of a preset on the images of shards."""
     built = resolve(tokenizer, min_pixels, max_pixels)
     if not isinstance(built, BlockTokenizer):
         raise TokenizerConfigError(
             f"{built.name} is of family {built.family!r}; only family 'block' is whitened by a file"
         )
-    gathered = gather_statistics(built, pictures_in(shards), max_pictures)
+    gathered = gather_statistics(built, built.bands, images_in(shards), max_images)
     source = (
-        f"{gathered.num_pictures} pictures of {shards.resolve().name}, {gathered.num_cells} cells, "
+        f"{gathered.num_images} images of {shards.resolve().name}, {gathered.num_cells} cells, "
         f"{built.min_pixels}..{built.max_pixels} pixels"
     )
     output.parent.mkdir(parents=True, exist_ok=True)

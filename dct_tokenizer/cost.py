@@ -1,6 +1,6 @@
 """What a plan costs: tokens, FLOPs of ViT and language model, KV cache and bytes on the wire.
 
-Counts are of a prefill of the picture alone, one multiply-add as 2 FLOPs. The linear layers are
+Counts are of a prefill of the image alone, one multiply-add as 2 FLOPs. The linear layers are
 2 x parameters per row; attention is 4 x width x length² a layer and segment, causal masks not
 credited, as kernels that skip nothing would do it.
 """
@@ -62,7 +62,7 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The bill of one picture or clip."""
+    """The cost of one image or clip."""
 
     num_cells: int
     num_llm_tokens: int
@@ -95,7 +95,7 @@ def vit_layer_flops(
 
     Args:
         model: sizes.
-        num_cells: of all pictures.
+        num_cells: of all images.
         pairs: attended (query, key) pairs of a layer that sees whole slices, Σ segment².
         window_pairs: likewise of a layer that sees windows, Σ window²; see `window_pairs`.
     """

@@ -12,9 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dct_tokenizer.basis import BandSelection, DCTBasis, spatial_matrix
+from dct_tokenizer.basis import (
+    BandSelection,
+    DCTBasis,
+    dct_matrix,
+    normalised_rgb_to_ycbcr,
+    spatial_matrix,
+)
 from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd, check_cells
-from dct_tokenizer.transforms import dct_matrix, normalised_rgb_to_ycbcr
 from dct_tokenizer.whitening import Statistics
 
 

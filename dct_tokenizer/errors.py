@@ -1,4 +1,4 @@
-"""Errors in naming and configuring tokenizers, and the suggestion of nearby names."""
+"""The error of a wrong tokenizer name or setting, and the suggestion of known names."""
 
 from __future__ import annotations
 

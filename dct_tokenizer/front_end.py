@@ -1,6 +1,6 @@
 """uint8 cells to ViT inputs: the contract of every front end, and the stock pixel embedding.
 
-Shape legend: N cells, T frames per cell, T' frames on the wire (T, or 1 for a still picture),
+Shape legend: N cells, T frames per cell, T' frames on the wire (T, or 1 for a still image),
 B cell side, O embedding width.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import abc
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dct_tokenizer.basis import Float32Buffers
-from dct_tokenizer.transforms import clip_mean_std
+from dct_tokenizer.basis import Float32Buffers, clip_mean_std
 
 #: Patch side and frames of the pretrained Conv3d.
 PATCH = 14
@@ -24,7 +24,7 @@ PATCH_FRAMES = 2
 class FrontEnd(Float32Buffers, abc.ABC):
     """cells (N, T', 3, B, B) uint8, or floats holding 0..255, -> (N, O) in the dtype of `weight`.
 
-    A still picture (T' = 1) gives what T equal frames would give, at the cost of one. Only
+    A still image (T' = 1) gives what T equal frames would give, at the cost of one. Only
     `weight` and `bias` receive gradients. Everything before the weight runs in float32, whatever
     the parameters' dtype or an enclosing autocast. Parameters are replicated over tensor-parallel
     ranks.
@@ -146,3 +146,34 @@ class PixelFrontEnd(FrontEnd):
                 # Two equal frames meet the sum of both frames' weights.
                 weight = weight.float().sum(2).to(weight.dtype)
             return F.linear(pixels, weight.flatten(1))
+
+
+def fold(
+    front_end: FrontEnd, *, inputs: Literal["rgb", "normalised"] = "rgb", still: bool = False
+) -> nn.Conv3d:
+    """A float32 Conv3d with stride = kernel that computes what the front end computes.
+
+    Args:
+        front_end: of any preset whose cells tile the image.
+        inputs: "rgb" for 0..255 pixels, "normalised" for the output of Qwen2-VL's processor; with
+            the latter and without a bias of its own the result is a stock patch embedding.
+        still: a kernel of one frame, for still images, instead of T frames.
+
+    Returns:
+        Conv3d from (batch, 3, frames, H, W) to (batch, O, frames / T, H / B, W / B), on the CPU.
+    """
+    weight, bias = front_end.folded()
+    if inputs == "rgb":
+        mean, std = (v[:, None, None, None] for v in clip_mean_std())
+        constant = -(weight * (mean / std)).sum((1, 2, 3, 4))
+        weight = weight / (255 * std)
+        bias = constant if bias is None else bias + constant
+    if still:
+        weight = weight.sum(2, keepdim=True)
+    kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
+    conv = nn.Conv3d(3, len(weight), kernel, stride=kernel, bias=bias is not None)
+    with torch.no_grad():
+        conv.weight.copy_(weight.float())
+        if conv.bias is not None and bias is not None:
+            conv.bias.copy_(bias.float())
+    return conv

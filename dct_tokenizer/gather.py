@@ -1,4 +1,4 @@
-"""Statistics of coefficients from WebDataset shards, for whitening by measurement."""
+"""Measure the mean and deviation of DCT coefficients on the images of shards."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from dct_tokenizer.base import VisualTokenizer
+from dct_tokenizer.basis import BandSelection
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.families.block import BlockTokenizer
 from dct_tokenizer.plan import PlanError
 from dct_tokenizer.whitening import Statistics, natural_statistics
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: A column's deviation is not taken below this part of the median column's, so that a band that
 #: happens to be empty in the sample is not amplified without bound.
 STD_FLOOR = 1e-2
@@ -29,14 +30,14 @@ class Gathered:
     """Measured statistics and what they were measured on."""
 
     statistics: Statistics
-    num_pictures: int
+    num_images: int
     num_cells: int
-    #: Pictures that could not be decoded or planned.
+    #: Images that could not be decoded or planned.
     num_skipped: int
 
 
-def pictures_in(shard_dir: Path) -> Iterator[bytes]:
-    """The bytes of every picture in the tars of a folder, shard by shard in order of name.
+def images_in(shard_dir: Path) -> Iterator[bytes]:
+    """The bytes of every image in the tars of a folder, shard by shard in order of name.
 
     Raises:
         TokenizerConfigError: no tar in the folder.
@@ -47,29 +48,34 @@ def pictures_in(shard_dir: Path) -> Iterator[bytes]:
     for shard in shards:
         with tarfile.open(shard, "r|") as tar:
             for member in tar:
-                if member.isfile() and member.name.lower().endswith(PICTURE_SUFFIXES):
+                if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
                     content = tar.extractfile(member)
                     if content is not None:
                         yield content.read()
 
 
 def gather_statistics(
-    tokenizer: BlockTokenizer, pictures: Iterator[bytes], max_pictures: int
+    tokenizer: VisualTokenizer, bands: BandSelection, images: Iterator[bytes], max_images: int
 ) -> Gathered:
-    """Mean and deviation of every coefficient over the pictures, in float64.
+    """Mean and deviation of every coefficient over the images, in float64.
 
-    Still pictures say nothing about motion: temporal bands beyond the first take their deviation
+    Still images say nothing about motion: temporal bands beyond the first take their deviation
     relative to the first from the built-in model, and mean 0.
 
+    Args:
+        tokenizer: its `encode` gives the coefficients of `bands`.
+        bands: selected coefficients.
+        images: bytes of image files.
+        max_images: stop after so many.
+
     Raises:
-        TokenizerConfigError: not a single usable picture.
+        TokenizerConfigError: not a single usable image.
     """
-    bands = tokenizer.bands
     total = torch.zeros(bands.num_spatial, dtype=torch.float64)
     squares = torch.zeros_like(total)
-    num_cells = num_pictures = num_skipped = 0
-    for content in pictures:
-        if num_pictures == max_pictures:
+    num_cells = num_images = num_skipped = 0
+    for content in images:
+        if num_images == max_images:
             break
         try:
             frames = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))[None]
@@ -81,10 +87,10 @@ def gather_statistics(
         total += first_band.double().sum(0)
         squares += first_band.double().square().sum(0)
         num_cells += plan.num_cells
-        num_pictures += 1
+        num_images += 1
     if not num_cells:
         raise TokenizerConfigError(
-            f"no usable picture ({num_skipped} skipped); expected {', '.join(PICTURE_SUFFIXES)} "
+            f"no usable image ({num_skipped} skipped); expected {', '.join(IMAGE_SUFFIXES)} "
             "members in the shards"
         )
     mean = total / num_cells
@@ -96,7 +102,7 @@ def gather_statistics(
     means[0] = mean
     return Gathered(
         statistics=Statistics(mean=means.flatten(), std=by_band.flatten()),
-        num_pictures=num_pictures,
+        num_images=num_images,
         num_cells=num_cells,
         num_skipped=num_skipped,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from dct_tokenizer.plan import Plan, PlanError
 
-#: Beyond this ratio of sides Qwen2-VL refuses a picture.
+#: Beyond this ratio of sides Qwen2-VL refuses an image.
 MAX_ASPECT = 200
 #: Cells per side that the pretrained merger joins into one LLM token.
 MERGE = 2
@@ -24,18 +24,18 @@ def smart_resize(
 
     The rule is `smart_resize` of transformers' `image_processing_qwen2_vl.py`, with two additions
     where that one fails or leaves the bound: a side never falls below one `factor`, and where that
-    clamp pushes the area over `max_pixels` the longer side gives way. Like the original, a picture
+    clamp pushes the area over `max_pixels` the longer side gives way. Like the original, an image
     enlarged to reach `min_pixels` may overshoot `max_pixels`, by less than one row and column.
 
     Raises:
         PlanError: a side below 1, an aspect ratio above 200, or `max_pixels` below one factor².
     """
     if height < 1 or width < 1:
-        raise PlanError(f"picture of {height}x{width} pixels: both sides must be at least 1")
+        raise PlanError(f"image of {height}x{width} pixels: both sides must be at least 1")
     aspect = max(height, width) / min(height, width)
     if aspect > MAX_ASPECT:
         raise PlanError(
-            f"picture of {height}x{width} pixels has aspect ratio {aspect:.1f}; "
+            f"image of {height}x{width} pixels has aspect ratio {aspect:.1f}; "
             f"at most {MAX_ASPECT} is possible: crop it or leave it out"
         )
     if max_pixels < factor * factor:
@@ -112,7 +112,7 @@ def num_slices(frames: int, frames_per_cell: int) -> int:
 
 
 def regular_plan(*, height: int, width: int, frames: int, cell: int, frames_per_cell: int) -> Plan:
-    """The plan of a picture or clip of `height` x `width` (resized) cut into equal cells.
+    """The plan of an image or clip of `height` x `width` (resized) cut into equal cells.
 
     A cell of T frames advances the temporal M-RoPE id by T/2, so that a clip spans the same ids
     whatever the number of frames in a cell; ids and positions of a T = 2 grid are the ones that

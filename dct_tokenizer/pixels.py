@@ -1,4 +1,4 @@
-"""uint8 frames to uint8 cells and back: the resize and the cut, bit-equal to Qwen2-VL's.
+"""uint8 frames to uint8 cells and back: resize and cut, bit-equal to Qwen2-VL's.
 
 Shape legend: T frames, H, W pixels, N cells, T' frames per cell, B cell side in pixels.
 """
@@ -23,7 +23,7 @@ def as_frames(frames: Frames) -> np.ndarray:
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise ValueError(
             f"frames are {array.dtype} {array.shape}; expected uint8 (frames, height, width, 3) "
-            "in RGB: add the frame axis to a single picture and convert it to RGB"
+            "in RGB: add the frame axis to a single image and convert it to RGB"
         )
     return array
 

@@ -1,4 +1,4 @@
-"""What a picture or clip will become, known before a single pixel is decoded.
+"""The plan of an image or clip: all sizes and positions, before a pixel is decoded.
 
 Shape legend: N cells (ViT patches), M LLM tokens (N / 4 where four cells merge), S attention
 segments.
@@ -17,7 +17,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """Geometry of one picture or clip under one tokenizer.
+    """Geometry of one image or clip under one tokenizer.
 
     Rows of every per-cell array are in Qwen2-VL's order (t, H/2, W/2, 2, 2): four consecutive
     cells are one LLM token.
@@ -26,7 +26,7 @@ class Plan:
     #: Size after resizing, in pixels.
     height: int
     width: int
-    #: Frames after padding to whole cells; 1 for a still picture.
+    #: Frames after padding to whole cells; 1 for a still image.
     frames: int
     #: (t, h, w) of the ViT grid in cells. Where `token_boxes` is set the cells do not fill it one
     #: by one: take numbers from `num_cells` and `num_llm_tokens`.
@@ -37,7 +37,7 @@ class Plan:
     num_cells: int
     #: M
     num_llm_tokens: int
-    #: (T', 3, B, B) of one cell on the wire; T' = 1 for a still picture.
+    #: (T', 3, B, B) of one cell on the wire; T' = 1 for a still image.
     cell_shape: tuple[int, int, int, int]
     #: float32 (N, 2): row and column in the units of the pretrained ViT's rotary embedding.
     vit_positions: np.ndarray

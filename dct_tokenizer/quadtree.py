@@ -1,4 +1,4 @@
-"""Which squares of a picture may be shown at lower resolution: 28, 56 or 112 pixels a token.
+"""Which squares of an image may be shown at lower resolution: 28, 56 or 112 pixels per token.
 
 A square of S pixels is one LLM token of 2 x 2 patches of S / 2 pixels, each brought to 14 x 14 by
 an ideal low-pass. What that drops is the square's AC energy beyond 14 bands per patch.
@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from dct_tokenizer.transforms import RGB_TO_YCBCR, dct_matrix
+from dct_tokenizer.basis import RGB_TO_YCBCR, dct_matrix
 
 #: Side of the smallest square, in pixels.
 UNIT = 28

@@ -1,4 +1,4 @@
-"""Names to tokenizers: families are classes, presets are YAML files, both strict about spelling."""
+"""Build tokenizers from names: families are classes, presets are YAML files."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Mean and deviation per coefficient: from a model of natural pictures, or from a statistics file.
+"""Mean and deviation per coefficient: from a model of natural images, or from a statistics file.
 
-Pictures are well described by an isotropic covariance that falls off with distance (Ruderman and
+Images are well described by an isotropic covariance that falls off with distance (Ruderman and
 Bialek 1994, "Statistics of natural images": power close to 1/f²). The variance of every DCT
 coefficient of every cell size follows from it in closed form, so a preset of any shape is whitened
-without a data set. The constants were fitted to the variances of the 14- and 28-pixel coefficients
+without a dataset. The constants were fitted to the variances of the 14- and 28-pixel coefficients
 of the two photos that scikit-learn carries (`sklearn.datasets.load_sample_images`), to 0.5 in the
 logarithm. `python -m dct_tokenizer stats SHARDS` replaces them by measured ones.
 """
@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dct_tokenizer.basis import BandSelection
+from dct_tokenizer.basis import BandSelection, dct_matrix
 from dct_tokenizer.errors import TokenizerConfigError
-from dct_tokenizer.transforms import dct_matrix
 
 #: Value of a preset's `statistics` key that stands for the model of this module.
 NATURAL = "natural"

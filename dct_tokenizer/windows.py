@@ -1,4 +1,4 @@
-"""Windows of attention over any tokenizer's cells, as Qwen2.5-VL's vision tower needs them.
+"""Attention windows over any tokenizer's cells, for Qwen2.5-VL's vision tower.
 
 Shape legend: N cells, S attention segments, G = N / 4 groups of cells that merge to one token,
 W windows.
@@ -19,7 +19,7 @@ _SIDE_BITS = 20
 def attention_windows(
     positions: torch.Tensor, cu_seqlens: torch.Tensor, side: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Order of the groups in which every window is one piece, and the boundaries of the windows.
+    """Order of the groups that makes every window contiguous, and the windows' boundaries.
 
     A window is a square of `side` x `side` units of the ViT's positions in one segment; a group
     belongs to the one that holds the mean position of its cells. On the grid of equal cells these
@@ -32,7 +32,7 @@ def attention_windows(
         side: of a window, in units of `positions`.
 
     Returns:
-        (G,) int64, the places of the groups; (W+1,) int32 boundaries over the cells in that order.
+        (G,) int64 indices of the groups; (W+1,) int32 boundaries over the cells in that order.
         Both on the device of `positions`; on CUDA the host waits for the number of windows.
     """
     centres = positions.view(-1, GROUP, 2).mean(dim=1)

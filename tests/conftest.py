@@ -43,14 +43,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawn conversations as ten shards prepared for Energon: 8 train, 1 val, 1 test."""
     from data_prep.energon import prepare
-    from data_prep.engine import InProcessEngine
+    from data_prep.executor import InProcessExecutor
     from data_prep.options import Options
     from data_prep.progress import Reporter
     from data_prep.run import Job, run
 
     folder = tmp_path_factory.mktemp("shards")
     job = Job(data_dir=drawn, output_dir=folder, json=None, options=Options(text_only="keep"))
-    run(job, InProcessEngine(), Reporter())
+    run(job, InProcessExecutor(), Reporter())
     prepare(folder, "8,1,1", num_workers=1)
     return folder
 

@@ -1,4 +1,4 @@
-"""Write the collection: one JSON and one tar a source, the layout of Cambrian737k."""
+"""Write the drawn dataset: one JSON and one tar per source, the layout of Cambrian737k."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from random import Random
 from data_prep.drawn.entries import Detail, Entry, Planted, draw_entry
 
 JSON_NAME = "cambrian737k.json"
-#: One truncated, one rotated and at least one missing picture, and something usable besides.
+#: One truncated, one rotated and at least one missing image, and something usable besides.
 MIN_ENTRIES = 8
 MISSING_PER_ENTRIES = 100
 MIN_IMAGE_SIZE = 112
@@ -27,7 +27,7 @@ ENTRIES_PER_TASK = 50
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSummary:
-    """What was written, for tests and for the reader of the log to compare counts with."""
+    """Counts of what was written, planted defects included."""
 
     #: Elements of the JSON.
     num_entries: int
@@ -35,11 +35,11 @@ class DrawnSummary:
     num_usable: int
     #: Question–answer pairs of all entries.
     num_turns: int
-    #: Entries by kind of picture, "text" included.
+    #: Entries by kind of image, "text" included.
     by_kind: dict[str, int]
-    #: Files by tar. A planted missing picture is in none.
+    #: Files by tar. A planted missing image is in none.
     by_source: dict[str, int]
-    #: Entries by file format of their pictures; text entries are not counted.
+    #: Entries by file format of their images; text entries are not counted.
     by_format: dict[str, int]
     #: Ids of the entries planted with each of: missing, truncated, rotated.
     planted: dict[str, tuple[str, ...]]
@@ -56,17 +56,17 @@ def write_drawn_dataset(
     num_workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> DrawnSummary:
-    """Draw ``num_entries`` entries into ``folder``: cambrian737k.json and one tar a source.
+    """Draw ``num_entries`` entries into ``folder``: cambrian737k.json and one tar per source.
 
     The bytes depend on the arguments alone (and on Pillow's version). Every kind of entry is
     spread evenly over the JSON, so any split by position has the same distribution.
 
-    image_size: shorter side in pixels; pictures are square, 4:3, or up to 9 pixels off a square.
+    image_size: shorter side in pixels; images are square, 4:3, or up to 9 pixels off a square.
         168 = 3 × 56 keeps all of them within 43,904 pixels.
     detail: "coarse" asks about large shapes and print, "fine" about details of 1 to 7 pixels,
         "numbers" has pages of small print and hatching, "lessons" also pages of one frame and few.
     plant_defects: one truncated JPEG, one JPEG with an EXIF orientation, and one entry in 100
-        whose picture is in no tar.
+        whose image is in no tar.
     num_workers: processes that draw; the files are the same for any number.
     progress: called with the number of entries done, after each entry.
 
@@ -107,8 +107,8 @@ def write_drawn_dataset(
                 by_source[source] += 1
             by_kind[entry.kind] += 1
             num_turns += entry.num_turns
-            if entry.picture_format is not None:
-                by_format[entry.picture_format] += 1
+            if entry.image_format is not None:
+                by_format[entry.image_format] += 1
             if defect is not None:
                 planted_ids[defect].append(entry.record["id"])
             if progress is not None:

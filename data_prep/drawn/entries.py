@@ -1,4 +1,4 @@
-"""One entry of the collection, a function of (seed, index) alone."""
+"""Draw one entry of the dataset, a function of (seed, index) alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, TypeAlias
 
-from data_prep.drawn.charts import draw_chart
-from data_prep.drawn.drawing import Drawer, Drawing, Size, Turn
-from data_prep.drawn.files import PictureFormat, encode, encode_rotated, suffix, truncate
+from data_prep.drawn.coarse import (
+    draw_chart,
+    draw_count,
+    draw_dots,
+    draw_pair,
+    draw_scene,
+    draw_words,
+)
+from data_prep.drawn.drawing import WORDS, Drawer, Drawing, Size, Turn
+from data_prep.drawn.files import ImageFormat, encode, encode_rotated, suffix, truncate
 from data_prep.drawn.fine import draw_hatch, draw_print, draw_ticks
-from data_prep.drawn.lines import PERIODS, lines_drawer
-from data_prep.drawn.numbers import DIGIT_HEIGHTS, numbers_drawer
-from data_prep.drawn.palette import WORDS
-from data_prep.drawn.shapes import draw_count, draw_dots, draw_pair, draw_scene
-from data_prep.drawn.words import draw_words
+from data_prep.drawn.frames import DIGIT_HEIGHTS, PERIODS, lines_drawer, numbers_drawer
 
 Detail: TypeAlias = Literal["coarse", "fine", "numbers", "lessons"]
 #: How often each height of digits and each period of lines comes, in pixels.
@@ -30,7 +33,7 @@ Planted: TypeAlias = Literal["missing", "truncated", "rotated"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of entry: how often it comes, where its pictures lie, who draws them."""
+    """A kind of entry: how often it comes, where its images lie, who draws them."""
 
     weight: int
     #: Folder inside the tar; its first part is the source, hence the tar's name.
@@ -38,7 +41,7 @@ class Kind:
     draw: Drawer
 
 
-FORMATS: dict[PictureFormat, int] = {
+FORMATS: dict[ImageFormat, int] = {
     "jpeg": 84,
     "png": 7,
     "png_alpha": 3,
@@ -57,10 +60,10 @@ class Collection:
     #: JPEG quality. Fine details must not be lost to compression: that is the tokenizer's exam,
     #: not JPEG's.
     quality: int
-    #: Weight of entries without a picture, beside the kinds' own.
+    #: Weight of entries without an image, beside the kinds' own.
     text_weight: int = 6
-    formats: Mapping[PictureFormat, int] = field(default_factory=lambda: FORMATS)
-    #: All pictures square and of one size, and before their question: nothing differs from sample
+    formats: Mapping[ImageFormat, int] = field(default_factory=lambda: FORMATS)
+    #: All images square and of one size, and before their question: nothing differs from sample
     #: to sample but what is drawn.
     uniform: bool = False
 
@@ -125,11 +128,11 @@ class Entry:
     record: dict[str, Any]
     #: Path inside the source's tar → file bytes. Empty for text, and where the file is missing.
     files: dict[str, bytes]
-    picture_format: PictureFormat | None
+    image_format: ImageFormat | None
     num_turns: int
 
 
-def picture_size(rng: Random, short_side: int) -> Size:
+def random_size(rng: Random, short_side: int) -> Size:
     """(width, height) in pixels: square, 4:3 either way, or a little off any patch grid."""
     long_side = short_side * 4 // 3
     shape = rng.choices(["square", "wide", "tall", "odd"], weights=[60, 15, 15, 10])[0]
@@ -152,7 +155,7 @@ def draw_entry(
 ) -> Entry:
     """Entry ``index`` of the collection ``seed``; the bytes depend on nothing but the arguments.
 
-    image_size: shorter side of the pictures in pixels.
+    image_size: shorter side of the images in pixels.
     """
     # A string seed goes through SHA-512: neighbouring indices give unrelated streams.
     rng = Random(f"{seed}/{index}/{detail}")
@@ -162,18 +165,18 @@ def draw_entry(
     weights["text"] = collection.text_weight
     name = _choice(rng, weights)
     if planted is not None:
-        # A planted defect needs one picture, and an answer that depends on its orientation.
+        # A planted defect needs one image, and an answer that depends on its orientation.
         name = next(iter(kinds))
     if name == "text":
         return _text_entry(rng, index)
-    return _picture_entry(rng, index, name, collection, image_size, planted)
+    return _image_entry(rng, index, name, collection, image_size, planted)
 
 
 def _choice(rng: Random, weights: Mapping[Any, int]) -> Any:
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
-def _picture_entry(
+def _image_entry(
     rng: Random,
     index: int,
     name: str,
@@ -182,19 +185,19 @@ def _picture_entry(
     planted: Planted | None,
 ) -> Entry:
     kind = collection.kinds[name]
-    size = (image_size, image_size) if collection.uniform else picture_size(rng, image_size)
+    size = (image_size, image_size) if collection.uniform else random_size(rng, image_size)
     drawing = kind.draw(rng, size)
-    chosen: PictureFormat = _choice(rng, collection.formats)
+    chosen: ImageFormat = _choice(rng, collection.formats)
     if planted is not None:
         chosen = "jpeg"
-    picture_format, turns = _fit_format(drawing, chosen)
+    image_format, turns = _fit_format(drawing, chosen)
     turns = rng.sample(turns, min(len(turns), _choice(rng, NUM_TURNS)))
     # Names with dots are as common in real collections as they are troublesome in WebDataset.
-    parts = [""] if len(drawing.pictures) == 1 else [".first", ".second"]
-    paths = [f"{kind.folder}/{index:06d}{part}{suffix(picture_format)}" for part in parts]
+    parts = [""] if len(drawing.images) == 1 else [".first", ".second"]
+    paths = [f"{kind.folder}/{index:06d}{part}{suffix(image_format)}" for part in parts]
     files = {
-        path: _file_bytes(picture, picture_format, collection.quality, planted)
-        for path, picture in zip(paths, drawing.pictures, strict=True)
+        path: _file_bytes(image, image_format, collection.quality, planted)
+        for path, image in zip(paths, drawing.images, strict=True)
     }
     at_end = not collection.uniform and rng.random() < 0.3
     record = {
@@ -206,25 +209,25 @@ def _picture_entry(
         kind=name,
         record=record,
         files={} if planted == "missing" else files,
-        picture_format=picture_format,
+        image_format=image_format,
         num_turns=len(turns),
     )
 
 
-def _file_bytes(picture: Any, fmt: PictureFormat, quality: int, planted: Planted | None) -> bytes:
+def _file_bytes(image: Any, fmt: ImageFormat, quality: int, planted: Planted | None) -> bytes:
     if planted == "rotated":
-        return encode_rotated(picture, quality=quality)
-    data = encode(picture, fmt, quality=quality)
+        return encode_rotated(image, quality=quality)
+    data = encode(image, fmt, quality=quality)
     return truncate(data) if planted == "truncated" else data
 
 
-def _fit_format(drawing: Drawing, chosen: PictureFormat) -> tuple[PictureFormat, list[Turn]]:
+def _fit_format(drawing: Drawing, chosen: ImageFormat) -> tuple[ImageFormat, list[Turn]]:
     """The format, or plain PNG where it would hide every answer, and the turns that survive it."""
     if chosen == "png_16bit" and drawing.grayscale_ok:
         return chosen, [turn for turn in drawing.turns if not turn.needs_color]
     if chosen == "png_alpha" and drawing.cutout_ok:
         return chosen, [turn for turn in drawing.turns if not turn.needs_ground]
-    plain: PictureFormat = "png" if chosen in ("png_16bit", "png_alpha") else chosen
+    plain: ImageFormat = "png" if chosen in ("png_16bit", "png_alpha") else chosen
     return plain, list(drawing.turns)
 
 
@@ -254,6 +257,6 @@ def _text_entry(rng: Random, index: int) -> Entry:
             "conversations": _conversation(turns, 0, at_end=False),
         },
         files={},
-        picture_format=None,
+        image_format=None,
         num_turns=len(turns),
     )

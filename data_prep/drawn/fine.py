@@ -1,4 +1,4 @@
-"""Pictures whose answers are in details of one to seven pixels.
+"""Draw images whose answers are in details of one to seven pixels.
 
 A view at half resolution blurs them, so that they tell tokenizers apart that large filled shapes
 do not. Each has nine fields, each field an answer of its own: dense supervision.
@@ -10,8 +10,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from data_prep.drawn.drawing import Drawing, Size, Turn
-from data_prep.drawn.palette import POSITIONS, cell_centre, font
+from data_prep.drawn.drawing import POSITIONS, Drawing, Size, Turn, cell_centre, font
 
 DIRECTIONS: dict[str, tuple[int, int]] = {
     "flat": (0, 1),
@@ -20,7 +19,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "falling": (1, -1),
 }
 #: Pixels from one line to the next. At half resolution a period of 3 is beyond the Nyquist limit
-#: of two samples a period; 4 lies on it.
+#: of two samples per period; 4 lies on it.
 HATCH_PERIODS = (3, 4)
 LINE_COUNTS = range(2, 10)
 #: Pixels from one counted line to the next. It varies, or the width would give the count away.
@@ -39,20 +38,20 @@ def _fields(rng: Random, size: Size) -> list[tuple[str, tuple[int, int]]]:
 
 def draw_print(rng: Random, size: Size) -> Drawing:
     """Nine two-digit numbers whose digits are 7 pixels high."""
-    picture = Image.new("RGB", size, PAGE)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, PAGE)
+    draw = ImageDraw.Draw(image)
     turns = []
     for name, centre in _fields(rng, size):
         number = str(rng.randint(10, 99))
         draw.text(centre, number, fill=INK, font=font(10), anchor="mm")
         turns.append(Turn(question=f"Which number is at the {name}?", answer=number))
-    return Drawing(pictures=(picture,), turns=tuple(turns), grayscale_ok=True)
+    return Drawing(images=(image,), turns=tuple(turns), grayscale_ok=True)
 
 
 def draw_hatch(rng: Random, size: Size) -> Drawing:
     """Nine squares filled with lines 3 or 4 pixels apart, in one of four directions."""
-    picture = Image.new("RGB", size, PAGE)
-    pixels = picture.load()
+    image = Image.new("RGB", size, PAGE)
+    pixels = image.load()
     assert pixels is not None
     half = min(size) // 8
     turns = []
@@ -65,13 +64,13 @@ def draw_hatch(rng: Random, size: Size) -> Drawing:
                 if (column * dx + row * dy) % period == 0:
                     pixels[column, row] = INK
         turns.append(Turn(question=f"Which way do the lines at the {name} run?", answer=direction))
-    return Drawing(pictures=(picture,), turns=tuple(turns), grayscale_ok=True)
+    return Drawing(images=(image,), turns=tuple(turns), grayscale_ok=True)
 
 
 def draw_ticks(rng: Random, size: Size) -> Drawing:
     """Nine groups of two to nine upright lines, one pixel wide and two to four apart."""
-    picture = Image.new("RGB", size, PAGE)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, PAGE)
+    draw = ImageDraw.Draw(image)
     turns = []
     for name, (x, y) in _fields(rng, size):
         count = rng.choice(LINE_COUNTS)
@@ -81,4 +80,4 @@ def draw_ticks(rng: Random, size: Size) -> Drawing:
         for index in range(count):
             draw.line((left + step * index, y - height, left + step * index, y + height), INK)
         turns.append(Turn(question=f"How many lines are at the {name}?", answer=str(count)))
-    return Drawing(pictures=(picture,), turns=tuple(turns), grayscale_ok=True)
+    return Drawing(images=(image,), turns=tuple(turns), grayscale_ok=True)

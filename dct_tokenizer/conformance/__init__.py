@@ -1,4 +1,4 @@
-"""The clauses that every tokenizer must meet, as a library for the command line and for pytest."""
+"""The conformance suite that every tokenizer must pass, for the command line and pytest."""
 
 from dct_tokenizer.conformance.suite import CLAUSES, Verdict, run_suite
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from dct_tokenizer.base import VisualTokenizer
-from dct_tokenizer.conformance.expect import expect
-from dct_tokenizer.conformance.pictures import ODD_SIZES, clip_of, frames_per_cell, prepared
+from dct_tokenizer.conformance.inputs import ODD_SIZES, clip_of, expect, frames_per_cell, prepared
 from dct_tokenizer.geometry import FRAMES_PER_MROPE_ID, MERGE
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import build_tokenizer
@@ -20,7 +19,7 @@ _VISION_START, _VIDEO, _IMAGE = 3, 2, 1
 
 
 def check_config(tokenizer: VisualTokenizer) -> str:
-    """A tokenizer is what its config says, and survives pickling to a loader's worker."""
+    """A tokenizer equals the one built from its config, and survives pickling to a worker."""
     rebuilt = build_tokenizer(tokenizer.config())
     expect(rebuilt == tokenizer, f"rebuilt from its config it is {rebuilt}, not {tokenizer}")
     copy = pickle.loads(pickle.dumps(tokenizer))
@@ -29,7 +28,7 @@ def check_config(tokenizer: VisualTokenizer) -> str:
 
 
 def check_plan(tokenizer: VisualTokenizer) -> str:
-    """Every number of the plan is the number of what is produced, on odd sizes and lengths."""
+    """The counts of the plan match what is produced, on odd sizes and lengths."""
     lengths = sorted({1, 2, 3, frames_per_cell(tokenizer) + 1})
     for height, width in ODD_SIZES:
         for frames in lengths if height * width < 60_000 else [1]:

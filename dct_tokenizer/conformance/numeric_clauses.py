@@ -11,24 +11,23 @@ import torch
 from torch.nn import functional as F
 
 from dct_tokenizer.base import VisualTokenizer
-from dct_tokenizer.conformance.expect import expect
-from dct_tokenizer.conformance.pictures import (
+from dct_tokenizer.basis import clip_mean_std, dct_matrix
+from dct_tokenizer.conformance.inputs import (
     clip_of,
+    expect,
     frames_per_cell,
-    natural_picture,
+    natural_image,
     prepared,
 )
-from dct_tokenizer.fold import fold
-from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd
+from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, FrontEnd, fold
 from dct_tokenizer.pixels import resize_frames
-from dct_tokenizer.transforms import clip_mean_std, dct_matrix
 
 EMBED_DIM = 64
 #: Relative error of an exact start in float32.
 START_TOLERANCE = 2e-6
-#: A start that is not claimed to be exact must still be worth having.
+#: Bound for a start that is not claimed to be exact.
 LOOSE_START = 0.5
-#: Relative error that one float32 path may have against another.
+#: Relative error allowed between two float32 paths.
 FLOAT32_TOLERANCE = 1e-5
 #: Relative error of bf16 parameters and inputs.
 BFLOAT16_TOLERANCE = 1e-2
@@ -92,11 +91,11 @@ def check_start(tokenizer: VisualTokenizer) -> str:
 
 
 def check_decode(tokenizer: VisualTokenizer) -> str:
-    """decode(encode(cells)) shows a resized picture and a clip as well as claimed."""
+    """decode(encode(cells)) shows a resized image and a clip as well as claimed."""
     length = frames_per_cell(tokenizer)
     still, clip = (
         _decoded_psnr(tokenizer, frames)
-        for frames in (natural_picture(420, 588)[None], clip_of(112, 168, length))
+        for frames in (natural_image(420, 588)[None], clip_of(112, 168, length))
     )
     text = f"PSNR {still:.1f} dB, clip {clip:.1f} dB, claimed {tokenizer.psnr_bound:.1f}"
     expect(min(still, clip) >= tokenizer.psnr_bound, text)
@@ -117,9 +116,9 @@ def _decoded_psnr(tokenizer: VisualTokenizer, frames: np.ndarray) -> float:
 
 
 def check_still(tokenizer: VisualTokenizer) -> str:
-    """A still picture costs one frame and gives what a clip of equal frames gives."""
+    """A still image costs one frame and gives what a clip of equal frames gives."""
     cells, _ = _still_and_clip(tokenizer)
-    expect(cells.shape[1] == 1, f"a still picture ships {cells.shape[1]} frames a cell, not 1")
+    expect(cells.shape[1] == 1, f"a still image ships {cells.shape[1]} frames a cell, not 1")
     front_end = tokenizer.front_end(EMBED_DIM, pretrained_weight())
     repeated = cells.expand(-1, frames_per_cell(tokenizer), -1, -1, -1)
     error = relative_error(front_end(cells), front_end(repeated))
@@ -144,9 +143,9 @@ def check_gradients(tokenizer: VisualTokenizer) -> str:
 
 
 def check_determinism(tokenizer: VisualTokenizer) -> str:
-    """The same picture gives the same cells, and a cell's output does not depend on its batch."""
-    picture = clip_of(90, 130, 1)
-    (plan, first), (again, second) = (prepared(tokenizer, picture) for _ in range(2))
+    """The same image gives the same cells, and a cell's output does not depend on its batch."""
+    image = clip_of(90, 130, 1)
+    (plan, first), (again, second) = (prepared(tokenizer, image) for _ in range(2))
     expect(plan == again and torch.equal(first, second), "a second pass gives other cells")
     front_end = tokenizer.front_end(EMBED_DIM, pretrained_weight())
     together = front_end(first)

@@ -1,4 +1,4 @@
-"""Running all clauses on a tokenizer."""
+"""Run all clauses on a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.conformance import geometry_clauses, numeric_clauses
 
-#: Bounds that keep the pictures of the suite small; a tokenizer's own bounds are policy, not form.
+#: Bounds that keep the images of the suite small; a tokenizer's own bounds are policy, not form.
 MIN_PIXELS, MAX_PIXELS = 784, 260_000
 
 #: Name of a clause to its check; a check returns what it measured, or raises.

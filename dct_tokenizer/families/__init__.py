@@ -1,1 +1,1 @@
-"""One file a family; each registers itself when `registry.list_families` imports it."""
+"""One file per family; each registers itself when `registry.list_families` imports it."""

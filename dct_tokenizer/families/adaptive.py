@@ -1,4 +1,4 @@
-"""Large squares where little happens, small ones where there is detail; one embedding for all.
+"""The adaptive family: large squares where little happens, small ones where there is detail.
 
 Shape legend: N cells, M LLM tokens, T frames, H, W pixels.
 """

@@ -1,4 +1,4 @@
-"""Blocks of DCT coefficients: bigger cells, fewer bands, longer time, one exact start."""
+"""The block family: DCT coefficients of larger cells, with an exact start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dct_tokenizer.base import GridTokenizer
 from dct_tokenizer.basis import BandSelection, cpu_basis, reconstruct
 from dct_tokenizer.dct_front_end import DCTFrontEnd
 from dct_tokenizer.errors import TokenizerConfigError
 from dct_tokenizer.front_end import PATCH, PATCH_FRAMES
-from dct_tokenizer.grid import GridTokenizer
 from dct_tokenizer.pixels import join_cells, to_uint8
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import register_family
@@ -36,11 +36,11 @@ class BlockTokenizer(GridTokenizer):
     frames_per_cell: int = PATCH_FRAMES
     #: Lowest temporal bands kept, 1..frames_per_cell.
     temporal_keep: int = PATCH_FRAMES
-    #: Divide every coefficient by its deviation, so that all frequencies learn at one pace.
+    #: Divide every coefficient by its deviation, so that all frequencies learn at the same rate.
     whiten: bool = True
     #: Subtract every coefficient's mean; needs a bias, which plain Qwen2-VL's convolution lacks.
     center: bool = True
-    #: "natural" for the built-in model of pictures, or a JSON file of `dct_tokenizer stats`.
+    #: "natural" for the built-in model of images, or a JSON file of `dct_tokenizer stats`.
     statistics: str = NATURAL
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class BlockTokenizer(GridTokenizer):
 
     @property
     def psnr_bound(self) -> float:
-        """Exact with all bands; otherwise what the lowest bands keep of natural pictures."""
+        """Exact with all bands; otherwise what the lowest bands keep of natural images."""
         return math.inf if self.bands.is_complete else 20.0
 
     def whitening_statistics(self) -> Statistics:

@@ -1,4 +1,4 @@
-"""Raw pixels: Qwen2-VL's stock tokenizer, and its controls at other sizes."""
+"""The pixel family: Qwen2-VL's stock tokenizer, and controls of other cell sizes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from dct_tokenizer.base import GridTokenizer
+from dct_tokenizer.basis import clip_mean_std
 from dct_tokenizer.errors import TokenizerConfigError
 from dct_tokenizer.front_end import PATCH, PATCH_FRAMES, PixelFrontEnd
-from dct_tokenizer.grid import GridTokenizer
 from dct_tokenizer.pixels import join_cells, to_uint8
 from dct_tokenizer.plan import Plan
 from dct_tokenizer.registry import register_family
-from dct_tokenizer.transforms import clip_mean_std
 
 
 @register_family("pixel")

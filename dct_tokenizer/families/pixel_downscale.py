@@ -1,4 +1,4 @@
-"""The fair control: stock pixels at the resolution that costs as many tokens as another preset."""
+"""The control family: stock pixels, resized to the token count of another preset."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from dct_tokenizer.registry import build_tokenizer, register_family
 @register_family("pixel_downscale")
 @dataclass(frozen=True, kw_only=True)
 class PixelDownscaleTokenizer(PixelTokenizer):
-    """Resizes the picture so that the stock 14-pixel grid equals the reference's grid.
+    """Resizes the image so that the stock 14-pixel grid equals the reference's grid.
 
-    Where the reference has squares of several sizes, the grid is the one of the picture's aspect
+    Where the reference has squares of several sizes, the grid is the one of the image's aspect
     with as many tokens, or a few less.
 
-    The pixel bounds are the reference's: they say how large the picture is for it, and this control
-    sees the same picture at a lower resolution.
+    The pixel bounds are the reference's: they say how large the image is for it, and this control
+    sees the same image at a lower resolution.
     """
 
     family: ClassVar[str]
 
-    #: Name of the preset whose number of LLM tokens is matched, picture by picture.
+    #: Name of the preset whose number of LLM tokens is matched, image by image.
     same_tokens_as: str = "dct28_420"
 
     def __post_init__(self) -> None:

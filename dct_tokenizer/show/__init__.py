@@ -1,4 +1,4 @@
-"""Pictures of what the model sees: one row a tokenizer, as a PNG and as a page."""
+"""Draw what the model sees, one row per tokenizer, as a PNG and as a page."""
 
 from dct_tokenizer.show.figure import write_png
 from dct_tokenizer.show.page import write_html

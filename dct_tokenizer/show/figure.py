@@ -1,4 +1,4 @@
-"""The comparison as one PNG."""
+"""Draw the comparison as one PNG."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dct_tokenizer.show.views import View
 SQUARE_COLOURS = {28: "#ffd60a", 56: "#34c759", 112: "#0a84ff"}
 #: Grey levels at which the error map saturates.
 ERROR_SCALE = 32
-TITLES = ("picture", "what the model sees", "absolute error", "luma energy kept by band")
+TITLES = ("image", "what the model sees", "absolute error", "luma energy kept by band")
 
 
 def psnr_text(psnr: float) -> str:
-    """A PSNR for people."""
+    """PSNR as text."""
     return "no loss" if np.isinf(psnr) else f"{psnr:.1f} dB"
 
 
 def draw_squares(axes: Any, view: View) -> None:
-    """The squares of an adaptive plan over the picture."""
+    """The squares of an adaptive plan over the image."""
     boxes = view.plan.token_boxes
     if boxes is None:
         return
@@ -37,16 +37,16 @@ def draw_squares(axes: Any, view: View) -> None:
 
 
 def write_png(views: Sequence[View], path: Path) -> None:
-    """One row a tokenizer: picture, what is seen, error, spectrum kept."""
-    height, width = views[0].picture.shape[:2]
-    # A column of pictures is 3.9 inches wide; a strip still needs room for the bars.
+    """One row per tokenizer: image, what is seen, error, spectrum kept."""
+    height, width = views[0].image.shape[:2]
+    # A column of images is 3.9 inches wide; a strip still needs room for the bars.
     row_height = min(5.0, max(1.4, 3.9 * height / width))
     figure = Figure(figsize=(15, (row_height + 0.6) * len(views)), layout="constrained")
     grid = figure.subplots(len(views), 4, squeeze=False, width_ratios=[3.4, 3.4, 3.4, 2.6])
     for row, view in zip(grid, views, strict=True):
         plan = view.plan
         cells = "x".join(str(side) for side in plan.cell_shape[2:])
-        row[0].imshow(view.picture)
+        row[0].imshow(view.image)
         row[0].set_title(f"{view.tokenizer.name}   {plan.num_llm_tokens} tokens", loc="left")
         row[0].set_xlabel(f"{plan.num_cells} cells of {cells}, {plan.wire_bytes / 1000:.0f} kB")
         row[1].imshow(view.seen)

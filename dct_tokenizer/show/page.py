@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML page with a slider between picture and view."""
+"""Write the comparison as a self-contained page with a slider between image and view."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dct_tokenizer.show.figure import ERROR_SCALE, SQUARE_COLOURS, psnr_text
 from dct_tokenizer.show.views import View
 
 
-def data_uri(picture: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
     """A lossless WebP of uint8 (H, W, 3) as a data URI."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="WEBP", lossless=True)
+    Image.fromarray(image).save(file, format="WEBP", lossless=True)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -28,13 +28,13 @@ def _row(view: View) -> dict[str, object]:
     plan = view.plan
     cost = plan_cost(view.tokenizer, plan, MODELS["2b"])
     error = colormaps["magma"](np.clip(view.error / ERROR_SCALE, 0, 1), bytes=True)[..., :3]
-    height, width = view.picture.shape[:2]
+    height, width = view.image.shape[:2]
     boxes = [] if plan.token_boxes is None else plan.token_boxes[:, 1:].tolist()
     return {
         "name": view.tokenizer.name,
         "width": width,
         "height": height,
-        "picture": data_uri(view.picture),
+        "image": data_uri(view.image),
         "seen": data_uri(view.seen),
         "error": data_uri(np.ascontiguousarray(error)),
         "boxes": [(top, left, side, SQUARE_COLOURS[side]) for top, left, side in boxes],

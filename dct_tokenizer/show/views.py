@@ -1,6 +1,6 @@
-"""One picture through one tokenizer: what is seen of it, and how far that is from the picture.
+"""Show an image through a tokenizer, and measure the difference.
 
-Shape legend: H, W size of the resized picture in pixels.
+Shape legend: H, W size of the resized image in pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dct_tokenizer.base import VisualTokenizer
+from dct_tokenizer.basis import RGB_TO_YCBCR, dct_matrix
 from dct_tokenizer.pixels import resize_frames
 from dct_tokenizer.plan import Plan
-from dct_tokenizer.transforms import RGB_TO_YCBCR, dct_matrix
 
 #: Side of the blocks whose spectrum is compared, in pixels.
 SPECTRUM_BLOCK = 28
@@ -24,12 +24,12 @@ SPECTRUM_BLOCK = 28
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A picture, what a tokenizer shows of it, and the distance."""
+    """An image, what a tokenizer shows of it, and the distance."""
 
     tokenizer: VisualTokenizer
     plan: Plan
-    #: uint8 (H, W, 3): the picture at the size at which this tokenizer is compared.
-    picture: np.ndarray
+    #: uint8 (H, W, 3): the image at the size at which this tokenizer is compared.
+    image: np.ndarray
     #: uint8 (H, W, 3): what the model sees, enlarged to that size where it is smaller.
     seen: np.ndarray
     #: uint8 (h, w, 3): the same at its own size.
@@ -45,10 +45,10 @@ class View:
     kept_by_band: np.ndarray
 
 
-def look(tokenizer: VisualTokenizer, picture: np.ndarray) -> View:
-    """See uint8 (H', W', 3) through a tokenizer."""
-    height, width = picture.shape[:2]
-    frames = picture[None]
+def look(tokenizer: VisualTokenizer, image: np.ndarray) -> View:
+    """Compare an image, uint8 (H', W', 3), with what a tokenizer shows of it."""
+    height, width = image.shape[:2]
+    frames = image[None]
     plan = tokenizer.refine(frames, tokenizer.plan(height, width))
     decoded = tokenizer.seen(frames, plan)
     size = tokenizer.view_size(height, width)
@@ -59,7 +59,7 @@ def look(tokenizer: VisualTokenizer, picture: np.ndarray) -> View:
     return View(
         tokenizer=tokenizer,
         plan=plan,
-        picture=resized,
+        image=resized,
         seen=seen,
         decoded=decoded[0],
         error=np.abs(difference).mean(-1),
@@ -69,33 +69,33 @@ def look(tokenizer: VisualTokenizer, picture: np.ndarray) -> View:
     )
 
 
-def load_picture(path: str) -> np.ndarray:
+def load_image(path: str) -> np.ndarray:
     """uint8 (H, W, 3) RGB of an image file."""
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def _luma(picture: np.ndarray) -> np.ndarray:
-    return picture @ np.array(RGB_TO_YCBCR[0])
+def _luma(image: np.ndarray) -> np.ndarray:
+    return image @ np.array(RGB_TO_YCBCR[0])
 
 
-def _ssim(picture: np.ndarray, seen: np.ndarray) -> float:
+def _ssim(image: np.ndarray, seen: np.ndarray) -> float:
     first, second = (
-        torch.tensor(_luma(image), dtype=torch.float32)[None, None] for image in (picture, seen)
+        torch.tensor(_luma(one), dtype=torch.float32)[None, None] for one in (image, seen)
     )
     value = structural_similarity_index_measure(second, first, data_range=255.0)
     assert isinstance(value, torch.Tensor)
     return value.item()
 
 
-def _kept_by_band(picture: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def _kept_by_band(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """1 less the relative squared error per band, not below 0; 1 for bands without energy."""
-    original, error = (_energy_by_band(image) for image in (picture, seen - picture))
+    original, error = (_energy_by_band(one) for one in (image, seen - image))
     lost = np.divide(error, original, out=np.zeros_like(error), where=original > 1e-9)
     return np.clip(1 - lost, 0, 1)
 
 
 def _energy_by_band(luma: np.ndarray) -> np.ndarray:
-    """float (SPECTRUM_BLOCK,) energy of the blocks' DCT per band; small pictures are padded."""
+    """float (SPECTRUM_BLOCK,) energy of the blocks' DCT per band; small images are padded."""
     side = SPECTRUM_BLOCK
     pad = [(0, max(0, side - n)) for n in luma.shape]
     padded = np.pad(luma, pad, mode="edge")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dct_tokenizer import build_tokenizer
-from dct_tokenizer.conformance.pictures import clip_of, frames_per_cell, prepared
+from dct_tokenizer.conformance.inputs import clip_of, frames_per_cell, prepared
 from dct_tokenizer.registry import list_presets
 
 WIDTH = 64

@@ -69,6 +69,14 @@ def test_errors_are_one_line(drawn, tmp_path, more, message):
     assert done.stderr.count("\n") == 1
 
 
+def test_errors_are_alike_under_dct_vl(tmp_path):
+    command = [sys.executable, "-m", "dct_vl", "data", "prepare", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: ")
+    assert "holds no shards" in done.stderr
+
+
 def test_nothing_kept_is_a_failure(drawn, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

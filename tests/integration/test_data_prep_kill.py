@@ -145,7 +145,7 @@ def test_ctrl_c_is_quiet_and_the_same_command_goes_on(data, undisturbed, tmp_pat
         if process.returncode != 0:  # it was not at its end already, as on a busy machine
             break
     assert process.returncode == 130
-    assert errors == "interrupted; the same command goes on from here\n"
+    assert errors == "interrupted; the same command resumes from here\n"
     subprocess.run(command(data, output, 2), check=True, capture_output=True)
     assert outcome(output) == undisturbed[0]
 

@@ -121,7 +121,7 @@ def test_stats_are_gathered_and_used(picture, tmp_path):
     target = tmp_path / "stats.json"
     result = run("stats", shards, "-o", target, "-t", "dct28_lp")
     assert result.returncode == 0, result.stderr
-    assert "1 pictures" in result.stdout
+    assert "1 images" in result.stdout
     natural = build_tokenizer("dct28_lp").whitening_statistics()
     measured = build_tokenizer("dct28_lp", statistics=str(target)).whitening_statistics()
     assert not np.allclose(natural.std, measured.std)
@@ -145,6 +145,13 @@ def test_mistakes_are_one_line_and_status_two(arguments, words):
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_mistakes_end_alike_under_dct_vl():
+    command = [sys.executable, "-m", "dct_vl", "tokenizer", "check", "dct28"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stderr) == (2, run("check", "dct28").stderr)
+    assert result.stderr.startswith("error: ")
 
 
 def test_the_benchmark_runs_and_writes_its_results(tmp_path):

@@ -25,7 +25,8 @@ ROWS = (
     ("dct_vl.training", "dct_vl.captioning"),
     ("dct_vl.evaluation", "dct_vl.export"),
     ("dct_vl.verbs",),
-    ("dct_vl.cli", "dct_vl.__main__"),
+    ("dct_vl.cli",),
+    ("dct_vl.__main__",),
 )
 RANKS = {room: number for number, row in enumerate(ROWS) for room in row}
 #: modules on top of their package, which import what the package's rooms do
@@ -47,6 +48,7 @@ ONE_MODULE = {
     r"""\[["'](correct|num_right|filtered_resps)["']\]""": {
         "dct_vl/evaluation/compare/results.py",
         "dct_vl/evaluation/words.py",
+        "dct_vl/inference/answers.py",
         "dct_vl/export/outside.py",
     },
     r"binomtest|bootstrap\(|proportion_ci|NUM_RESAMPLES =": {

@@ -45,7 +45,7 @@ def describe(medium: Medium, engine: Engine) -> str:
 
 def numbers(view: View) -> str:
     """Tokens and loss of a view in a line."""
-    height, width = view.picture.shape[:2]
+    height, width = view.image.shape[:2]
     loss = psnr_text(view.psnr)
     return (
         f"{view.tokenizer.name}: {view.plan.num_llm_tokens} visual tokens, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.drawn import write_drawn_dataset
 from data_prep.energon import prepare
-from data_prep.engine import InProcessEngine
+from data_prep.executor import InProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
@@ -143,7 +143,7 @@ def make_inputs(work_dir: Path, model_type: str = "qwen2_vl") -> Inputs:
     raw, shards, model = (work_dir / name for name in ("raw", "shards", "model"))
     write_drawn_dataset(raw, num_entries=150, seed=3, image_size=112)
     job = Job(data_dir=raw, output_dir=shards, json=None, options=Options(text_only="keep"))
-    run(job, InProcessEngine(), Reporter())
+    run(job, InProcessExecutor(), Reporter())
     prepare(shards, "8,1,1", num_workers=1)
     write_random_model(model, corpus=shard_texts(str(shards)), shape=shape)
     return Inputs(shards=shards, model=model)

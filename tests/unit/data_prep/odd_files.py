@@ -12,7 +12,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from raw_set import encoded, picture
 
-from data_prep.reasons import Reason
+from data_prep.quarantine import Reason
 
 UNTOUCHED = "untouched"  #: stored with the very same bytes
 CONVERTED = "converted"  #: stored with the same pixels, upright, within JPEG's error

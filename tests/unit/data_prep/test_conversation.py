@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.conversation import IMAGE_MARK, check_conversation
-from data_prep.reasons import Reason, Rejected
+from data_prep.quarantine import Reason, Rejected
 
 
 def turns(*texts, roles=("human", "gpt")):

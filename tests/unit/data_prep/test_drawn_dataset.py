@@ -12,11 +12,11 @@ import typer
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
+from data_prep.cli import draw
 from data_prep.drawn import DrawnSummary, write_drawn_dataset
-from data_prep.drawn.cli import draw
+from data_prep.drawn.drawing import COLORS, POSITIONS, cell_centre
 from data_prep.drawn.entries import draw_entry
 from data_prep.drawn.files import encode
-from data_prep.drawn.palette import COLORS, POSITIONS, cell_centre
 
 NUM = 300
 
@@ -184,11 +184,11 @@ def test_no_color_is_asked_of_a_gray_file_and_no_background_of_a_transparent_one
     for index in range(2500):
         entry = draw_entry(7, index, image_size=112)
         asked = " ".join(message["value"] for message in entry.record["conversations"][::2])
-        if entry.picture_format == "png_16bit":
+        if entry.image_format == "png_16bit":
             assert "color" not in asked
-        if entry.picture_format == "png_alpha":
+        if entry.image_format == "png_alpha":
             assert "background" not in asked
-        seen.add(entry.picture_format)
+        seen.add(entry.image_format)
     assert {"png_16bit", "png_alpha"} <= seen
 
 

@@ -10,9 +10,15 @@ import pytest
 from data_prep.drawn.dataset import write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS
 from data_prep.drawn.fine import DIRECTIONS
-from data_prep.drawn.frames import LINE, TILE, TILES
-from data_prep.drawn.lines import PERIODS, lines_drawer
-from data_prep.drawn.numbers import DIGIT_HEIGHTS, numbers_drawer
+from data_prep.drawn.frames import (
+    DIGIT_HEIGHTS,
+    LINE,
+    PERIODS,
+    TILE,
+    TILES,
+    lines_drawer,
+    numbers_drawer,
+)
 
 SIZE = (224, 224)
 
@@ -45,7 +51,7 @@ def test_every_word_of_the_answer_has_its_tile(height):
         (turn,) = drawing.turns
         names = [word.partition(":")[0] for word in turn.answer.split()]
         assert names == [name for name in TILES if name in names]
-        assert set(tiles(drawing.pictures[0])) == set(names)
+        assert set(tiles(drawing.images[0])) == set(names)
         assert all(len(word.partition(":")[2]) == 2 for word in turn.answer.split())
 
 
@@ -54,7 +60,7 @@ def test_digits_are_as_high_as_their_source_says(height):
     heights = []
     for seed in range(12):
         drawing = numbers_drawer(height)(Random(seed), SIZE)
-        for field in tiles(drawing.pictures[0]).values():
+        for field in tiles(drawing.images[0]).values():
             rows = np.flatnonzero(ink(field).any(axis=1))
             heights.append(rows[-1] - rows[0] + 1)
     assert abs(np.median(heights) - height) <= max(1, height // 10)
@@ -81,7 +87,7 @@ def test_lines_run_as_the_answer_says_and_repeat_after_their_period(period):
     seen = set()
     for seed in range(20):
         drawing = lines_drawer(period)(Random(seed), SIZE)
-        fields = tiles(drawing.pictures[0])
+        fields = tiles(drawing.images[0])
         for word in drawing.turns[0].answer.split():
             name, _, direction = word.partition(":")
             assert direction_of(fields[name], period) == direction
@@ -98,11 +104,11 @@ def test_other_numbers_are_other_pictures():
 
 def test_growing_pages_go_from_one_frame_to_the_whole_size():
     pages = [numbers_drawer(14, growing=True)(Random(seed), SIZE) for seed in range(200)]
-    sides = [page.pictures[0].width // TILE for page in pages]
-    assert all(page.pictures[0].size[0] == page.pictures[0].size[1] for page in pages)
+    sides = [page.images[0].width // TILE for page in pages]
+    assert all(page.images[0].size[0] == page.images[0].size[1] for page in pages)
     assert set(sides) == {1, 2, 3, 4}
     assert sides.count(1) > sides.count(2) > sides.count(4)
-    one = next(page for page in pages if page.pictures[0].width == TILE)
+    one = next(page for page in pages if page.images[0].width == TILE)
     assert len(one.turns[0].answer.split()) == 1
 
 

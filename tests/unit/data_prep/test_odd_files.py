@@ -12,11 +12,11 @@ from PIL import Image
 from raw_set import encoded, entry, read_shards, write_json, write_tar
 from rich.console import Console
 
-from data_prep.engine import InProcessEngine
+from data_prep.executor import InProcessExecutor
 from data_prep.images import store_image
 from data_prep.options import Options
 from data_prep.progress import Reporter
-from data_prep.reasons import Rejected
+from data_prep.quarantine import Rejected
 from data_prep.run import Job, run
 
 FILES = odd_files()
@@ -87,7 +87,7 @@ def test_whole_corpus_in_one_run(tmp_path):
     write_tar(data / "odd.tar", images)
     write_json(data, [entry(path, path) for path in images])
     job = Job(data_dir=data, output_dir=tmp_path / "out", json=None, options=Options())
-    summary = run(job, InProcessEngine(), Reporter(Console(quiet=True)))
+    summary = run(job, InProcessExecutor(), Reporter(Console(quiet=True)))
     assert summary.entries == len(images)
     assert summary.kept + sum(summary.rejected.values()) == summary.entries
     samples = read_shards(tmp_path / "out")

@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 from raw_set import entry, jpeg, write_json, write_tar
 
 from data_prep.energon import parse_split, shards_needed, split_counts
-from data_prep.entries import iter_entries
 from data_prep.locate import Locator
 from data_prep.options import MIN_SHARDS, OptionError, Options, parse_presize
-from data_prep.plan import make_plan, shard_counts
-from data_prep.planned import load_plan, read_planned
-from data_prep.sources import SourceError, find_tars, identity
+from data_prep.plan import load_plan, make_plan, read_planned, shard_counts
+from data_prep.sources import SourceError, find_tars, identity, iter_entries
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, WorkspaceError
 

@@ -16,13 +16,12 @@ from raw_set import (
 )
 from rich.console import Console
 
-from data_prep.engine import InProcessEngine, ProcessEngine
-from data_prep.keys import decode_key
+from data_prep.executor import InProcessExecutor, ProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.quarantine import missing_by_folder
 from data_prep.run import Job, run
-from data_prep.schema import image_parts, parse_record
+from data_prep.schema import decode_key, image_parts, parse_record
 from data_prep.sources import SourceError
 from data_prep.workspace import Workspace, WorkspaceError
 
@@ -35,7 +34,7 @@ def go(data, output, engine=None, retry=False, json_path=None, **options):
         options=Options(**options),
         retry_quarantined=retry,
     )
-    return run(job, engine or InProcessEngine(), Reporter(Console(quiet=True)))
+    return run(job, engine or InProcessExecutor(), Reporter(Console(quiet=True)))
 
 
 def quarantine(output):
@@ -143,7 +142,7 @@ def test_text_only_is_kept_on_request(mixed, tmp_path):
 @pytest.mark.parametrize("workers", [2, 3])
 def test_bytes_do_not_depend_on_workers(mixed, tmp_path, workers):
     go(mixed, tmp_path / "one", shuffle_seed=3)
-    go(mixed, tmp_path / "many", engine=ProcessEngine(workers), shuffle_seed=3)
+    go(mixed, tmp_path / "many", engine=ProcessExecutor(workers), shuffle_seed=3)
     assert output_bytes(tmp_path / "one") == output_bytes(tmp_path / "many")
 
 
@@ -305,7 +304,7 @@ def test_a_file_that_is_gone_when_it_is_read(tmp_path):
         (data / "s" / f"{i}.jpg").write_bytes(jpeg(i))
     write_json(data, [entry(str(i), f"s/{i}.jpg") for i in range(2)])
 
-    class Late(InProcessEngine):
+    class Late(InProcessExecutor):
         def run(self, tasks, on_tick):
             (data / "s" / "1.jpg").unlink()
             return super().run(tasks, on_tick)

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from raw_set import write_tar
 
 from data_prep.locate import Locator
-from data_prep.reasons import Reason, Rejected
+from data_prep.quarantine import Reason, Rejected
 from data_prep.sources import SourceError, find_tars
-from data_prep.tar_index import TarIndex, member_name
-from data_prep.tar_reader import TarReader
+from data_prep.tar_index import TarIndex, TarReader, member_name
 
 
 def fetch(folder, state, *images):

@@ -5,11 +5,11 @@ import pytest
 from raw_set import write_plain_set
 from rich.console import Console
 
-from data_prep.engine import InProcessEngine
+from data_prep.executor import InProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
-from data_prep.shard_writer import ShardWriter
+from data_prep.shards import ShardWriter
 from data_prep.verify import verify
 
 
@@ -18,7 +18,7 @@ def shards(tmp_path):
     write_plain_set(tmp_path / "data", 12)
     options = Options(shard_size=4)
     job = Job(data_dir=tmp_path / "data", output_dir=tmp_path / "W", json=None, options=options)
-    run(job, InProcessEngine(), Reporter(Console(quiet=True)))
+    run(job, InProcessExecutor(), Reporter(Console(quiet=True)))
     return tmp_path / "W"
 
 

@@ -7,12 +7,12 @@ import tarfile
 import numpy as np
 import simplejpeg
 
-from data_prep.engine import InProcessEngine
+from data_prep.executor import InProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
 from data_prep.shard_pages import pick_samples
-from data_prep.shard_reader import iter_samples
+from data_prep.shards import iter_samples
 from data_prep.stats import tally_shard
 from data_prep.verify import _check_sample
 
@@ -66,7 +66,7 @@ def test_an_entry_with_a_video_is_rejected_not_stripped_of_it(tmp_path):
     options = Options(text_only="keep")
     run(
         Job(data_dir=source, output_dir=target, json=None, options=options),
-        InProcessEngine(),
+        InProcessExecutor(),
         Reporter(),
     )
     manifest = json.loads((target / "manifest.json").read_text())

@@ -6,8 +6,7 @@ import torch
 from scipy.fft import dctn
 
 from dct_tokenizer import build_tokenizer, list_presets, preset_config
-from dct_tokenizer.basis import BandSelection, DCTBasis
-from dct_tokenizer.transforms import CLIP_MEAN, CLIP_STD, dct_matrix
+from dct_tokenizer.basis import CLIP_MEAN, CLIP_STD, BandSelection, DCTBasis, dct_matrix
 
 BLOCK_PRESETS = [name for name in list_presets() if preset_config(name)["family"] == "block"]
 

@@ -10,8 +10,8 @@ from scipy.fft import dctn, idctn
 from torch.nn import functional as F
 
 from dct_tokenizer import build_tokenizer, list_presets, preset_config
+from dct_tokenizer.basis import CLIP_MEAN, CLIP_STD
 from dct_tokenizer.front_end import resize_matrix
-from dct_tokenizer.transforms import CLIP_MEAN, CLIP_STD
 
 BLOCK_PRESETS = [name for name in list_presets() if preset_config(name)["family"] == "block"]
 

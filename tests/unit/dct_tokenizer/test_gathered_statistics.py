@@ -9,13 +9,18 @@ import torch
 from PIL import Image
 
 from dct_tokenizer import TokenizerConfigError, build_tokenizer
-from dct_tokenizer.gather import gather_statistics, pictures_in
+from dct_tokenizer.gather import gather_statistics, images_in
 
 
 def encoded(picture: np.ndarray, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format=kind)
     return file.getvalue()
+
+
+DCT14 = build_tokenizer("dct14")
+
+DCT14 = build_tokenizer("dct14")
 
 
 def write_shards(folder, members: list[tuple[str, bytes]], per_shard: int = 2):
@@ -33,8 +38,8 @@ def test_statistics_equal_numpys_over_all_cells(tmp_path, photos):
     members += [("a0.json", b"{}"), ("b.jpg", b"not a picture"), ("c.jpg", encoded(crops[0])[:99])]
     write_shards(tmp_path, members)
     tokenizer = build_tokenizer("dct28_420", max_pixels=60_000)
-    gathered = gather_statistics(tokenizer, pictures_in(tmp_path), 100)
-    assert (gathered.num_pictures, gathered.num_skipped) == (3, 2)
+    gathered = gather_statistics(tokenizer, tokenizer.bands, images_in(tmp_path), 100)
+    assert (gathered.num_images, gathered.num_skipped) == (3, 2)
 
     rows = []
     for crop in crops:
@@ -54,19 +59,19 @@ def test_statistics_equal_numpys_over_all_cells(tmp_path, photos):
 def test_reading_stops_at_the_wanted_number(tmp_path, photos):
     members = [(f"{i}.jpg", encoded(photos[i % 2][:100, :100])) for i in range(5)]
     write_shards(tmp_path, members)
-    gathered = gather_statistics(build_tokenizer("dct14"), pictures_in(tmp_path), 3)
-    assert gathered.num_pictures == 3
+    gathered = gather_statistics(DCT14, DCT14.bands, images_in(tmp_path), 3)
+    assert gathered.num_images == 3
 
 
 def test_flat_pictures_do_not_give_deviations_of_zero(tmp_path):
     write_shards(tmp_path, [("a.png", encoded(np.full((112, 112, 3), 9, np.uint8)))])
-    gathered = gather_statistics(build_tokenizer("dct14"), pictures_in(tmp_path), 3)
+    gathered = gather_statistics(DCT14, DCT14.bands, images_in(tmp_path), 3)
     assert (gathered.statistics.std > 0).all()
 
 
 def test_folders_without_shards_or_pictures_are_refused(tmp_path):
     with pytest.raises(TokenizerConfigError, match=r"no \.tar files"):
-        next(pictures_in(tmp_path))
+        next(images_in(tmp_path))
     write_shards(tmp_path, [("a.json", b"{}")])
-    with pytest.raises(TokenizerConfigError, match="no usable picture"):
-        gather_statistics(build_tokenizer("dct14"), pictures_in(tmp_path), 3)
+    with pytest.raises(TokenizerConfigError, match="no usable image"):
+        gather_statistics(DCT14, DCT14.bands, images_in(tmp_path), 3)

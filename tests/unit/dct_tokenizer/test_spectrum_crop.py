@@ -6,7 +6,7 @@ import torch
 from scipy.fft import dctn, idctn
 
 from dct_tokenizer import build_tokenizer
-from dct_tokenizer.post_merge import SpectrumCrop, compact_side
+from dct_tokenizer.families.post_dct import SpectrumCrop, compact_side
 
 
 @pytest.mark.parametrize("dc_gain", [True, False])

@@ -33,15 +33,15 @@ def test_measures_order_the_tokenizers_by_what_they_keep(picture):
     assert half.kept_by_band[:14].min() > 0.95
     assert half.kept_by_band[14:].max() < 0.1
     for view in views:
-        assert view.picture.shape == view.seen.shape == (*view.error.shape, 3)
-        mse = np.mean((view.picture.astype(float) - view.seen) ** 2)
+        assert view.image.shape == view.seen.shape == (*view.error.shape, 3)
+        mse = np.mean((view.image.astype(float) - view.seen) ** 2)
         assert view.psnr == pytest.approx(10 * np.log10(255**2 / mse))
 
 
 def test_the_downscaled_control_is_compared_at_the_references_size(picture):
     view = look(build_tokenizer("pixel_downscale"), picture)
     reference = build_tokenizer("dct28_420").plan(*picture.shape[:2])
-    assert view.picture.shape[:2] == (reference.height, reference.width)
+    assert view.image.shape[:2] == (reference.height, reference.width)
     assert view.plan.height * 2 == reference.height
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import subprocess
@@ -244,6 +245,8 @@ def kill_after(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(CheckpointEngine, "answer", killed)
             yield
+        # unlike a process that is gone, this one still holds the reader that was interrupted
+        gc.collect()
 
     return limited
 

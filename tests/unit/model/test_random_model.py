@@ -20,7 +20,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from data_prep.drawn.palette import COLORS, POSITIONS, SHAPES, WORDS
+from data_prep.drawn.drawing import COLORS, POSITIONS, SHAPES, WORDS
 from dct_vl.model.random_model import TinyShape, write_random_model
 from dct_vl.model.random_model.shapes import config_2b
 from dct_vl.model.random_model.special_tokens import FIRST_SPECIAL_ID_2B, SPECIAL_TOKENS

@@ -102,7 +102,7 @@ def test_a_sweep_keeps_its_commas_and_says_which_value_needs_quotes():
     ("word", "message"),
     [
         ("--dryrun", "'--dryrun' is not of the form key=value"),
-        ("-m", "'-m' is not of the form key=value .sweeps: dct-vl -m"),
+        ("-m", "'-m' is not of the form key=value .sweeps: dct-vl fit -m"),
         ("seed=a=b", "^seed=a=b: the value cannot be read: put text"),
     ],
 )
@@ -186,7 +186,9 @@ def test_numbers_and_names_that_mean_nothing(shards, override, message):
 
 def test_a_model_whose_configuration_was_cut_off(shards, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2')
-    with pytest.raises(ConfigError, match=r"config\.json is no JSON .*: fetch it again"):
+    with pytest.raises(
+        ConfigError, match=r"config\.json cannot be read: it is no JSON .*: fetch it again"
+    ):
         check_run(compose(f"data.path={shards}", f"model.path={tmp_path}"), 1)
 
 

@@ -1,4 +1,4 @@
-"""The shard tasks on a Ray cluster. Needs the extra ``ray``.
+"""Run shard tasks on a Ray cluster. Needs the extra ``ray``.
 
 Ray starts a task again when its worker or machine is lost. Every machine needs this project
 installed and both folders at the same paths.
@@ -7,20 +7,20 @@ installed and both folders at the same paths.
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from data_prep.engine import MAX_LOST_WORKERS, EngineError
+from data_prep.executor import MAX_LOST_WORKERS, ExecutorError
 from data_prep.shard_task import ShardRecord, ShardTask, Tick, make_shard
 
 try:
     import ray
     from ray.exceptions import RayError, RayTaskError
 except ImportError as error:
-    raise EngineError("--engine ray needs Ray; install it with `pip install '.[ray]'`") from error
+    raise ExecutorError("--engine ray needs Ray; install it with `pip install '.[ray]'`") from error
 
 #: Ray keeps at least this much shared memory for objects; records are all that passes through it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
 
-class RayEngine:
+class RayExecutor:
     """The cluster that ``RAY_ADDRESS`` names, else one started here with ``workers`` processes."""
 
     def __init__(self, workers: int) -> None:
@@ -29,7 +29,7 @@ class RayEngine:
     def run(
         self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
     ) -> Iterator[ShardRecord]:
-        """Make every shard; progress comes a shard at a time."""
+        """Make every shard; progress is reported per shard."""
         self._connect()
         try:
             remote = ray.remote(num_cpus=1, max_retries=MAX_LOST_WORKERS)(make_shard)
@@ -69,7 +69,7 @@ def _fetch(reference: "ray.ObjectRef", number: int) -> ShardRecord:
         # what the task itself raised: a full disk, for instance
         raise error.as_instanceof_cause() from error
     except RayError as error:
-        raise EngineError(
+        raise ExecutorError(
             f"shard {number} was lost {MAX_LOST_WORKERS + 1} times ({type(error).__name__}): "
             "usually memory ran out; run again with fewer --workers, finished shards are kept"
         ) from error

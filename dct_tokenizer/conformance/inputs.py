@@ -1,4 +1,4 @@
-"""Pictures and clips that need no file: natural-looking texture with edges and small text."""
+"""What the clauses share: images and clips that need no file, and how a clause fails."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ from PIL import Image, ImageDraw
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.plan import Plan
 
+
+class ClauseError(AssertionError):
+    """A clause of the contract that a tokenizer breaks; the message holds both values."""
+
+
+def expect(ok: bool, message: str) -> None:
+    """Raises ClauseError with the message unless `ok`."""
+    if not ok:
+        raise ClauseError(message)
+
+
 #: (height, width) that divide by nothing convenient, tiny ones and strips among them.
 ODD_SIZES = ((28, 28), (1, 3), (333, 500), (57, 411), (1000, 31), (225, 224), (9, 700), (420, 589))
 
 
 @lru_cache(maxsize=64)
-def natural_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def natural_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """uint8 (H, W, 3): coloured noise with an amplitude of 1 / f, a few boxes and lines of text."""
     rng = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
@@ -38,8 +49,8 @@ def natural_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def clip_of(height: int, width: int, frames: int) -> np.ndarray:
-    """uint8 (T, H, W, 3): a slow pan over a natural picture, every frame with its own noise."""
-    wide = natural_picture(height, width + 2 * frames).astype(np.float64)
+    """uint8 (T, H, W, 3): a slow pan over a natural image, every frame with its own noise."""
+    wide = natural_image(height, width + 2 * frames).astype(np.float64)
     rng = np.random.default_rng(1)
     pan = np.stack([wide[:, 2 * t : 2 * t + width] for t in range(frames)])
     noise = rng.normal(0, 2, pan.shape) if frames > 1 else 0.0

@@ -1,10 +1,13 @@
-"""Writing one shard: a plain tar whose bytes depend on its members only."""
+"""Write a shard as a tar whose bytes depend on its members only, and read shards back."""
 
 import hashlib
 import os
 import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from data_prep.durable import partial_path, publish
 
@@ -20,7 +23,7 @@ def ustar_header(name: str, size: int) -> bytes:
     """Header of a regular file with constant owner, mode and time (POSIX.1-1988 ustar).
 
     The bytes of ``TarInfo.tobuf(USTAR_FORMAT)`` in a fifth of its time. ``name``: at most 100 ASCII
-    characters, as `data_prep.keys` makes them; ``size`` in bytes, under 8 GiB.
+    characters, as `data_prep.schema` makes them; ``size`` in bytes, under 8 GiB.
     """
     if len(name) > 100 or size >= 8**11:
         raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
@@ -33,7 +36,7 @@ def ustar_header(name: str, size: int) -> bytes:
 
 
 class ShardWriter:
-    """Writes beside the shard's place; `publish` makes it appear, whole and durable.
+    """Writes a temporary file beside the shard; `publish` renames it atomically.
 
     Leaving the context without `publish` removes what was written.
     """
@@ -72,3 +75,50 @@ class ShardWriter:
         self._file.write(data)
         self._hash.update(data)
         self._size += len(data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of a sample; ``offset`` and ``size`` in bytes of the shard."""
+
+    offset: int
+    size: int
+
+    def read(self, shard: BinaryIO) -> bytes:
+        shard.seek(self.offset)
+        return shard.read(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSample:
+    """A sample's key, the offset of its first header, and its parts by name ("json", "0.jpg")."""
+
+    key: str
+    offset: int
+    parts: dict[str, Part]
+
+
+def iter_samples(shard: BinaryIO) -> Iterator[ShardSample]:
+    """Samples of an open shard, in order; no content is read. Raises tarfile.ReadError.
+
+    A dot parts the key from the part's name, as in WebDataset and Energon. The shard may be read
+    between two samples.
+    """
+    key, offset, parts = "", 0, dict[str, Part]()
+    with tarfile.open(fileobj=shard, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]
+            member_key, _, name = member.name.partition(".")
+            if member_key != key and parts:
+                yield ShardSample(key=key, offset=offset, parts=parts)
+                parts = {}
+            if not parts:
+                key, offset = member_key, member.offset
+            parts[name] = Part(offset=member.offset_data, size=member.size)
+    if parts:
+        yield ShardSample(key=key, offset=offset, parts=parts)
+
+
+def shard_paths(root: Path) -> list[Path]:
+    """Shards of a folder, in order."""
+    return sorted(root.glob("*.tar"))

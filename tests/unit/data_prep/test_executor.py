@@ -8,7 +8,7 @@ import pytest
 from raw_set import entry, jpeg, output_bytes, write_json, write_tar
 from rich.console import Console
 
-from data_prep.engine import EngineError, InProcessEngine, ProcessEngine
+from data_prep.executor import ExecutorError, InProcessExecutor, ProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.run import Job, run
@@ -55,7 +55,7 @@ def kill_a_worker(others: list[psutil.Process]) -> bool:
     return False
 
 
-class Watched(ProcessEngine):
+class Watched(ProcessExecutor):
     """Notes the records and the ticks that pass; may kill a worker behind the first record."""
 
     def __init__(self, *, kill: bool = False) -> None:
@@ -73,7 +73,7 @@ class Watched(ProcessEngine):
 
 
 def test_shards_of_a_lost_worker_are_made_again(work, tmp_path):
-    run(job(work, tmp_path / "calm"), InProcessEngine(), Reporter(Console(quiet=True)))
+    run(job(work, tmp_path / "calm"), InProcessExecutor(), Reporter(Console(quiet=True)))
     engine = Watched(kill=True)
     run(job(work, tmp_path / "killed"), engine, Reporter(Console(quiet=True)))
     assert output_bytes(tmp_path / "calm") == output_bytes(tmp_path / "killed")
@@ -92,8 +92,8 @@ def test_workers_that_always_die_end_the_run(work, tmp_path):
     killer = threading.Thread(target=kill_on_and_on)
     killer.start()
     try:
-        with pytest.raises(EngineError, match=r"workers died 3 times, with \d+ shards to go"):
-            run(job(work, tmp_path / "out"), ProcessEngine(2), Reporter(Console(quiet=True)))
+        with pytest.raises(ExecutorError, match=r"workers died 3 times, with \d+ shards to go"):
+            run(job(work, tmp_path / "out"), ProcessExecutor(2), Reporter(Console(quiet=True)))
     finally:
         over.set()
         killer.join()
@@ -110,4 +110,4 @@ def test_ticks_add_up(work, tmp_path):
 
 def test_one_worker_needs_no_pool():
     with pytest.raises(ValueError, match="1 workers; expected at least 2"):
-        ProcessEngine(1)
+        ProcessExecutor(1)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.shard_writer import ShardWriter, ustar_header
+from data_prep.shards import ShardWriter, ustar_header
 
 
 @given(st.from_regex(r"[A-Za-z0-9._-]{1,100}", fullmatch=True), st.integers(0, 8**11 - 1))

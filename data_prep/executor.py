@@ -1,4 +1,4 @@
-"""Engines: who makes the shards. All give the same bytes; they differ in where the work runs."""
+"""Make the shards, in this process or in a pool. All executors give the same bytes."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from data_prep.shard_task import ShardRecord, ShardTask, Tick, make_shard
 MAX_LOST_WORKERS = 3
 
 
-class Engine(Protocol):
-    """Makes shards."""
+class Executor(Protocol):
+    """Makes shards; ``--engine`` and ``--workers`` choose one."""
 
     def run(
         self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
@@ -26,12 +26,12 @@ class Engine(Protocol):
         ...
 
 
-class EngineError(RuntimeError):
-    """The engine could not finish; the message says what to do."""
+class ExecutorError(RuntimeError):
+    """The executor could not finish; the message says what to do."""
 
 
-class InProcessEngine:
-    """One shard after the other, here."""
+class InProcessExecutor:
+    """Makes one shard after the other in this process."""
 
     def run(
         self, tasks: Sequence[ShardTask], on_tick: Callable[[Tick], None]
@@ -40,12 +40,12 @@ class InProcessEngine:
             yield make_shard(task, on_tick)
 
 
-class ProcessEngine:
-    """A pool of processes on this machine."""
+class ProcessExecutor:
+    """Makes shards in a pool of processes on this machine."""
 
     def __init__(self, workers: int) -> None:
         if workers < 2:
-            raise ValueError(f"{workers} workers; expected at least 2 (else InProcessEngine)")
+            raise ValueError(f"{workers} workers; expected at least 2 (else InProcessExecutor)")
         self._workers = workers
 
     def run(
@@ -60,7 +60,7 @@ class ProcessEngine:
                 return
             except BrokenProcessPool:
                 continue
-        raise EngineError(
+        raise ExecutorError(
             f"workers died {MAX_LOST_WORKERS} times, with {len(waiting)} shards to go (the next is "
             f"{min(waiting)}): usually memory ran out; run again with fewer --workers, finished "
             "shards are kept"
