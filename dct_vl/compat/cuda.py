@@ -18,20 +18,8 @@ _CPU = torch.device("cpu")
 
 #: torch factories that the stack calls with device="cuda" or pin_memory=True
 _FACTORIES = (
-    "arange",
-    "empty",
-    "empty_like",
-    "eye",
-    "full",
-    "full_like",
-    "ones",
-    "ones_like",
-    "rand",
-    "randn",
-    "tensor",
-    "as_tensor",
-    "zeros",
-    "zeros_like",
+    *("arange", "empty", "empty_like", "eye", "full", "full_like", "ones", "ones_like", "rand"),
+    *("randn", "tensor", "as_tensor", "zeros", "zeros_like"),
 )
 
 

@@ -23,12 +23,8 @@ from dct_vl.compat.megatron import is_installed
 #: third-party packages that the full collections import; all of them must be there to do without
 #: the narrow imports
 FULL_COLLECTION_NEEDS = (
-    "nemo_run",
-    "datasets",
-    "modelopt",
-    "torchvision",
-    "boto3",
-    "qwen_vl_utils",
+    *("nemo_run", "datasets", "modelopt"),
+    *("torchvision", "boto3", "qwen_vl_utils"),
 )
 
 #: packages whose __init__ is skipped; their sub-modules import as usual

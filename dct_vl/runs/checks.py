@@ -87,15 +87,8 @@ def check_divisions(
     vision_heads: int | None,
     vision_mlp: int | None,
 ) -> None:
-    """Can a model of these sizes be divided? None is not known, and not looked at.
-
-    Args:
-        run: with the parallel sizes.
-        heads: attention heads of the language model.
-        groups: its key-value heads.
-        layers: its layers.
-        vision_heads: attention heads of the ViT.
-        vision_mlp: inner width of its MLP.
+    """Can a model of these sizes be divided? What is None is not looked at. `groups` are key-value
+    heads, `vision_mlp` is the inner width of the ViT's MLP.
 
     Raises:
         ConfigError: it cannot.

@@ -38,15 +38,8 @@ def build_trainer(
     *,
     began_at: str | None = None,
 ) -> nl.Trainer:
-    """NeMo's Trainer with MegatronStrategy and this project's callbacks.
-
-    Args:
-        run: the configuration.
-        folder: the run's folder.
-        division: of the processes and the batch.
-        stop: signals that end it.
-        memory: watches the device's memory.
-        began_at: see `dct_vl.training.restart.resume.began_at`.
+    """NeMo's Trainer with MegatronStrategy and this project's callbacks; for `began_at` see
+    `dct_vl.training.restart.resume.began_at`.
     """
     settings = RunSettings(run)
     dtype = settings.dtype

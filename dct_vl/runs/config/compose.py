@@ -47,25 +47,20 @@ class GroupFolderSource(FileConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """The prefix of such entries on Hydra's search path."""
         return "group"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Load a member of the group."""
         return super().load_config(self._inside(config_path) or "")
 
     def is_group(self, config_path: str) -> bool:
-        """Is it this group, or a folder in it?"""
         inside = self._inside(config_path)
         return inside is not None and super().is_group(inside)
 
     def is_config(self, config_path: str) -> bool:
-        """Is it a YAML file of the group?"""
         inside = self._inside(config_path)
         return inside is not None and inside != "" and super().is_config(inside)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Members of the group or of a folder in it."""
         if config_path == "":
             return [] if results_filter == ObjectType.CONFIG else [self.group]
         inside = self._inside(config_path)
@@ -82,7 +77,6 @@ class GroupFolders(SearchPathPlugin):
     """Adds every folder of `GROUP_FOLDERS` to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Hydra's hook."""
         for group, folder in GROUP_FOLDERS.items():
             search_path.append(provider="dct-vl", path=f"group://{group}={folder}")
 
@@ -223,7 +217,9 @@ def to_run_config(config: DictConfig) -> RunConfig:
     Raises:
         ConfigError: a key without a default is not set.
     """
-    config = OmegaConf.masked_copy(config, [k for k in config if k in known_top_level()])
+    config = OmegaConf.masked_copy(
+        config, [k for k in config if k in RunConfig.__dataclass_fields__]
+    )
     merged = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -231,8 +227,3 @@ def to_run_config(config: DictConfig) -> RunConfig:
     run = OmegaConf.to_object(merged)
     assert isinstance(run, RunConfig)
     return run
-
-
-def known_top_level() -> set[str]:
-    """Names of the schema's sections and top-level keys."""
-    return set(RunConfig.__dataclass_fields__)

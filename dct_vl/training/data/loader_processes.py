@@ -53,8 +53,6 @@ def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> It
     """The batches of a loader, for as long as its processes deliver them.
 
     Args:
-        loader: fresh, or where it was left.
-        board: on which the loader's processes note what they do.
         timeout_s: seconds that the trainer waits for a batch; 0 waits for ever. A loader without
             processes is not watched.
 
@@ -123,8 +121,6 @@ def limit_answers(loader: SavableDataLoader, board: WorkerBoard, timeout_s: floa
     batches.
 
     Args:
-        loader: fresh; changed in place.
-        board: see `watch`.
         timeout_s: after which a `LoaderProcessError` names the process; 0 waits for ever.
     """
     if timeout_s:
@@ -146,11 +142,6 @@ def _describe(loader: SavableDataLoader, board: WorkerBoard, worker_id: int) -> 
 
 def check_shares(dataset: Any, path: str, config: WorkerConfig) -> None:
     """Does every loader process of this rank have a sample, of every dataset that is mixed?
-
-    Args:
-        dataset: of the training split.
-        path: that it was built from, for the message.
-        config: ranks and loader processes.
 
     Raises:
         ConfigError: one has none. Energon divides samples among all processes, and a process that
@@ -175,8 +166,6 @@ def mixed_epochs(
     of them twice; None where they are not.
 
     Args:
-        dataset: of the training split, packed.
-        config: ranks and loader processes.
         packing_buffer_size: samples that packs are chosen from.
         shuffle_buffer_size: samples that the next one is drawn from before; 0 for none.
     """

@@ -110,12 +110,8 @@ class RepeatedLoader:
 
 
 class EndlessLoader:
-    """A loader without a length: Lightning would end an epoch, and validate, at that length.
-
-    Args:
-        loader: of the training split.
-        board: see `dct_vl.training.data.loader_processes.watch`.
-        timeout_s: likewise.
+    """The training loader without a length, watched: Lightning would end an epoch, and validate,
+    at that length.
     """
 
     def __init__(self, loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> None:
@@ -132,7 +128,6 @@ class ChatDataModule(EnergonMultiModalDataModule):
     """Training on the `train` split for ever, validation on the `val` split from its start.
 
     Args:
-        run: paths, batch sizes, packing, seed, workers.
         task_encoder: for training; a `ChatPackEncoder` where the run packs.
         validation_task_encoder: for validation.
     """

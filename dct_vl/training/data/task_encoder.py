@@ -26,7 +26,7 @@ _FAULTS = (SchemaError, ChatError, ImageError, VideoError, PlanError, TokenizerC
 
 
 class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
-    """Conversations with pictures and videos, one sample a batch row.
+    """Conversations with images and videos, one sample a batch row.
 
     Args:
         inputs: how conversations become inputs. What is longer than its `seq_length` even with
@@ -59,7 +59,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def preencode_sample(self, sample: CrudeChat) -> PlannedChat:
-        """Plan a sample from its text and its pictures' headers; nothing is decoded."""
+        """Plan a sample from its text and the headers of its images; nothing is decoded."""
         if self.board:
             self.board.note(f"planning {sample.__key__}")
         try:
@@ -87,7 +87,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
-        """Decode pictures and the chosen frames of videos, and cut them into cells."""
+        """Decode images and the chosen frames of videos, and cut them into cells."""
         if self.board:
             self.board.note(f"decoding {sample.__key__}")
         try:
@@ -102,7 +102,6 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def batch(self, samples: list[EncodedChat]) -> Batch:
-        """Pad a micro batch."""
         return pad_batch(
             samples, visual=self.inputs.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
         )
@@ -110,7 +109,6 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
     def _reject(
         self, sample: Sample, reason: str, detail: str, stage: Stage = "planning"
     ) -> NoReturn:
-        """See `RejectLog.reject`."""
         self.rejects.reject(sample.__key__, reason, detail, stage=stage, file=file_of(sample))
 
 
@@ -185,6 +183,5 @@ class ChatPackEncoder(ChatTaskEncoder):
 
     @stateless
     def batch(self, samples: list[ChatPack]) -> Batch:  # type: ignore[override]
-        """Lay packs into rows."""
         packs = [pack.samples for pack in samples]
         return pack_batch(packs, visual=self.inputs.visual, length=self.inputs.seq_length)

@@ -25,7 +25,7 @@ class Workload:
     """The typical sample, and the machine."""
 
     num_gpus: int
-    #: height and width of a picture before the resize, pixels
+    #: height and width of an image before the resize, pixels
     picture: tuple[int, int]
     pictures_per_sample: int
     #: tokens of a sample that are not visual, and those of them that carry loss
@@ -65,7 +65,6 @@ class Estimate:
 
     @property
     def samples_per_second(self) -> float:
-        """Of all GPUs."""
         return self.samples_per_step / self.step_seconds
 
 
@@ -88,11 +87,11 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     check_tuning(run)
     settings = RunSettings(run)
     try:
-        picture = settings.visual.plan(*work.picture)
+        image = settings.visual.plan(*work.picture)
     except (TokenizerConfigError, PlanError) as error:
         raise ConfigError(f"tokenizer: {error}") from error
-    cells = picture.num_cells * work.pictures_per_sample
-    tokens = picture.num_llm_tokens * work.pictures_per_sample + work.text_tokens
+    cells = image.num_cells * work.pictures_per_sample
+    tokens = image.num_llm_tokens * work.pictures_per_sample + work.text_tokens
     if tokens > run.data.seq_length:
         raise ConfigError(
             f"a sample of {tokens} tokens is longer than data.seq_length={run.data.seq_length} and "
@@ -102,16 +101,16 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     if run.data.packing and cells:
         per_row = min(per_row, settings.max_patches_per_pack / cells)
     typical = _typical(settings, work, cells, tokens, per_row)
-    fullest = _fullest(settings, work, picture.num_cells, picture.num_llm_tokens)
+    fullest = _fullest(settings, work, image.num_cells, image.num_llm_tokens)
     placement = make_placement(settings, sizes, division)
     samples = run.trainer.global_batch_size * per_row
     per_step = samples * work.pictures_per_sample
-    segments = (picture.vit_cu_seqlens[1:] - picture.vit_cu_seqlens[:-1]).astype(float)
+    segments = (image.vit_cu_seqlens[1:] - image.vit_cu_seqlens[:-1]).astype(float)
     counter = settings.step_flops(sizes)
     step = StepWork(
         num_cells=samples * cells,
         cell_pairs=per_step * float((segments**2).sum()),
-        window_pairs=per_step * window_pairs(picture, sizes.shape),
+        window_pairs=per_step * window_pairs(image, sizes.shape),
         num_tokens=samples * tokens,
         token_pairs=samples * tokens**2,
         num_output_tokens=samples * work.answer_tokens,
@@ -125,7 +124,7 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     seconds *= 4 / 3 if placement.recompute else 1
     seconds *= 1 + (placement.pp - 1) / division.num_micro_batches
     typical_stages = tuple(stage_memory(placement, typical, stage) for stage in range(placement.pp))
-    # short samples can have more answers than the fullest batch has beside its pictures
+    # short samples can have more answers than the fullest batch has beside its images
     fullest_stages = tuple(
         max(usual, stage_memory(placement, fullest, stage), key=attrgetter("peak"))
         for stage, usual in enumerate(typical_stages)
@@ -133,8 +132,8 @@ def estimate(run: RunConfig, sizes: ModelSizes, work: Workload) -> Estimate:
     return Estimate(
         data_parallel_size=division.data_parallel_size,
         num_micro_batches=division.num_micro_batches,
-        cells_per_picture=picture.num_cells,
-        tokens_per_picture=picture.num_llm_tokens,
+        cells_per_picture=image.num_cells,
+        tokens_per_picture=image.num_llm_tokens,
         tokens_per_sample=tokens,
         samples_per_step=samples,
         typical=typical,
@@ -188,19 +187,19 @@ def _typical(
 
 
 def _fullest(settings: RunSettings, work: Workload, cells: int, tokens: int) -> BatchShape:
-    """Rows of seq_length tokens, as full of pictures as one sample's text leaves room for."""
+    """Rows of seq_length tokens, as full of images as one sample's text leaves room for."""
     run = settings.run
     rows, length = run.trainer.micro_batch_size, run.data.seq_length
-    pictures = (length - work.text_tokens) / tokens
+    images = (length - work.text_tokens) / tokens
     if not run.data.packing:
-        pictures = int(pictures)
-    row_cells = pictures * cells
+        images = int(images)
+    row_cells = images * cells
     if run.data.packing:
         row_cells = min(row_cells, settings.max_patches_per_pack)
     return BatchShape(
         rows=rows,
         row_tokens=length,
         num_cells=round(rows * row_cells),
-        # answers can be all text that is left beside the least of pictures
-        num_answers=rows * max(work.answer_tokens, length - int(pictures) * tokens),
+        # answers can be all text that is left beside the fewest images
+        num_answers=rows * max(work.answer_tokens, length - int(images) * tokens),
     )

@@ -58,7 +58,6 @@ class BatchShape:
 
     @property
     def num_tokens(self) -> int:
-        """Places of all rows."""
         return self.rows * self.row_tokens
 
 

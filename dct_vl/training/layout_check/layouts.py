@@ -31,7 +31,6 @@ class ParallelLayout:
 
     @property
     def num_ranks(self) -> int:
-        """Processes that it takes."""
         return self.tp * self.pp * self.cp * self.dp
 
     def overrides(self, num_streams: int) -> list[str]:

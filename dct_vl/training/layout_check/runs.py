@@ -54,7 +54,6 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The run's name."""
         return f"{self.variant}-{self.layout.name}"
 
 
@@ -109,12 +108,8 @@ def overrides_of(case: Case, settings: CheckSettings) -> list[str]:
 def run_cases(
     cases: Sequence[Case], settings: CheckSettings, on_done: Callable[[CaseOutcome], None]
 ) -> list[CaseOutcome]:
-    """Run all cases, in order as far as there is room, each in processes of its own.
-
-    Args:
-        cases: the runs.
-        settings: what they share.
-        on_done: called with each outcome as it comes.
+    """Run all cases, in order as far as there is room, each in processes of its own; `on_done` is
+    called with each outcome as it comes.
     """
     waiting = []
     outcomes: list[CaseOutcome] = []

@@ -29,7 +29,6 @@ class PartOptimizer(MegatronOptimizerModule):
     decay on biases and norms, the same groups on all ranks, names in checkpoints) is Megatron's.
 
     Args:
-        config: Megatron's.
         lr_scheduler: the schedule of the base rate.
         multipliers: learning rate of each part as a multiple of the base rate.
     """
@@ -179,7 +178,6 @@ class RunLongCosine(CosineAnnealingScheduler):
         self.num_steps = num_steps
 
     def scheduler(self, model: Any, optimizer: Any) -> dict[str, Any]:
-        """The schedule over the whole run, in Lightning's form."""
         schedule = ResumedCosine(
             optimizer,
             max_steps=self.num_steps,

@@ -40,7 +40,6 @@ class Machines:
 
     @property
     def world_size(self) -> int:
-        """Processes of the whole job."""
         return self.num_nodes * self.processes_per_node
 
 

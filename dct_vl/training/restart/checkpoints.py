@@ -85,7 +85,6 @@ class CheckpointWriter(pl.Callback):
     """Saves every `every` steps, at the last one and where a signal stops the run.
 
     Args:
-        run_dir: the run's folder.
         every: steps; 0 saves at the last step only, -1 never.
         last_step: the step at which this process stops.
         keep: newest checkpoints that are kept.

@@ -123,10 +123,7 @@ def _newest_intact(folder: Path) -> Path | None:
 
 def began_at(resume: Path | None, folder: Path) -> str | None:
     """Identity of another run's checkpoint that the run in `folder` began at; None without one.
-
-    Args:
-        resume: the checkpoint to go on from, of this run or of another.
-        folder: the run's folder.
+    `resume` is the checkpoint to resume from, of either run.
     """
     if resume is None:
         return None

@@ -64,7 +64,6 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Has this process been asked to stop?"""
         return self._asked
 
     def agreed(self) -> bool:

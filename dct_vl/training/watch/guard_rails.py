@@ -79,11 +79,9 @@ class GuardRails(pl.Callback):
         self._num_in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that spikes are measured against."""
         return {"losses": list(self.meter.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
         self.meter.losses.extend(state_dict["losses"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -41,9 +41,7 @@ def memory_savings(
     """Changes that pass the checks of a run and save memory, those that cost least first.
 
     Args:
-        run: the configuration.
         batch: the micro batch that did not fit.
-        world_size: number of processes.
         on_cuda: the run trains on CUDA devices.
 
     Raises:
@@ -94,7 +92,7 @@ def _changes(
         yield _Change(setting=f"trainer.micro_batch_size={rows}", run=changed, batch=fewer)
         break
     yield from _wider(run, batch, replicas)
-    yield from _smaller_pictures(run, batch)
+    yield from _smaller_images(run, batch)
     unit = RunSettings(run).row_multiple
     length = batch.row_tokens // 2 // unit * unit
     if length:
@@ -129,10 +127,10 @@ def _wider(run: RunConfig, batch: BatchShape, replicas: int) -> Iterator[_Change
     yield _Change(setting=" ".join(words), run=changed, batch=batch, resumes=workers > 0)
 
 
-def _smaller_pictures(run: RunConfig, batch: BatchShape) -> Iterator[_Change]:
+def _smaller_images(run: RunConfig, batch: BatchShape) -> Iterator[_Change]:
     data, cells = run.data, batch.num_cells
     if data.packing:
-        # a pack is filled up again with more, smaller pictures
+        # a pack is filled up again with more, smaller images
         limit = cells // batch.rows // 2
         if limit:
             changed = replace(run, data=replace(data, max_patches_per_pack=limit))

@@ -70,16 +70,8 @@ def explain(
     world_size: int,
     cause: str,
 ) -> str:
-    """The message of a run that ran out of memory.
-
-    Args:
-        run: the configuration.
-        rank: this process's.
-        step: the step that was running.
-        meter: of that step.
-        use: the device's memory; None where it is the host's.
-        world_size: number of processes.
-        cause: the allocator's message.
+    """The message of a run that ran out of memory: of the device, or of the host where `use` is
+    None. `cause` is the allocator's message, `meter` that of the step which was running.
     """
     lines = [f"rank {rank} ran out of memory in step {step}: {cause.splitlines()[0]}"]
     if use:
@@ -99,7 +91,7 @@ def describe(batch: MicroBatch, number: int) -> str:
         f"micro batch {number}: {batch.num_rows} rows of {batch.row_length} tokens with "
         f"{len(batch.sample_keys)} samples; {batch.num_text_tokens} text, "
         f"{batch.num_visual_tokens} visual and {batch.num_padding_tokens} padding tokens; "
-        f"{batch.num_cells} ViT patches, {batch.longest_segment} in the longest picture; samples: "
+        f"{batch.num_cells} ViT patches, {batch.longest_segment} in the longest image; samples: "
         + ", ".join(batch.sample_keys[:8])
         + (", …" if len(batch.sample_keys) > 8 else "")
     )
@@ -123,10 +115,8 @@ def advise(
     most.
 
     Args:
-        run: the configuration.
         use: the device's memory; None where it is the host's.
         batch: the micro batch that did not fit; None for the largest that the settings allow.
-        world_size: number of processes.
         asked: GiB that were not there.
     """
     failed = _shape_of(run, batch)
@@ -175,12 +165,7 @@ def _saving(saving: MemorySaving, use: MemoryUse | None) -> str:
 
 
 class MemoryWatch(pl.Callback):
-    """Knows what a step was made of when its memory ran out.
-
-    Args:
-        run: the configuration.
-        world_size: number of processes.
-    """
+    """Knows what a step was made of when its memory ran out."""
 
     def __init__(self, run: RunConfig, world_size: int) -> None:
         self.run = run

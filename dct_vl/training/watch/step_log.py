@@ -26,14 +26,7 @@ from dct_vl.training.watch.metering import StepMeter, WordMeter
 
 
 class StepLog(pl.Callback):
-    """Writes steps.jsonl, validation.jsonl and the ledger, and shows progress.
-
-    Args:
-        run_dir: the run's folder.
-        last_step: the step at which this process stops.
-        log_every: steps between lines of steps.jsonl.
-        flops: counts those of a step.
-    """
+    """Writes steps.jsonl each `log_every` steps, validation.jsonl, the ledger; shows progress."""
 
     def __init__(self, run_dir: Path, *, last_step: int, log_every: int, flops: StepFlops) -> None:
         self.run_dir = run_dir
@@ -48,7 +41,6 @@ class StepLog(pl.Callback):
         self._roles: np.ndarray | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Open the progress line."""
         module.meter = StepMeter()
         self._peak_flops = device_peak_flops()
         if trainer.is_global_zero:
@@ -62,11 +54,9 @@ class StepLog(pl.Callback):
             )
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the step's clock."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        """Log the step."""
         step = trainer.global_step
         meter, module.meter = module.meter, StepMeter()
         data_wait, module.data_wait = module.data_wait, 0.0
@@ -79,6 +69,7 @@ class StepLog(pl.Callback):
             return
         metrics = trainer.callback_metrics
         seconds = time.perf_counter() - self._started
+        flops = self.flops.of(StepWork.of_totals(totals)) / (seconds * trainer.world_size)
         entry = {
             "step": step,
             "loss": float(metrics["reduced_train_loss"]),
@@ -89,7 +80,9 @@ class StepLog(pl.Callback):
             "samples_per_second": totals["num_samples"] / seconds,
             **token_rates(totals, seconds),
             "data_wait_share": data_wait / seconds,
-            **self._compute_rates(totals, seconds * trainer.world_size),
+            # of a device; the share of its peak is None where that is unknown
+            "tflops": flops / 1e12,
+            "mfu": self._peak_flops and flops / self._peak_flops,
             "peak_memory_gib": _peak_memory_gib(),
             "time": time.time(),
         }
@@ -104,13 +97,6 @@ class StepLog(pl.Callback):
         if self._last_val_loss is not None:
             shown["val"] = f"{self._last_val_loss:.3f}"
         self._bar.set_postfix(shown, refresh=False)
-
-    def _compute_rates(self, totals: dict[str, int], device_seconds: float) -> dict[str, Any]:
-        """TFLOP/s of a device and their share of its peak, None where that is unknown; see
-        `dct_vl.runs.flops`.
-        """
-        rate = self.flops.of(StepWork.of_totals(totals)) / device_seconds
-        return {"tflops": rate / 1e12, "mfu": self._peak_flops and rate / self._peak_flops}
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Count the words of this validation anew."""
@@ -139,7 +125,6 @@ class StepLog(pl.Callback):
                     logger.log_metrics(accuracy, step=trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Close the progress line."""
         if self._bar is not None:
             self._bar.close()
 
@@ -214,19 +199,13 @@ PARAMETERS_NAME = "parameters.json"
 
 
 class ParameterReport(pl.Callback):
-    """Prints the counts and writes parameters.json.
-
-    Args:
-        run_dir: the run's folder.
-        tuning: the mode, as in `model.tuning`.
-    """
+    """Prints how many parameters are trained, part by part, and writes parameters.json."""
 
     def __init__(self, run_dir: Path, *, tuning: str) -> None:
         self.run_dir = run_dir
         self.tuning = tuning
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Count, once the model is complete."""
         counts = count_parameters(module.module)
         if not trainer.is_global_zero:
             return
