@@ -1,4 +1,4 @@
-"""A run's checkpoints, and whether each is as it was written.
+"""A run's checkpoints on disk, and whether each is intact.
 
 A checkpoint is the folder RUN/checkpoints/step-00000100; its meta file lists every file with its
 size.
@@ -115,7 +115,7 @@ def checkpoint_folders(run_dir: str | Path) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class NewestIntact:
-    """The newest checkpoint of a run whose files are as they were written."""
+    """The newest checkpoint of a run whose files are intact."""
 
     path: Path | None
     #: newer ones, newest first, with what is wrong with them

@@ -51,7 +51,7 @@ def write_provenance(run: RunConfig, folder: Path, *, resumed_at: int = 0) -> No
     """config.yaml (loads back with `read_config`), and environment.json.
 
     Args:
-        resumed_at: the step of this run that is gone on from, 0 for a run that starts. What was
+        resumed_at: the step that the run resumes from, 0 for a run that starts. What was
             written at earlier starts stays, and config-resumed-00000200.yaml and
             environment-resumed-00000200.json are added where they differ from the latest.
     """

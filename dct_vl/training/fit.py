@@ -44,7 +44,7 @@ from dct_vl.training.watch.rank_watch import clear_places  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
-    """Train, or go on training, and return the run's folder.
+    """Train, or resume, and return the run's folder.
 
     Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK). It returns
     as well where a signal has stopped the run, whose newest checkpoint is then of the last step,

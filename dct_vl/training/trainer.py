@@ -141,7 +141,7 @@ def validation_batches(run: RunConfig, division: Division) -> int:
 
 
 def build_loggers(run: RunConfig, folder: Path) -> list[Logger]:
-    """TensorBoard, and Weights & Biases where asked for, which goes on with the run's own run."""
+    """TensorBoard, and Weights & Biases where asked for; a resumed run keeps its W&B run."""
     loggers: list[Logger] = []
     if run.logger.tensorboard:
         loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))

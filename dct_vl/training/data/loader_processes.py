@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import Empty
 from typing import Any
 
 from megatron.energon import SavableDataLoader, WorkerConfig
 from torch.utils.data import get_worker_info
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_reader import sample_loaders
-from dct_vl.runs.config.compose import ConfigError
 
 #: bytes of a loader process on the board; longer keys are cut
 _SLOT = 256
@@ -89,28 +90,16 @@ def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> It
 class _Answers:
     """What a loader process answers when it is asked for its place, with patience that ends."""
 
-    def __init__(
-        self,
-        queue: Any,
-        loader: SavableDataLoader,
-        board: WorkerBoard,
-        worker_id: int,
-        limit: float,
-    ) -> None:
-        self._queue = queue
-        self._loader = loader
-        self._board = board
-        self._worker_id = worker_id
-        self._limit = limit
+    def __init__(self, queue: Any, where: Callable[[], str], limit: float) -> None:
+        self._queue, self._where, self._limit = queue, where, limit
 
     def get(self) -> Any:
         try:
             return self._queue.get(timeout=self._limit)
         except Empty:
-            where = _describe(self._loader, self._board, self._worker_id)
             raise LoaderProcessError(
-                f"no checkpoint: for {self._limit:g} s its place in the data was asked of {where}. "
-                f"{_IF_SLOW}"
+                f"no checkpoint: for {self._limit:g} s its place in the data was asked of "
+                f"{self._where()}. {_IF_SLOW}"
             ) from None
 
 
@@ -125,7 +114,7 @@ def limit_answers(loader: SavableDataLoader, board: WorkerBoard, timeout_s: floa
     """
     if timeout_s:
         loader.result_queues = [
-            _Answers(queue, loader, board, worker_id, timeout_s)
+            _Answers(queue, partial(_describe, loader, board, worker_id), timeout_s)
             for worker_id, queue in enumerate(loader.result_queues)
         ]
 

@@ -129,8 +129,8 @@ class ResumedCosine(CosineAnnealing):
     """NeMo's cosine, whose floor follows a part's own rate, and which takes from a checkpoint how
     far it is and nothing else.
 
-    A run that goes on with a raised `trainer.max_steps` would otherwise keep the length that it
-    had before, and train at the floor from there on.
+    A run that resumes with a raised `trainer.max_steps` would otherwise keep its old length, and
+    train at the floor from there on.
     """
 
     def get_lr(self) -> list[float]:
@@ -160,13 +160,13 @@ class ResumedCosine(CosineAnnealing):
 
 
 class RunLongCosine(CosineAnnealingScheduler):
-    """Linear warmup, then a cosine down to `min_lr` at step `num_steps`.
+    """Linear warm-up, then a cosine down to `min_lr` at step `num_steps`.
 
     MegatronStrategy overwrites a scheduler's `max_steps` with the Trainer's, which is where this
     process stops. A run that is stopped in its middle and resumed would bend its schedule twice.
 
     Args:
-        num_steps: length of the whole run in steps.
+        num_steps: length of the run in steps.
         warmup_steps: steps from 0 to the learning rate of the optimizer.
         min_lr: the end of the cosine.
     """

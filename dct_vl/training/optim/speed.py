@@ -85,7 +85,7 @@ class SpeedUp(pl.Callback):
         self.pending: PendingScale | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """After the optimizer was made, and filled where the run goes on from a checkpoint."""
+        """After the optimizer was made, and filled where the run resumes from a checkpoint."""
         if trainer.is_global_zero:
             print(describe(self.speed, self.layer_spec), flush=True)
         allow_compiling(self.speed.compile)

@@ -1,4 +1,4 @@
-"""A loader's place in the data, for other numbers of ranks and loader processes.
+"""A loader's position in the data, also for other numbers of ranks and loader processes.
 
 Energon divides the shards among all loader processes of a job; each goes through its own part for
 ever, and is one stream. Streams can change the rank that reads them. Their number cannot change:
@@ -57,7 +57,7 @@ def redistribute(
 
     Streams keep their order, as in `energon checkpoint redist`. Every rank starts with its first
     one; where the old ranks were in the middle of a round, the streams meet in other steps than
-    they would have, and each goes on at its very next sample.
+    they would have, and each resumes at its very next sample.
     """
     streams = [stream for state in states for stream in state.worker_states]
     return [

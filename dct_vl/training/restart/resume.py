@@ -28,12 +28,12 @@ from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import CONFIG_NAME, read_config  # noqa: E402
 from dct_vl.training.restart.loader_state import check_streams  # noqa: E402
 
-#: how a run begins and where it lies changes nothing of what it was
+#: settings that may differ: they say where a run begins and lies, not what it computes
 _PLACES = ("trainer.resume", "log_dir")
 
 
 class RunFinished(Exception):
-    """All steps of a run are done, with the very settings that it is started with again."""
+    """A finished run was started again with the same settings."""
 
     def __init__(self, folder: Path, step: int, setting: str) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ class RunFinished(Exception):
 
 
 def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
-    """The checkpoint to go on from: of this run's, the newest one without a fault.
+    """The checkpoint to resume from: of this run's, the newest one without a fault.
 
     Raises:
         RunFinished: the run has done its last step, and its settings are unchanged.
@@ -148,7 +148,7 @@ def _identity(checkpoint: Path) -> str | None:
 
 
 def stream_settings(run: RunConfig) -> dict[str, object]:
-    """What a resumed run must share with the one before, to go on with the very next sample."""
+    """What a resumed run must share with the one before, to resume with the very next sample."""
     return {
         "tokenizer": run.tokenizer,
         "data": data_fingerprint(run.data.path),

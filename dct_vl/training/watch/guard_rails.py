@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are not finite, or whose loss leaps: found, listed, left out."""
+"""Guards against bad steps: loss or gradients that are not finite, and loss spikes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dct_vl.training.estimate.memory import GIB, BatchShape, stage_memory
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySaving:
-    """One change."""
+    """A change of one setting that lowers the peak memory."""
 
     #: as on the command line
     setting: str
@@ -23,7 +23,7 @@ class MemorySaving:
     saves: float
     #: of the unchanged run's estimate
     share: float
-    #: a checkpoint of this run can go on with it
+    #: a checkpoint of this run can resume with it
     resumes: bool
 
 

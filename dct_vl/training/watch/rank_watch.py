@@ -1,9 +1,8 @@
 """Names the rank that the others wait for.
 
-A collective that a rank does not join stands still on all of them, and torch's timeout kills the
-process that noticed, which is seldom the one at fault. Every rank therefore writes down where it
-is, in RUN/ranks, and where nothing moves for long, one rank of each machine reads what all have
-written.
+A collective that a rank does not join blocks all of them, and torch's timeout kills the process
+that noticed, which is seldom the one at fault. So every rank writes its progress to RUN/ranks, and
+after a long stall one rank of each machine reads what all have written.
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ def speakers(places: Sequence[Place]) -> set[int]:
 
 
 class RankWatch(pl.Callback):
-    """Notes this rank's place, and reports a standstill from a thread of its own.
+    """Notes this rank's place, and reports a stall from a thread of its own.
 
     Args:
         after_s: seconds without a note of this rank after which all are looked at, again and again;
