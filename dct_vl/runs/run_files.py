@@ -28,6 +28,8 @@ CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
 STEPS_NAME = "steps.jsonl"
 VALIDATION_NAME = "validation.jsonl"
+LOCK_NAME = "trainer.lock"
+WANDB_ID_NAME = "wandb-id.txt"
 #: packages whose versions decide what a run computes
 PACKAGES = (
     "torch",
@@ -162,11 +164,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_steps(folder: str | Path) -> list[dict[str, Any]]:
     """Entries of steps.jsonl by step: of steps that were done twice, the later run's."""
-    by_step = {entry["step"]: entry for entry in read_json_lines(Path(folder) / STEPS_NAME)}
+    return _last_by_step(Path(folder) / STEPS_NAME)
+
+
+def read_validation(folder: str | Path) -> list[dict[str, Any]]:
+    """Entries of validation.jsonl by step, likewise."""
+    return _last_by_step(Path(folder) / VALIDATION_NAME)
+
+
+def _last_by_step(path: Path) -> list[dict[str, Any]]:
+    by_step = {entry["step"]: entry for entry in read_json_lines(path)}
     return [by_step[step] for step in sorted(by_step)]
 
 
-LOCK_NAME = "trainer.lock"
 #: of the runs that this process has claimed; open as long as it lives
 _held: dict[Path, int] = {}
 
@@ -202,16 +212,12 @@ def claim(folder: Path) -> None:
     os.pwrite(file, f"{os.uname().nodename}, pid {os.getpid()}".encode(), 0)
 
 
-#: in a run's folder
-ID_NAME = "wandb-id.txt"
-
-
 def wandb_id(folder: Path) -> str:
     """The id of the W&B run that belongs to the run in `folder`, made where there is none.
 
     Only the first rank, which is the one that logs, may ask.
     """
-    file = folder / ID_NAME
+    file = folder / WANDB_ID_NAME
     known = file.read_text().strip() if file.is_file() else ""
     if not known:
         known = uuid4().hex[:8]
@@ -221,4 +227,4 @@ def wandb_id(folder: Path) -> str:
 
 def begin_wandb_run(folder: Path) -> None:
     """Let what starts at step 0 in `folder` be a run of its own."""
-    (folder / ID_NAME).unlink(missing_ok=True)
+    (folder / WANDB_ID_NAME).unlink(missing_ok=True)

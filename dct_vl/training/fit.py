@@ -29,7 +29,7 @@ from dct_vl.runs.run_files import (  # noqa: E402
 from dct_vl.training.build import build_data, build_model  # noqa: E402
 from dct_vl.training.processes.supervise import first_cause  # noqa: E402
 from dct_vl.training.processes.tiny_model import with_model_folder  # noqa: E402
-from dct_vl.training.report import try_run_summary  # noqa: E402
+from dct_vl.training.report.run_summary import try_run_summary  # noqa: E402
 from dct_vl.training.restart.checkpoints import explain_unwritten  # noqa: E402
 from dct_vl.training.restart.resume import (  # noqa: E402
     RunFinished,

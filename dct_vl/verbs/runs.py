@@ -32,7 +32,7 @@ def ledger(run_dir: RunDir) -> None:
 
 def summary(run_dir: RunDir) -> None:
     """Write the run's page, summary.html, anew."""
-    from dct_vl.training.report import write_run_summary
+    from dct_vl.training.report.run_summary import write_run_summary
 
     with plain_errors():
         typer.echo(write_run_summary(run_dir))

@@ -17,8 +17,7 @@ from dct_vl.evaluation.compare.pairing import (
     score_sources,
 )
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.runs.series import column, median, steady_steps
-from dct_vl.training.report import first_and_last_loss
+from dct_vl.runs.series import column, first_and_last_loss, median, steady_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dct_vl.evaluation.compare.intervals import Interval, wilson_interval
 from dct_vl.evaluation.compare.quickstart import Quickstart
 from dct_vl.evaluation.compare.results import ItemScore, ResultFile
 from dct_vl.evaluation.compare.runs import ComparedRun
-from dct_vl.training.report import first_and_last_loss
+from dct_vl.runs.series import first_and_last_loss
 
 #: kinds of question with fewer are not what a page leads with
 _FEW_QUESTIONS = 10

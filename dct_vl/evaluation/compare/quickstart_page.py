@@ -18,8 +18,7 @@ from dct_vl.evaluation.compare.report import difference_text
 from dct_vl.evaluation.compare.runs import ComparedRun
 from dct_vl.pages.charts import Line, line_chart
 from dct_vl.pages.page import figure, percent, render_page
-from dct_vl.runs.series import TOKEN_KINDS, token_rates
-from dct_vl.training.report import steady_steps
+from dct_vl.runs.series import TOKEN_KINDS, steady_steps, token_rates
 
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"

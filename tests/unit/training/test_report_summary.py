@@ -24,8 +24,7 @@ from dct_vl.runs.run_files import (
     run_dir,
     write_provenance,
 )
-from dct_vl.training.report import try_run_summary, write_run_summary
-from dct_vl.training.report.run_summary import settings
+from dct_vl.training.report.run_summary import settings, try_run_summary, write_run_summary
 
 #: attributes through which a page can load something
 _LOADING = ("src", "href", "srcset", "poster", "data", "action")
