@@ -127,6 +127,8 @@ class EndlessLoader:
 class ChatDataModule(EnergonMultiModalDataModule):
     """Training on the `train` split for ever, validation on the `val` split from its start.
 
+    Checkpoints hold its state under its name.
+
     Args:
         task_encoder: for training; a `ChatPackEncoder` where the run packs.
         validation_task_encoder: for validation.

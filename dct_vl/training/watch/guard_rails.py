@@ -58,6 +58,8 @@ class SpikeMeter:
 class GuardRails(pl.Callback):
     """Looks at every step between its gradients and its update, on all ranks alike.
 
+    Checkpoints hold its state under its name.
+
     Args:
         run_dir: the run's folder; BAD_STEPS_NAME in it lists the samples of bad steps.
         policy: stop (the run ends, the update is not made) | skip (the update is left out, and the

@@ -234,3 +234,12 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path):
         claim(tmp_path / "run")
     finally:
         os.killpg(first.pid, 9)
+
+
+def test_states_have_the_names_that_older_checkpoints_hold():
+    """Lightning stores states by the names of classes; with others a checkpoint loses them."""
+    from dct_vl.training.data.module import ChatDataModule
+    from dct_vl.training.watch.guard_rails import GuardRails
+
+    assert ChatDataModule.__qualname__ == "ChatDataModule"
+    assert GuardRails.state_key.fget(object.__new__(GuardRails)) == "GuardRails"
