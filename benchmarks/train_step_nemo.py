@@ -39,7 +39,7 @@ from dct_vl.inputs.cells import encode_visual  # noqa: E402
 from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX  # noqa: E402
 from dct_vl.inputs.samples import EncodedChat  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
-from dct_vl.runs.config.checks import Layout  # noqa: E402
+from dct_vl.runs.checks import Division  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import run_dir  # noqa: E402
@@ -183,8 +183,8 @@ def run_ours(case: dict[str, Any], times: StepTimes, folder: Path) -> dict[str, 
     run_folder = run_dir(run)
     run_folder.mkdir(parents=True, exist_ok=True)
     model = build_model(run, load_weights=False)
-    layout = Layout(world_size=1, data_parallel_size=1, num_micro_batches=1)
-    trainer = build_trainer(run, run_folder, layout, StopSignals(), MemoryWatch(run, 1))
+    division = Division(world_size=1, data_parallel_size=1, num_micro_batches=1)
+    trainer = build_trainer(run, run_folder, division, StopSignals(), MemoryWatch(run, 1))
     trainer.callbacks.insert(0, times)
     trainer.fit(model, data)
     lines = [json.loads(line) for line in (run_folder / "steps.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 """NeMo's stock Qwen2-VL for train_step_nemo.py, which imports this.
 
-Nothing of it is changed but the stream of its DDP (`dct_vl.compat.ddp_stream`).
+Nothing of it is changed but the stream of its DDP (`dct_vl.compat.nemo`).
 """
 
 from __future__ import annotations

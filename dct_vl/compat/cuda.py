@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,20 +18,8 @@ _CPU = torch.device("cpu")
 
 #: torch factories that the stack calls with device="cuda" or pin_memory=True
 _FACTORIES = (
-    "arange",
-    "empty",
-    "empty_like",
-    "eye",
-    "full",
-    "full_like",
-    "ones",
-    "ones_like",
-    "rand",
-    "randn",
-    "tensor",
-    "as_tensor",
-    "zeros",
-    "zeros_like",
+    *("arange", "empty", "empty_like", "eye", "full", "full_like", "ones", "ones_like", "rand"),
+    *("randn", "tensor", "as_tensor", "zeros", "zeros_like"),
 )
 
 
@@ -125,3 +114,11 @@ class _Stream:
 @contextlib.contextmanager
 def _stream_context(stream: Any) -> Iterator[Any]:
     yield stream
+
+
+def disable_dynamo() -> None:
+    """Turn `torch.compile` into a no-op for this process and its children.
+
+    An explicit TORCHDYNAMO_DISABLE in the environment wins.
+    """
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -23,7 +23,7 @@ from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.shard_reader import HeldOut, read_split
 from dct_vl.inputs.words import score_words, token_roles
 from dct_vl.model.language_model import scored_forward
-from dct_vl.runs.result_names import beside
+from dct_vl.runs.result_files import beside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 from dct_vl.model.lora import merge_lora
 from dct_vl.runs.config.tuning import trained_parts
-from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
+from dct_vl.runs.result_files import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config
 
 

@@ -20,7 +20,7 @@ from dct_vl.export.tensors import ExportError, why_not_plain
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES
 from dct_vl.runs.checkpoint_files import read_meta
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.runs.json_file import read_object
+from dct_vl.runs.result_files import read_object
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines, read_steps
 
 #: copied as they are, where they exist

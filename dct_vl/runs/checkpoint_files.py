@@ -1,4 +1,4 @@
-"""A run's checkpoints, and whether each is as it was written.
+"""A run's checkpoints on disk, and whether each is intact.
 
 A checkpoint is the folder RUN/checkpoints/step-00000100; its meta file lists every file with its
 size.
@@ -114,23 +114,23 @@ def checkpoint_folders(run_dir: str | Path) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soundest:
-    """The newest checkpoint of a run whose files are as they were written."""
+class NewestIntact:
+    """The newest checkpoint of a run whose files are intact."""
 
     path: Path | None
     #: newer ones, newest first, with what is wrong with them
     damaged: tuple[tuple[Path, str], ...]
 
 
-def newest_sound(run_dir: str | Path) -> Soundest:
+def newest_intact(run_dir: str | Path) -> NewestIntact:
     """Look from the newest checkpoint backwards for one without a fault."""
     damaged: list[tuple[Path, str]] = []
     for path in reversed(checkpoint_folders(run_dir)):
         fault = find_fault(path)
         if fault is None:
-            return Soundest(path=path, damaged=tuple(damaged))
+            return NewestIntact(path=path, damaged=tuple(damaged))
         damaged.append((path, fault))
-    return Soundest(path=None, damaged=tuple(damaged))
+    return NewestIntact(path=None, damaged=tuple(damaged))
 
 
 def best_checkpoints(run_dir: str | Path, count: int) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -126,11 +126,8 @@ def summarize(run_dir: str | Path) -> LedgerSummary:
         return facts
     # a rejected sample of one start may be taken by another, with other bounds
     rejected = (read_rejects(Path(run_dir) / "rejects") & known) - times.keys()
-    return LedgerSummary(
-        num_steps=facts.num_steps,
-        num_consumed=facts.num_consumed,
-        by_times=facts.by_times,
-        missing_steps=facts.missing_steps,
+    return replace(
+        facts,
         num_samples=len(known),
         num_rejected=len(rejected),
         num_never=len(known - times.keys() - rejected),

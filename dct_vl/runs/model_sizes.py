@@ -40,12 +40,10 @@ class ModelSizes:
 
     @property
     def query_width(self) -> int:
-        """Width of all query heads of the language model."""
         return self.shape.heads * self.shape.head_dim
 
     @property
     def key_width(self) -> int:
-        """Width of all key heads of the language model."""
         return self.shape.kv_heads * self.shape.head_dim
 
     def vit_linears(self) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,8 @@
-"""What a run leaves beside its checkpoints: configuration, code state, versions, steps."""
+"""What a run leaves beside its checkpoints: configuration, code state, versions, steps, lock."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -11,12 +12,14 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import data_identity
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.shipped import ROOT
@@ -25,6 +28,8 @@ CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
 STEPS_NAME = "steps.jsonl"
 VALIDATION_NAME = "validation.jsonl"
+LOCK_NAME = "trainer.lock"
+WANDB_ID_NAME = "wandb-id.txt"
 #: packages whose versions decide what a run computes
 PACKAGES = (
     "torch",
@@ -48,9 +53,7 @@ def write_provenance(run: RunConfig, folder: Path, *, resumed_at: int = 0) -> No
     """config.yaml (loads back with `read_config`), and environment.json.
 
     Args:
-        run: the configuration.
-        folder: the run's folder.
-        resumed_at: the step of this run that is gone on from, 0 for a run that starts. What was
+        resumed_at: the step that the run resumes from, 0 for a run that starts. What was
             written at earlier starts stays, and config-resumed-00000200.yaml and
             environment-resumed-00000200.json are added where they differ from the latest.
     """
@@ -161,5 +164,67 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_steps(folder: str | Path) -> list[dict[str, Any]]:
     """Entries of steps.jsonl by step: of steps that were done twice, the later run's."""
-    by_step = {entry["step"]: entry for entry in read_json_lines(Path(folder) / STEPS_NAME)}
+    return _last_by_step(Path(folder) / STEPS_NAME)
+
+
+def read_validation(folder: str | Path) -> list[dict[str, Any]]:
+    """Entries of validation.jsonl by step, likewise."""
+    return _last_by_step(Path(folder) / VALIDATION_NAME)
+
+
+def _last_by_step(path: Path) -> list[dict[str, Any]]:
+    by_step = {entry["step"]: entry for entry in read_json_lines(path)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+#: of the runs that this process has claimed; open as long as it lives
+_held: dict[Path, int] = {}
+
+
+def claim(folder: Path) -> None:
+    """Lock a run's folder until this process ends, however it ends.
+
+    A lock of `fcntl`: it goes with the process, which no child inherits it from, and is known to
+    other machines that share the folder. Where the file system has no locks there is none.
+
+    Raises:
+        ConfigError: another process trains in the folder.
+    """
+    path = (folder / LOCK_NAME).resolve()
+    if path in _held:
+        return  # opening the file again and closing it would give the lock up
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held[path] = file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        owner = os.pread(file, 200, 0).decode(errors="replace").strip()
+        del _held[path]
+        os.close(file)
+        raise ConfigError(
+            f"{folder}: another process trains there ({owner}): wait until it has ended, end it, "
+            "or use another experiment_name"
+        ) from None
+    except OSError:
+        return
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.uname().nodename}, pid {os.getpid()}".encode(), 0)
+
+
+def wandb_id(folder: Path) -> str:
+    """The id of the W&B run that belongs to the run in `folder`, made where there is none.
+
+    Only the first rank, which is the one that logs, may ask.
+    """
+    file = folder / WANDB_ID_NAME
+    known = file.read_text().strip() if file.is_file() else ""
+    if not known:
+        known = uuid4().hex[:8]
+        file.write_text(f"{known}\n")
+    return known
+
+
+def begin_wandb_run(folder: Path) -> None:
+    """Let what starts at step 0 in `folder` be a run of its own."""
+    (folder / WANDB_ID_NAME).unlink(missing_ok=True)

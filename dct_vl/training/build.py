@@ -23,11 +23,9 @@ from dct_vl.runs.config.tuning import rate_multipliers, trained_parts  # noqa: E
 from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import run_dir  # noqa: E402
 from dct_vl.training.data.module import ChatDataModule  # noqa: E402
-from dct_vl.training.data.pack_encoder import ChatPackEncoder  # noqa: E402
-from dct_vl.training.data.task_encoder import ChatTaskEncoder  # noqa: E402
+from dct_vl.training.data.task_encoder import ChatPackEncoder, ChatTaskEncoder  # noqa: E402
 from dct_vl.training.module import QwenVLModule  # noqa: E402
-from dct_vl.training.optim.param_groups import PartOptimizer  # noqa: E402
-from dct_vl.training.optim.schedule import RunLongCosine  # noqa: E402
+from dct_vl.training.optim.optimizer import PartOptimizer, RunLongCosine  # noqa: E402
 from dct_vl.training.optim.speed import resolve_speed  # noqa: E402
 
 

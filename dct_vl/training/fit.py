@@ -17,27 +17,34 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from dct_vl.errors import RunError, StopRequested  # noqa: E402
 from dct_vl.runs.checkpoint_files import checkpoint_step  # noqa: E402
-from dct_vl.runs.config.checks import check_run  # noqa: E402
+from dct_vl.runs.checks import check_run  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.ledger import forget_steps_after  # noqa: E402
-from dct_vl.runs.run_files import run_dir, write_provenance  # noqa: E402
+from dct_vl.runs.run_files import (  # noqa: E402
+    begin_wandb_run,
+    claim,
+    run_dir,
+    write_provenance,
+)
 from dct_vl.training.build import build_data, build_model  # noqa: E402
-from dct_vl.training.processes.rank_errors import first_cause  # noqa: E402
+from dct_vl.training.processes.supervise import first_cause  # noqa: E402
 from dct_vl.training.processes.tiny_model import with_model_folder  # noqa: E402
-from dct_vl.training.report import try_run_summary  # noqa: E402
+from dct_vl.training.report.run_summary import try_run_summary  # noqa: E402
 from dct_vl.training.restart.checkpoints import explain_unwritten  # noqa: E402
-from dct_vl.training.restart.finished import RunFinished  # noqa: E402
-from dct_vl.training.restart.resume import began_at, find_resume, is_own  # noqa: E402
-from dct_vl.training.restart.run_lock import claim  # noqa: E402
+from dct_vl.training.restart.resume import (  # noqa: E402
+    RunFinished,
+    began_at,
+    find_resume,
+    is_own,
+)
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
-from dct_vl.training.restart.wandb_run import begin_wandb_run  # noqa: E402
 from dct_vl.training.trainer import build_trainer  # noqa: E402
 from dct_vl.training.watch.out_of_memory import MemoryWatch, is_out_of_memory  # noqa: E402
 from dct_vl.training.watch.rank_watch import clear_places  # noqa: E402
 
 
 def fit(run: RunConfig) -> Path:
-    """Train, or go on training, and return the run's folder.
+    """Train, or resume, and return the run's folder.
 
     Call it in every process of the job (torchrun sets WORLD_SIZE, RANK and LOCAL_RANK). It returns
     as well where a signal has stopped the run, whose newest checkpoint is then of the last step,
@@ -57,14 +64,14 @@ def fit(run: RunConfig) -> Path:
 
 def _fit(run: RunConfig, stop: StopSignals) -> Path:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    layout = check_run(run, world_size)
+    division = check_run(run, world_size)
     run = with_model_folder(run)
     folder = run_dir(run)
     is_first = int(os.environ.get("RANK", "0")) == 0
     if is_first:
         claim(folder)
     try:
-        resume = find_resume(run, folder, layout.data_parallel_size)
+        resume = find_resume(run, folder, division.data_parallel_size)
     except RunFinished as finished:
         if is_first:
             print(finished, file=sys.stderr)
@@ -83,7 +90,7 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
     data = build_data(run)
     memory = MemoryWatch(run, world_size)
     origin = began_at(resume, folder)
-    trainer = build_trainer(run, folder, layout, stop, memory, began_at=origin)
+    trainer = build_trainer(run, folder, division, stop, memory, began_at=origin)
     try:
         trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
     except StopRequested as stopped:

@@ -70,7 +70,6 @@ class BatchLoss(MaskedTokenLossReductionWithLossMask):
     """NeMo's reduction, which would write the mask into the batch, for a typed batch."""
 
     def forward(self, batch: Batch, forward_out: Any) -> Any:
-        """See `MaskedTokenLossReduction.forward`."""
         return super().forward({}, forward_out)
 
 
@@ -107,7 +106,6 @@ class QwenVLModule(Qwen2VLModel):
     """NeMo's Qwen2VLModel around a `QwenVLWithVisualTokenizer`.
 
     Args:
-        config: the model.
         hf_folder: Hugging Face folder to start from; None where a checkpoint will be loaded.
         optim: NeMo's optimizer module.
         trained: parts whose own weights are trained.
@@ -143,8 +141,8 @@ class QwenVLModule(Qwen2VLModel):
         self.meter = StepMeter()
         #: scores the words of validation batches; the step log resets it
         self.words = WordMeter()
-        self._loss_of_step: LossOfStep | None = None
-        self._loss_of_validation: BatchLoss | None = None
+        self._loss_of_step = LossOfStep()
+        self._loss_of_validation = BatchLoss(validation_step=True)
         #: told what a step does next; `dct_vl.training.watch.rank_watch` sets it
         self.note_phase: Callable[[str], None] = lambda phase: None
 
@@ -203,18 +201,11 @@ class QwenVLModule(Qwen2VLModel):
 
     @property
     def training_loss_reduction(self) -> LossOfStep:
-        """NeMo's hook."""
-        if self._loss_of_step is None:
-            self._loss_of_step = LossOfStep()
         return self._loss_of_step
 
     @property
     def validation_loss_reduction(self) -> BatchLoss:
-        """NeMo's hook."""
-        if self._loss_of_validation is None:
-            self._loss_of_validation = BatchLoss(validation_step=True)
         return self._loss_of_validation
 
     def forward(self, batch: Batch) -> Any:  # type: ignore[override]
-        """See `QwenVLWithVisualTokenizer.forward`."""
         return self.module(batch)

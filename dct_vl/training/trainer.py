@@ -15,39 +15,31 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger  # 
 from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E402
 
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
-from dct_vl.runs.config.checks import Layout  # noqa: E402
+from dct_vl.runs.checks import Division  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.derived import RunSettings  # noqa: E402
+from dct_vl.runs.run_files import wandb_id  # noqa: E402
 from dct_vl.training.optim.speed import SpeedUp, resolve_speed  # noqa: E402
 from dct_vl.training.restart.checkpoints import CheckpointWriter  # noqa: E402
 from dct_vl.training.restart.resume import stream_settings, tensor_settings  # noqa: E402
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
-from dct_vl.training.restart.wandb_run import wandb_id  # noqa: E402
 from dct_vl.training.watch.guard_rails import GuardRails  # noqa: E402
 from dct_vl.training.watch.out_of_memory import MemoryWatch  # noqa: E402
-from dct_vl.training.watch.parameter_report import ParameterReport  # noqa: E402
 from dct_vl.training.watch.rank_watch import RankWatch  # noqa: E402
-from dct_vl.training.watch.step_log import StepLog  # noqa: E402
+from dct_vl.training.watch.step_log import ParameterReport, StepLog  # noqa: E402
 
 
 def build_trainer(
     run: RunConfig,
     folder: Path,
-    layout: Layout,
+    division: Division,
     stop: StopSignals,
     memory: MemoryWatch,
     *,
     began_at: str | None = None,
 ) -> nl.Trainer:
-    """NeMo's Trainer with MegatronStrategy and this project's callbacks.
-
-    Args:
-        run: the configuration.
-        folder: the run's folder.
-        layout: of the run.
-        stop: signals that end it.
-        memory: watches the device's memory.
-        began_at: see `dct_vl.training.restart.resume.began_at`.
+    """NeMo's Trainer with MegatronStrategy and this project's callbacks; for `began_at` see
+    `dct_vl.training.restart.resume.began_at`.
     """
     settings = RunSettings(run)
     dtype = settings.dtype
@@ -75,8 +67,8 @@ def build_trainer(
     meta = {
         **stream_settings(run),
         "tuning": tensor_settings(run),
-        "world_size": layout.world_size,
-        "data_parallel_size": layout.data_parallel_size,
+        "world_size": division.world_size,
+        "data_parallel_size": division.data_parallel_size,
         "data.num_workers": run.data.num_workers,
         "began_at": began_at,
     }
@@ -84,7 +76,7 @@ def build_trainer(
     num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     return nl.Trainer(
         accelerator="gpu" if settings.on_cuda else "cpu",
-        devices=layout.world_size // num_nodes,
+        devices=division.world_size // num_nodes,
         num_nodes=num_nodes,
         max_steps=settings.last_step,
         strategy=strategy,
@@ -95,7 +87,7 @@ def build_trainer(
             RankWatch(
                 folder,
                 rank=int(os.environ.get("RANK", "0")),
-                world_size=layout.world_size,
+                world_size=division.world_size,
                 after_s=trainer.stall_warning_s,
             ),
             memory,
@@ -126,7 +118,7 @@ def build_trainer(
         logger=build_loggers(run, folder),
         val_check_interval=trainer.val_every or None,
         check_val_every_n_epoch=None,
-        limit_val_batches=validation_batches(run, layout),
+        limit_val_batches=validation_batches(run, division),
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -136,7 +128,7 @@ def build_trainer(
     )
 
 
-def validation_batches(run: RunConfig, layout: Layout) -> int:
+def validation_batches(run: RunConfig, division: Division) -> int:
     """Micro batches of a validation on each data-parallel rank: `trainer.val_batches`, and what
     completes the last step.
 
@@ -144,12 +136,12 @@ def validation_batches(run: RunConfig, layout: Layout) -> int:
     there is nothing but a rest, the validation.
     """
     trainer = run.trainer
-    of_step = layout.num_micro_batches
+    of_step = division.num_micro_batches
     return -(-trainer.val_batches // of_step) * of_step if trainer.val_every else 0
 
 
 def build_loggers(run: RunConfig, folder: Path) -> list[Logger]:
-    """TensorBoard, and Weights & Biases where asked for, which goes on with the run's own run."""
+    """TensorBoard, and Weights & Biases where asked for; a resumed run keeps its W&B run."""
     loggers: list[Logger] = []
     if run.logger.tensorboard:
         loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))

@@ -27,7 +27,7 @@ def words(
     """Measure the share of answer words predicted right, given the true text before them."""
     from dct_vl.evaluation.forward_pass import write_words
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint, with_data_path
-    from dct_vl.runs.result_names import WORDS_NAME
+    from dct_vl.runs.result_files import WORDS_NAME
 
     if output is not None and len(checkpoints) > 1:
         raise ConfigError("--output names one file; leave it out for several runs")
@@ -51,7 +51,7 @@ def speed(
     """Measure samples per second of a forward and backward pass without a loader: speed.json."""
     from dct_vl.evaluation.forward_pass import write_speed
     from dct_vl.inference.loading import find_checkpoint, load_checkpoint
-    from dct_vl.runs.result_names import SPEED_NAME
+    from dct_vl.runs.result_files import SPEED_NAME
 
     for checkpoint in checkpoints:
         with one_line_errors():
@@ -95,7 +95,7 @@ def compare(
     Scores are found in the runs' folders: answers*.jsonl of `answers`, words.jsonl of `words`, and
     *_samples_TASK.jsonl of `score --json`.
     """
-    from dct_vl.compat.quiet import quieten
+    from dct_vl.compat.registry import quieten
     from dct_vl.evaluation.compare import read_runs, write_comparison
 
     quieten()
@@ -147,7 +147,7 @@ def quickstart(
     seconds: Annotated[float | None, typer.Option(help="Wall-clock seconds so far.")] = None,
 ) -> None:
     """Write the quickstart's report.html and summary.json."""
-    from dct_vl.compat.quiet import quieten
+    from dct_vl.compat.registry import quieten
     from dct_vl.evaluation.compare.quickstart import read_quickstart
     from dct_vl.evaluation.compare.quickstart_page import SUMMARY_NAME, write_quickstart
 

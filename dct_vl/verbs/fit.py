@@ -17,10 +17,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dct_vl.errors import ConfigError, RunError
-from dct_vl.runs.config.compose import compose_config, register_schema, to_run_config
-from dct_vl.runs.config.groups import CONFIG_DIR
-from dct_vl.runs.config.overrides import check_overrides
-from dct_vl.training.processes.rank_errors import first_cause, note_error
+from dct_vl.runs.config.compose import (
+    CONFIG_DIR,
+    check_overrides,
+    compose_config,
+    register_schema,
+    to_run_config,
+)
+from dct_vl.training.processes.supervise import first_cause, note_error
 from dct_vl.verbs import one_line_errors
 
 Settings = Annotated[
@@ -132,7 +136,7 @@ def ledger(run_dir: RunFolder) -> None:
 
 def summary(run_dir: RunFolder) -> None:
     """Write the run's page, summary.html, anew."""
-    from dct_vl.training.report import write_run_summary
+    from dct_vl.training.report.run_summary import write_run_summary
 
     with one_line_errors():
         typer.echo(write_run_summary(run_dir))

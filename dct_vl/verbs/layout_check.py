@@ -11,10 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from dct_vl.errors import ConfigError
-from dct_vl.training.layout_check.inputs import make_inputs
-from dct_vl.training.layout_check.layouts import REFERENCE, choose_layouts
-from dct_vl.training.layout_check.runs import VARIANTS, Case, Outcome, Settings, run_cases
-from dct_vl.training.layout_check.verdict import BF16, FP32, Verdict, judge
+from dct_vl.training.layout_check.layouts import REFERENCE, choose_layouts, make_inputs
+from dct_vl.training.layout_check.runs import (
+    BF16,
+    FP32,
+    VARIANTS,
+    Case,
+    CaseOutcome,
+    CheckSettings,
+    Verdict,
+    judge,
+    run_cases,
+)
 
 
 def layout_check(
@@ -46,7 +54,7 @@ def layout_check(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigError(f"--json {json_file}: its folder does not exist; make it first")
     tolerance = FP32 if on_cpu else BF16
-    settings = Settings(
+    settings = CheckSettings(
         inputs=make_inputs(work_dir, model_type),
         work_dir=work_dir,
         on_cpu=on_cpu,
@@ -63,11 +71,11 @@ def layout_check(
     # larger layouts first where they leave room for others later; references start at once
     cases = [Case(variant=v, layout=layout) for v in wanted for layout in (REFERENCE, *layouts)]
     cases.sort(key=lambda case: case.layout.num_ranks)
-    references: dict[str, Outcome] = {}
-    waiting: list[Outcome] = []
+    references: dict[str, CaseOutcome] = {}
+    waiting: list[CaseOutcome] = []
     verdicts: list[Verdict] = []
 
-    def on_done(outcome: Outcome) -> None:
+    def on_done(outcome: CaseOutcome) -> None:
         if outcome.case.layout == REFERENCE:
             references[outcome.case.variant] = outcome
             waiting.insert(0, outcome)

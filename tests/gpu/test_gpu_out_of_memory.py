@@ -15,7 +15,7 @@ def test_the_message_names_the_pack_and_what_would_fit(runs):
     assert re.match(r"  of [\d.]+ GiB, [\d.]+ held weights, gradients and optimizer", lines[1])
     pack = re.match(
         r"  micro batch 1: 2 rows of 16384 tokens with (\d+) samples; \d+ text, \d+ visual and "
-        r"(\d+) padding tokens; \d+ ViT patches, \d+ in the longest picture; samples: \S",
+        r"(\d+) padding tokens; \d+ ViT patches, \d+ in the longest image; samples: \S",
         lines[2],
     )
     assert pack, lines[2]

@@ -12,7 +12,7 @@ from command_line import invoke as run_verb
 from safetensors.torch import load_file, save_file
 
 from dct_vl.inputs.shard_reader import read_split
-from dct_vl.runs.result_names import outside_answers
+from dct_vl.runs.result_files import outside_answers
 from dct_vl.runs.run_files import read_steps
 
 pytestmark = pytest.mark.slow

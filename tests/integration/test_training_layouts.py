@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dct_vl.training.watch.metering import StepMeter
-from dct_vl.training.watch.rates import CURVES
+from dct_vl.training.watch.step_log import CURVES
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,7 @@ from dct_vl.evaluation.compare.gallery import Asked, first_of_each_source, from_
 from dct_vl.evaluation.compare.pairing import pair
 from dct_vl.evaluation.compare.results import ResultFile, read_results
 from dct_vl.evaluation.compare.runs import ComparedRun, read_runs
-from dct_vl.runs.json_file import read_object
-from dct_vl.runs.result_names import EXPORT_NAME, outside_answers
+from dct_vl.runs.result_files import EXPORT_NAME, outside_answers, read_object
 from dct_vl.runs.run_files import read_steps
 
 #: samples of the gallery

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from dct_vl.inputs.chat import IMAGE_MARK
-from dct_vl.runs.result_names import ANSWERS_NAME, WORDS_NAME
+from dct_vl.runs.result_files import ANSWERS_NAME, WORDS_NAME
 
 _SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>.+)\.jsonl$")
 #: whole numbers in a line of a samples file that are no score

@@ -18,12 +18,17 @@ from dct_vl.pages.svg import NUM_SERIES
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.flops import StepWork
-from dct_vl.runs.json_file import read_object
 from dct_vl.runs.ledger import read_ledger
-from dct_vl.runs.result_names import ANSWERS_NAME
-from dct_vl.runs.run_files import ENVIRONMENT_NAME, STEPS_NAME, latest_file, read_config, read_steps
+from dct_vl.runs.result_files import ANSWERS_NAME, read_object
+from dct_vl.runs.run_files import (
+    ENVIRONMENT_NAME,
+    STEPS_NAME,
+    latest_file,
+    read_config,
+    read_steps,
+    read_validation,
+)
 from dct_vl.runs.series import Steps, column, steady_throughput
-from dct_vl.training.report import read_validation
 
 
 @dataclass(frozen=True, kw_only=True)

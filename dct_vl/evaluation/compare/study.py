@@ -16,11 +16,9 @@ from dct_vl.evaluation.compare.results import ResultFile, read_results
 from dct_vl.evaluation.compare.runs import label
 from dct_vl.evaluation.compare.study_plots import by_kind, draw_study
 from dct_vl.runs.derived import RunSettings
-from dct_vl.runs.json_file import read_object
-from dct_vl.runs.result_names import SPEED_NAME, WORDS_NAME
-from dct_vl.runs.run_files import read_config, read_steps
+from dct_vl.runs.result_files import SPEED_NAME, WORDS_NAME, read_object
+from dct_vl.runs.run_files import read_config, read_steps, read_validation
 from dct_vl.runs.series import steady_throughput
-from dct_vl.training.report import read_validation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError
 from dct_vl.inputs.rejects import RejectedSamples
 from dct_vl.inputs.shard_reader import HeldOut, OnFault, read_split
-from dct_vl.runs.result_names import beside
+from dct_vl.runs.result_files import beside
 
 #: fields of a line of `generate` that are kept
 _KEPT = ("num_visual_tokens", "damage")

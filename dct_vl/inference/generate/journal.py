@@ -10,7 +10,7 @@ import orjson
 
 from data_prep.durable import write_durably
 from dct_vl.inputs.rejects import reject_line
-from dct_vl.runs.result_names import beside
+from dct_vl.runs.result_files import beside
 
 
 class Journal:

@@ -59,7 +59,7 @@ class DataConfig:
     path: str = MISSING
     #: longest sample in tokens; longer ones are skipped and counted
     seq_length: int = 2048
-    #: bounds of a resized picture's area in pixels
+    #: bounds of a resized image's area in pixels
     min_pixels: int = 784
     max_pixels: int = 43904
     #: frames taken of a second of video, and bounds of their number; fewer where the sample would

@@ -28,9 +28,14 @@ from tqdm import tqdm
 from dct_vl.inputs.batch import DeviceFields
 from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.training.data.shares import check_shares, mixed_epochs
+from dct_vl.training.data.loader_processes import (
+    WorkerBoard,
+    check_shares,
+    limit_answers,
+    mixed_epochs,
+    watch,
+)
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
-from dct_vl.training.data.worker_watch import WorkerBoard, limit_answers, watch
 from dct_vl.training.restart.loader_state import check_streams, redistribute, restore
 from dct_vl.training.restart.stop_signals import ignore_in_worker
 
@@ -105,12 +110,8 @@ class RepeatedLoader:
 
 
 class EndlessLoader:
-    """A loader without a length: Lightning would end an epoch, and validate, at that length.
-
-    Args:
-        loader: of the training split.
-        board: see `dct_vl.training.data.worker_watch.watch`.
-        timeout_s: likewise.
+    """The training loader without a length, watched: Lightning would end an epoch, and validate,
+    at that length.
     """
 
     def __init__(self, loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> None:
@@ -126,8 +127,9 @@ class EndlessLoader:
 class ChatDataModule(EnergonMultiModalDataModule):
     """Training on the `train` split for ever, validation on the `val` split from its start.
 
+    Checkpoints hold its state under its name.
+
     Args:
-        run: paths, batch sizes, packing, seed, workers.
         task_encoder: for training; a `ChatPackEncoder` where the run packs.
         validation_task_encoder: for validation.
     """

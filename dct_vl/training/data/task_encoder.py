@@ -1,14 +1,15 @@
-"""The Energon task encoder: crude samples → planned → encoded → batches of fixed layout."""
+"""Energon task encoders, a sample or a pack a row: crude samples → planned → encoded → batches."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from megatron.energon import Cooker, DefaultTaskEncoder, Sample, stateless
+from megatron.energon import Cooker, DefaultTaskEncoder, Sample, SkipSample, stateless
+from megatron.energon.edataclass import edataclass
 
 from data_prep.schema import SchemaError
 from dct_tokenizer import PlanError, TokenizerConfigError
-from dct_vl.inputs.batch import Batch, pad_batch
+from dct_vl.inputs.batch import Batch, pack_batch, pad_batch
 from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.clips import make_clip
 from dct_vl.inputs.encode import InputSpec, encode_chat, plan_chat
@@ -24,14 +25,15 @@ from dct_vl.inputs.samples import (
     reason_of,
 )
 from dct_vl.inputs.video import VideoError
-from dct_vl.training.data.worker_watch import WorkerBoard
+from dct_vl.training.data.loader_processes import WorkerBoard
+from dct_vl.training.data.packing import ChatPack, PackBounds, select_packs
 
 #: of a sample, not of the program
 _FAULTS = (SchemaError, ChatError, ImageError, VideoError, PlanError, TokenizerConfigError)
 
 
 class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
-    """Conversations with pictures and videos, one sample a batch row.
+    """Conversations with images and videos, one sample a batch row.
 
     Args:
         inputs: how conversations become inputs. What is longer than its `seq_length` even with
@@ -64,7 +66,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def preencode_sample(self, sample: CrudeChat) -> PlannedChat:
-        """Plan a sample from its text and its pictures' headers; nothing is decoded."""
+        """Plan a sample from its text and the headers of its images; nothing is decoded."""
         if self.board:
             self.board.note(f"planning {sample.__key__}")
         try:
@@ -92,7 +94,7 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
-        """Decode pictures and the chosen frames of videos, and cut them into cells."""
+        """Decode images and the chosen frames of videos, and cut them into cells."""
         if self.board:
             self.board.note(f"decoding {sample.__key__}")
         try:
@@ -107,7 +109,6 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def batch(self, samples: list[EncodedChat]) -> Batch:
-        """Pad a micro batch."""
         return pad_batch(
             samples, visual=self.inputs.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
         )
@@ -115,5 +116,79 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
     def _reject(
         self, sample: Sample, reason: str, detail: str, stage: Stage = "planning"
     ) -> NoReturn:
-        """See `RejectLog.reject`."""
         self.rejects.reject(sample.__key__, reason, detail, stage=stage, file=file_of(sample))
+
+
+@edataclass
+class CountedChat(PlannedChat):
+    """A planned sample with the numbers that it takes of a pack."""
+
+    num_tokens: int
+    num_patches: int
+
+
+class ChatPackEncoder(ChatTaskEncoder):
+    """Conversations in packs of `inputs.seq_length` tokens; a batch is made of packs.
+
+    Energon fills a buffer of planned samples, asks for packs, decodes the samples of one pack at a
+    time and saves its place with whatever the buffer holds.
+
+    Packs are made by plan. Where the numbers of a tokenizer are known only after decoding
+    (`counts_from_header` is False) a sample is decoded for its numbers before it is packed and
+    again when its pack is due: packing by the bounds of the plan would leave much of every row
+    empty, and keeping pixels in the buffer would take gigabytes.
+
+    A sample that turns out to be damaged after its pack was chosen leaves padding behind.
+
+    Args:
+        max_patches: most ViT patches in a pack; a sample with more is rejected.
+        options: of `ChatTaskEncoder`; padding does not apply.
+    """
+
+    def __init__(self, *, max_patches: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.bounds = PackBounds(max_tokens=self.inputs.seq_length, max_patches=max_patches)
+
+    @stateless
+    def preencode_sample(self, sample: CrudeChat) -> CountedChat:
+        """Plan a sample and count what it takes of a pack."""
+        planned = super().preencode_sample(sample)
+        num_tokens = len(planned.input_ids)
+        num_patches = sum(plan.num_cells for plan in planned.plans)
+        if not self.inputs.visual.counts_from_header:
+            encoded = self.postencode_sample(planned)
+            num_tokens = len(encoded.input_ids)
+            num_patches = sum(plan.num_cells for plan in encoded.visual.plans)
+        if num_patches > self.bounds.max_patches:
+            self._reject(
+                sample,
+                "too_many_patches",
+                f"{num_patches} ViT patches; a pack holds {self.bounds.max_patches} "
+                "(data.max_patches_per_pack)",
+                "packing",
+            )
+        self.rejects.accept("packing")
+        return CountedChat.extend(planned, num_tokens=num_tokens, num_patches=num_patches)
+
+    def select_samples_to_pack(self, samples: list[CountedChat]) -> list[list[CountedChat]]:
+        """Divide a buffer into packs; see `dct_vl.training.data.packing.select_packs`."""
+        tokens = [sample.num_tokens for sample in samples]
+        patches = [sample.num_patches for sample in samples]
+        packs = select_packs(tokens, patches, self.bounds)
+        return [[samples[index] for index in pack] for pack in packs]
+
+    @stateless
+    def pack_selected_samples(self, samples: list[EncodedChat]) -> ChatPack:
+        """A pack of the samples that came through decoding.
+
+        Raises:
+            SkipSample: none did.
+        """
+        if not samples:
+            raise SkipSample("all samples of a pack were rejected")
+        return ChatPack.derive_from(samples[0], samples=tuple(samples))
+
+    @stateless
+    def batch(self, samples: list[ChatPack]) -> Batch:  # type: ignore[override]
+        packs = [pack.samples for pack in samples]
+        return pack_batch(packs, visual=self.inputs.visual, length=self.inputs.seq_length)

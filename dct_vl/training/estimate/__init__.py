@@ -1,4 +1,4 @@
-"""What a run will need, before any GPU is taken: memory a device, time a step, tokens a picture.
+"""What a run will need, before any GPU is taken: memory a device, time a step, tokens an image.
 
 Formulas stand where they are computed: `memory` (bytes), `dct_vl.runs.flops` (FLOPs).
 """

@@ -47,7 +47,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class BatchShape:
     """What a forward pass takes in, padding included."""
 
     rows: int
@@ -58,12 +58,11 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Places of all rows."""
         return self.rows * self.row_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Placement:
     """How the model lies on the GPUs and what of it is trained."""
 
     sizes: ModelSizes
@@ -109,49 +108,49 @@ class StageMemory:
         return fixed + max(passing, self.optimizer_passes)
 
 
-def stage_memory(plan: Plan, batch: MicroBatch, stage: int) -> StageMemory:
+def stage_memory(placement: Placement, batch: BatchShape, stage: int) -> StageMemory:
     """Memory of the GPUs of pipeline stage `stage` (0 holds the ViT)."""
-    element = 2 if plan.half_precision else 4
-    held, trained = stage_parameters(plan, stage)
-    shards = plan.dp * plan.cp if plan.distributed_optimizer else 1
-    in_flight = min(plan.num_micro_batches, plan.pp - stage)
-    vit, llm, buffers = _activations(plan, batch, stage)
+    element = 2 if placement.half_precision else 4
+    held, trained = stage_parameters(placement, stage)
+    shards = placement.dp * placement.cp if placement.distributed_optimizer else 1
+    in_flight = min(placement.num_micro_batches, placement.pp - stage)
+    vit, llm, buffers = _activations(placement, batch, stage)
     return StageMemory(
         weights=element * held,
         gradients=4 * trained,
         # float32 parameters are their own master weights
-        optimizer=(12 if plan.half_precision else 8) * trained / shards,
+        optimizer=(12 if placement.half_precision else 8) * trained / shards,
         vit_activations=vit * in_flight,
         llm_activations=llm * in_flight,
         loss_and_buffers=buffers,
-        optimizer_passes=0 if plan.fused_optimizer else 4 * trained / shards,
+        optimizer_passes=0 if placement.fused_optimizer else 4 * trained / shards,
     )
 
 
-def stage_parameters(plan: Plan, stage: int) -> tuple[float, float]:
+def stage_parameters(placement: Placement, stage: int) -> tuple[float, float]:
     """Parameters on one rank of a stage, and those of them that are trained."""
-    sizes, tp = plan.sizes, plan.tp
-    layers = sizes.shape.llm_layers / plan.pp
-    last = stage == plan.pp - 1
+    sizes, tp = placement.sizes, placement.tp
+    layers = sizes.shape.llm_layers / placement.pp
+    last = stage == placement.pp - 1
     # a tied output layer on another stage than the embedding is a copy
-    tables = (stage == 0) + (last and not (sizes.tied and plan.pp == 1))
+    tables = (stage == 0) + (last and not (sizes.tied and placement.pp == 1))
     parts = {"language": (layers * sizes.llm_layer + tables * sizes.words) / tp}
-    added = layers * plan.adapters[1] / tp
+    added = layers * placement.adapters[1] / tp
     if stage == 0:
         parts["vision"] = sizes.shape.vit_layers * sizes.vit_layer / tp
         parts["projector"] = sizes.projector / tp
-        parts["front_end"] = plan.front_end_parameters
-        added += sizes.shape.vit_layers * plan.adapters[0] / tp
-    trained = sum(count for part, count in parts.items() if part in plan.trained)
+        parts["front_end"] = placement.front_end_parameters
+        added += sizes.shape.vit_layers * placement.adapters[0] / tp
+    trained = sum(count for part, count in parts.items() if part in placement.trained)
     return sum(parts.values()) + added, trained + added
 
 
-def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, float, float]:
+def _activations(placement: Placement, batch: BatchShape, stage: int) -> tuple[float, float, float]:
     """Bytes of one micro batch: in the ViT, in the language model, and while the loss or a layer
     is at work.
     """
-    sizes, shape, tp = plan.sizes, plan.sizes.shape, plan.tp
-    scale = 1 if plan.half_precision else 2
+    sizes, shape, tp = placement.sizes, placement.sizes.shape, placement.tp
+    scale = 1 if placement.half_precision else 2
     vit_row = layer_bytes(
         width=shape.vit_width,
         queries=shape.vit_width,
@@ -159,8 +158,8 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         mlp=shape.vit_mlp,
         gated=shape.vit_gated,
         is_vision=True,
-        fused=plan.fused_layers,
-        adapted=plan.adapted_fc2[0],
+        fused=placement.fused_layers,
+        adapted=placement.adapted_fc2[0],
         tp=tp,
     )
     llm_row = layer_bytes(
@@ -170,32 +169,33 @@ def _activations(plan: Plan, batch: MicroBatch, stage: int) -> tuple[float, floa
         mlp=shape.llm_mlp,
         gated=True,
         is_vision=False,
-        fused=plan.fused_layers,
-        adapted=plan.adapted_fc2[1],
+        fused=placement.fused_layers,
+        adapted=placement.adapted_fc2[1],
         tp=tp,
-        sequence_parallel=plan.sequence_parallel,
+        sequence_parallel=placement.sequence_parallel,
     )
-    spread = tp if plan.sequence_parallel else 1
-    kept_vit = 2 * shape.vit_width if plan.recompute else vit_row
-    kept_llm = 2 * shape.llm_width / spread if plan.recompute else llm_row
+    spread = tp if placement.sequence_parallel else 1
+    kept_vit = 2 * shape.vit_width if placement.recompute else vit_row
+    kept_llm = 2 * shape.llm_width / spread if placement.recompute else llm_row
 
-    has_vit_adapters, has_llm_adapters = (count > 0 for count in plan.adapters)
-    through_vit = bool({"front_end", "vision"} & plan.trained) or has_vit_adapters
-    through_llm = through_vit or has_llm_adapters or bool({"projector", "language"} & plan.trained)
+    has_vit_adapters, has_llm_adapters = (count > 0 for count in placement.adapters)
+    through_vit = bool({"front_end", "vision"} & placement.trained) or has_vit_adapters
+    trains_llm = bool({"projector", "language"} & placement.trained)
+    through_llm = through_vit or has_llm_adapters or trains_llm
     vit = llm = buffers = 0.0
     if stage == 0:
         # the front end's float32 input, the merger's rows: a few widths beside the layers
         vit_ends = 12 * shape.vit_width
         vit = batch.num_cells * (vit_ends + through_vit * shape.vit_layers * kept_vit)
         buffers = batch.num_cells * vit_row
-    tokens = batch.num_tokens / plan.cp
+    tokens = batch.num_tokens / placement.cp
     if through_llm:
         ends = 6 * shape.llm_width / spread
-        llm = tokens * (ends + shape.llm_layers / plan.pp * kept_llm)
+        llm = tokens * (ends + shape.llm_layers / placement.pp * kept_llm)
         buffers = max(buffers, tokens * llm_row)
-    if stage == plan.pp - 1:
+    if stage == placement.pp - 1:
         answers = min(batch.num_answers, tokens)
-        buffers = max(buffers, _loss_bytes(plan, tokens, answers) / scale)
+        buffers = max(buffers, _loss_bytes(placement, tokens, answers) / scale)
     return vit * scale, llm * scale, buffers * scale
 
 
@@ -237,12 +237,12 @@ def layer_bytes(
     return norms + (attention + inner) / tp
 
 
-def _loss_bytes(plan: Plan, tokens: float, answers: float) -> float:
-    element = 2 if plan.half_precision else 4
-    words = plan.sizes.vocab_size / plan.tp
-    trains = "language" in plan.trained
-    if not plan.answer_loss:
-        weight_gradient: float = trains * element * words * plan.sizes.shape.llm_width
+def _loss_bytes(placement: Placement, tokens: float, answers: float) -> float:
+    element = 2 if placement.half_precision else 4
+    words = placement.sizes.vocab_size / placement.tp
+    trains = "language" in placement.trained
+    if not placement.answer_loss:
+        weight_gradient: float = trains * element * words * placement.sizes.shape.llm_width
         return (element + 4) * tokens * words + weight_gradient
     all_logits = element * answers * words
     chunk = element * min(answers, CHUNK) * words

@@ -1,23 +1,23 @@
-"""Runs of a check: one start a layout, as many at once as there are ranks."""
+"""Runs of a check, one start a layout, and their figures compared with those of one process."""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_run
+from dct_vl.runs.checks import check_run
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.run_files import read_steps
-from dct_vl.training.layout_check.inputs import Inputs
-from dct_vl.training.layout_check.layouts import ParallelLayout
+from dct_vl.training.layout_check.layouts import Inputs, ParallelLayout
 from dct_vl.training.processes.launch import Machines, torchrun_command
-from dct_vl.training.processes.rank_errors import FOLDER_VARIABLE, describe_errors
+from dct_vl.training.processes.supervise import FOLDER_VARIABLE, describe_errors
 
 #: variant → its settings
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -28,7 +28,7 @@ SEQ_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class CheckSettings:
     """What the runs of a check have in common."""
 
     inputs: Inputs
@@ -54,12 +54,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The run's name."""
         return f"{self.variant}-{self.layout.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CaseOutcome:
     """What a run gave: its figures by step, or why there are none."""
 
     case: Case
@@ -81,7 +80,7 @@ class _Running:
     started: float
 
 
-def overrides_of(case: Case, settings: Settings) -> list[str]:
+def overrides_of(case: Case, settings: CheckSettings) -> list[str]:
     """The command-line settings of a run."""
     return [
         f"data.path={settings.inputs.shards}",
@@ -107,19 +106,15 @@ def overrides_of(case: Case, settings: Settings) -> list[str]:
 
 
 def run_cases(
-    cases: Sequence[Case], settings: Settings, on_done: Callable[[Outcome], None]
-) -> list[Outcome]:
-    """Run all cases, in order as far as there is room, each in processes of its own.
-
-    Args:
-        cases: the runs.
-        settings: what they share.
-        on_done: called with each outcome as it comes.
+    cases: Sequence[Case], settings: CheckSettings, on_done: Callable[[CaseOutcome], None]
+) -> list[CaseOutcome]:
+    """Run all cases, in order as far as there is room, each in processes of its own; `on_done` is
+    called with each outcome as it comes.
     """
     waiting = []
-    outcomes: list[Outcome] = []
+    outcomes: list[CaseOutcome] = []
 
-    def finish(outcome: Outcome) -> None:
+    def finish(outcome: CaseOutcome) -> None:
         outcomes.append(outcome)
         on_done(outcome)
 
@@ -128,7 +123,7 @@ def run_cases(
             check_run(compose_config(overrides_of(case, settings)), case.layout.num_ranks)
             waiting.append(case)
         except ConfigError as error:
-            finish(Outcome(case=case, refusal=str(error)))
+            finish(CaseOutcome(case=case, refusal=str(error)))
     free = list(range(settings.num_ranks))
     running: list[_Running] = []
     try:
@@ -151,12 +146,12 @@ def run_cases(
     return outcomes
 
 
-def _errors_of(case: Case, settings: Settings) -> Path:
+def _errors_of(case: Case, settings: CheckSettings) -> Path:
     """Where the ranks of a run say why they ended."""
     return settings.work_dir / "errors" / case.name
 
 
-def _start(case: Case, devices: tuple[int, ...], settings: Settings) -> _Running:
+def _start(case: Case, devices: tuple[int, ...], settings: CheckSettings) -> _Running:
     machines = Machines(
         num_nodes=1,
         node_rank=0,
@@ -185,7 +180,7 @@ def _start(case: Case, devices: tuple[int, ...], settings: Settings) -> _Running
     return _Running(case=case, process=process, devices=devices, log=log, started=time.monotonic())
 
 
-def _outcome(item: _Running, settings: Settings) -> Outcome:
+def _outcome(item: _Running, settings: CheckSettings) -> CaseOutcome:
     item.log.close()
     seconds = time.monotonic() - item.started
     if item.process.returncode:
@@ -194,11 +189,81 @@ def _outcome(item: _Running, settings: Settings) -> Outcome:
         if not said:
             said = "\n".join(path.read_text(errors="replace").splitlines()[-12:])
         failure = f"exit status {item.process.returncode}, {path}:\n{said}"
-        return Outcome(case=item.case, seconds=seconds, failure=failure)
+        return CaseOutcome(case=item.case, seconds=seconds, failure=failure)
     steps = read_steps(settings.work_dir / "runs" / item.case.name)
-    return Outcome(
+    return CaseOutcome(
         case=item.case,
         losses=tuple(step["loss"] for step in steps),
         norms=tuple(step["grad_norm"] for step in steps),
         seconds=seconds,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest relative differences that pass."""
+
+    loss: float
+    norm: float
+
+
+#: fp32 on CPU ranks: rounding of sums in another order
+FP32 = Tolerance(loss=1e-4, norm=1e-3)
+#: bf16 on GPUs: activations of 8 bits of precision, reduced in another order at every layer
+BF16 = Tolerance(loss=2e-2, norm=1e-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One line of the table."""
+
+    variant: str
+    layout: str
+    status: Literal["PASS", "FAIL", "REFUSED"]
+    loss_difference: float | None
+    norm_difference: float | None
+    seconds: float
+    reason: str
+
+
+def judge(
+    outcome: CaseOutcome, reference: CaseOutcome, tolerance: Tolerance, steps: int
+) -> Verdict:
+    """PASS where all steps agree, REFUSED where the configuration of a layout was turned down, else
+    FAIL; a reference that was turned down is a fault of the settings.
+    """
+    case = outcome.case
+    loss = norm = None
+    status: Literal["PASS", "FAIL", "REFUSED"] = "FAIL"
+    if outcome.refusal:
+        status = "FAIL" if outcome is reference else "REFUSED"
+        reason = outcome.refusal
+    elif outcome.failure:
+        reason = outcome.failure
+    elif reference.refusal or reference.failure:
+        reason = "there is no reference to compare with"
+    elif not len(outcome.losses) == len(reference.losses) == steps:
+        done = f"{len(outcome.losses)} steps, the reference {len(reference.losses)}"
+        reason = f"{done}; expected {steps}"
+    else:
+        loss = largest_difference(outcome.losses, reference.losses)
+        norm = largest_difference(outcome.norms, reference.norms)
+        good = loss <= tolerance.loss and norm <= tolerance.norm
+        status = "PASS" if good else "FAIL"
+        reason = "" if good else f"more than {tolerance.loss:g} (loss) or {tolerance.norm:g} (norm)"
+    return Verdict(
+        variant=case.variant,
+        layout=case.layout.name,
+        status=status,
+        loss_difference=loss,
+        norm_difference=norm,
+        seconds=round(outcome.seconds, 1),
+        reason=reason,
+    )
+
+
+def largest_difference(found: tuple[float, ...], expected: tuple[float, ...]) -> float:
+    """Largest relative difference; infinite where any figure is not finite."""
+    if not all(math.isfinite(x) for x in (*found, *expected)):
+        return math.inf
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(found, expected, strict=True))

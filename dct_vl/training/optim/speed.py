@@ -14,8 +14,7 @@ from dct_vl.model.attention import have_cudnn_attention, have_varlen_attention, 
 from dct_vl.model.fused.pieces import allow_compiling
 from dct_vl.model.layer_specs import LayerSpecName
 from dct_vl.runs.config.schema import SpeedConfig
-from dct_vl.training.optim.gradient_scale import PendingScale
-from dct_vl.training.optim.optimizer_lists import copy_at_once, remember_lists
+from dct_vl.training.optim.adam import PendingScale, copy_at_once, remember_lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ class SpeedUp(pl.Callback):
         self.pending: PendingScale | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """After the optimizer was made, and filled where the run goes on from a checkpoint."""
+        """After the optimizer was made, and filled where the run resumes from a checkpoint."""
         if trainer.is_global_zero:
             print(describe(self.speed, self.layer_spec), flush=True)
         allow_compiling(self.speed.compile)

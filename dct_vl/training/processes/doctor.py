@@ -20,7 +20,7 @@ from packaging.markers import Marker
 
 from dct_vl.errors import ConfigError
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES, check_model_file, read_model_file
-from dct_vl.runs.config.checks import check_data_path
+from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.shipped import shipped_folder
 
@@ -69,12 +69,20 @@ def _findings(run: RunConfig | None, on_cpu: bool | None) -> Iterator[Finding]:
             yield check_wandb()
 
 
+def _ok(what: str, detail: str) -> Finding:
+    return Finding(status="ok", what=what, detail=detail)
+
+
+def _fail(what: str, detail: str) -> Finding:
+    return Finding(status="FAIL", what=what, detail=detail)
+
+
 def check_python() -> Finding:
     """Python 3.10 to 3.12."""
     found = platform.python_version()
-    good = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    fix = "" if good else ": use 3.10, 3.11 or 3.12 (NeMo 2.7.3 needs it)"
-    return Finding(status="ok" if good else "FAIL", what="python", detail=found + fix)
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        return _ok("python", found)
+    return _fail("python", f"{found}: use 3.10, 3.11 or 3.12 (NeMo 2.7.3 needs it)")
 
 
 def check_versions(pins_file: Path | None = None) -> Iterator[Finding]:
@@ -91,9 +99,8 @@ def check_versions(pins_file: Path | None = None) -> Iterator[Finding]:
         except PackageNotFoundError:
             found = "missing"
         if name in DECISIVE:
-            good = found == pin
-            fix = "" if good else f", expected {pin}: pip install '{name}=={pin}'"
-            yield Finding(status="ok" if good else "FAIL", what=name, detail=found + fix)
+            fix = f"{found}, expected {pin}: pip install '{name}=={pin}'"
+            yield _ok(name, found) if found == pin else _fail(name, fix)
         elif found != pin:
             different.append(f"{name} {found} (pinned {pin})")
     yield Finding(
@@ -121,30 +128,19 @@ def check_devices(on_cpu: bool | None) -> Iterator[Finding]:
     import torch
 
     count = 0 if on_cpu else torch.cuda.device_count()
-    if count:
-        properties = torch.cuda.get_device_properties(0)
-        yield Finding(
-            status="ok",
-            what="torch",
-            detail=f"{torch.__version__}, {count} × {properties.name}, "
-            f"{properties.total_memory / 2**30:.0f} GiB each",
-        )
-        nccl = torch.distributed.is_nccl_available()
-        yield Finding(
-            status="ok" if nccl else "FAIL",
-            what="NCCL",
-            detail=".".join(map(str, torch.cuda.nccl.version()))
-            if nccl
-            else "absent: this torch cannot use several GPUs; install a CUDA build",
-        )
-        yield _check_transformer_engine()
-    else:
+    if not count:
+        found = f"{torch.__version__}, CPU"
         gloo = torch.distributed.is_gloo_available()
-        yield Finding(
-            status="ok" if gloo else "FAIL",
-            what="torch",
-            detail=f"{torch.__version__}, CPU" + ("" if gloo else ": gloo is absent"),
-        )
+        yield _ok("torch", found) if gloo else _fail("torch", f"{found}: gloo is absent")
+        return
+    properties = torch.cuda.get_device_properties(0)
+    memory = f"{properties.total_memory / 2**30:.0f} GiB each"
+    yield _ok("torch", f"{torch.__version__}, {count} × {properties.name}, {memory}")
+    if torch.distributed.is_nccl_available():
+        yield _ok("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+    else:
+        yield _fail("NCCL", "absent: this torch cannot use several GPUs; install a CUDA build")
+    yield _check_transformer_engine()
 
 
 def _check_transformer_engine() -> Finding:
@@ -152,9 +148,7 @@ def _check_transformer_engine() -> Finding:
     from dct_vl.model.attention import have_cudnn_attention
 
     if have_transformer_engine():
-        return Finding(
-            status="ok", what="TransformerEngine", detail=f"{version('transformer_engine')}, used"
-        )
+        return _ok("TransformerEngine", f"{version('transformer_engine')}, used")
     package = "cuDNN's" if have_cudnn_attention() else "torch's flash"
     return Finding(
         status="warn",
@@ -168,28 +162,23 @@ def check_data(path: str) -> Finding:
     try:
         check_data_path(path)
     except ConfigError as error:
-        return Finding(status="FAIL", what="data", detail=str(error))
-    return Finding(status="ok", what="data", detail=path)
+        return _fail("data", str(error))
+    return _ok("data", path)
 
 
 def check_model(folder: str) -> Iterator[Finding]:
     """Weights and tokenizer files of a Hugging Face folder."""
     path = Path(folder)
     if not (path / "config.json").is_file():
-        yield Finding(
-            status="FAIL",
-            what="model",
-            detail=f"{folder} has no config.json: clone Qwen/Qwen2-VL-2B-Instruct there",
-        )
+        yield _fail("model", f"{folder} has no config.json: clone Qwen/Qwen2-VL-2B-Instruct there")
         return
     yield _check_config(path)
     yield _check_weights(path)
     missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
-    yield Finding(
-        status="FAIL" if missing else "ok",
-        what="tokenizer files",
-        detail=f"missing: {', '.join(missing)}; fetch them again" if missing else "all there",
-    )
+    if missing:
+        yield _fail("tokenizer files", f"missing: {', '.join(missing)}; fetch them again")
+    else:
+        yield _ok("tokenizer files", "all there")
 
 
 def _check_config(path: Path) -> Finding:
@@ -197,12 +186,11 @@ def _check_config(path: Path) -> Finding:
         kind = (read_model_file(path) or {}).get("model_type")
         if kind not in MODEL_TYPES:
             expected = " or ".join(MODEL_TYPES)
-            detail = f"{path} is a {kind}; expected {expected}"
-            return Finding(status="FAIL", what="model", detail=detail)
+            return _fail("model", f"{path} is a {kind}; expected {expected}")
         check_model_file(path)
     except ConfigError as error:
-        return Finding(status="FAIL", what="model", detail=str(error))
-    return Finding(status="ok", what="model", detail=MODEL_TYPES[kind])
+        return _fail("model", str(error))
+    return _ok("model", MODEL_TYPES[kind])
 
 
 def _check_weights(path: Path) -> Finding:
@@ -218,13 +206,9 @@ def _check_weights(path: Path) -> Finding:
             problems.append(f"{name} is missing")
         elif file.stat().st_size < 1024:
             problems.append(f"{name} has {file.stat().st_size} bytes (a git-lfs pointer?)")
-    return Finding(
-        status="FAIL" if problems else "ok",
-        what="weights",
-        detail=f"{'; '.join(problems)}: run git lfs pull in {path}"
-        if problems
-        else f"{len(names)} files, {weights_size(path) / 2**30:.2f} GiB in {path}",
-    )
+    if problems:
+        return _fail("weights", f"{'; '.join(problems)}: run git lfs pull in {path}")
+    return _ok("weights", f"{len(names)} files, {weights_size(path) / 2**30:.2f} GiB in {path}")
 
 
 def weights_size(path: Path) -> int:
@@ -235,10 +219,10 @@ def weights_size(path: Path) -> int:
 def check_wandb() -> Finding:
     """The package of Weights & Biases, which is none of the required ones."""
     try:
-        return Finding(status="ok", what="wandb", detail=version("wandb"))
+        return _ok("wandb", version("wandb"))
     except PackageNotFoundError:
         fix = "not installed: python -m pip install wandb, or leave WANDB_PROJECT empty"
-        return Finding(status="FAIL", what="wandb", detail=fix)
+        return _fail("wandb", fix)
 
 
 def check_disk(run: RunConfig) -> Finding:
@@ -247,20 +231,15 @@ def check_disk(run: RunConfig) -> Finding:
     existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         what = "cannot be written to" if existing.is_dir() else "is a file"
-        return Finding(
-            status="FAIL", what="disk", detail=f"{existing} {what}: set LOG_DIR elsewhere"
-        )
+        return _fail("disk", f"{existing} {what}: set LOG_DIR elsewhere")
     free = shutil.disk_usage(existing).free
     # two bytes a parameter on disk is the hub's bf16; a float32 folder is overestimated
     one = weights_size(Path(run.model.path)) / 2 * CHECKPOINT_BYTES_PER_PARAMETER
     need = one * (run.trainer.keep_last + 1)
     gib = f"{free / 2**30:.0f} GiB free at {existing}, {need / 2**30:.1f} GiB needed"
     if free < one:
-        return Finding(
-            status="FAIL", what="disk", detail=f"{gib}: free some, or set LOG_DIR elsewhere"
-        )
+        return _fail("disk", f"{gib}: free some, or set LOG_DIR elsewhere")
     if free < need:
-        return Finding(
-            status="warn", what="disk", detail=f"{gib}: lower trainer.keep_last or free some"
-        )
-    return Finding(status="ok", what="disk", detail=gib)
+        fix = f"{gib}: lower trainer.keep_last or free some"
+        return Finding(status="warn", what="disk", detail=fix)
+    return _ok("disk", gib)

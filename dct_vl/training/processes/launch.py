@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_model_layout, check_run
+from dct_vl.runs.checks import check_model_layout, check_run
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.training.processes.rank_errors import FOLDER_VARIABLE, describe_errors
-from dct_vl.training.processes.supervise import supervise
+from dct_vl.training.processes.supervise import FOLDER_VARIABLE, describe_errors, supervise
 
 _CPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 #: GPUs of a node that nobody can ask, as launch/slurm.sbatch wants them
@@ -41,7 +40,6 @@ class Machines:
 
     @property
     def world_size(self) -> int:
-        """Processes of the whole job."""
         return self.num_nodes * self.processes_per_node
 
 
@@ -62,9 +60,9 @@ def launch(arguments: Sequence[str], environ: dict[str, str] | None = None) -> N
     run = compose_config(overrides)
     machines = read_machines(environ, dry_run=dry_run)
     print(describe(run, machines))
-    layout = check_run(run, machines.world_size)
-    print(f"  data parallel         {layout.data_parallel_size}")
-    print(f"  micro batches a step  {layout.num_micro_batches}", flush=True)
+    division = check_run(run, machines.world_size)
+    print(f"  data parallel         {division.data_parallel_size}")
+    print(f"  micro batches a step  {division.num_micro_batches}", flush=True)
     command = torchrun_command(machines, overrides)
     if machines.on_cpu:
         environ["CUDA_VISIBLE_DEVICES"] = ""

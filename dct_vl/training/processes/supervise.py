@@ -1,14 +1,16 @@
-"""Runs torchrun as a child, so that a signal to the launcher reaches the ranks as a request."""
+"""Runs torchrun as a child: signals reach the ranks as requests, and their errors are said once."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -85,3 +87,47 @@ def _send(process: psutil.Process, number: int) -> None:
 def _kill(pid: int) -> None:
     for process in [*_children(pid, recursive=True), psutil.Process(pid)]:
         _send(process, signal.SIGKILL)
+
+
+#: the folder for `note_error`, given to ranks by whoever starts them
+FOLDER_VARIABLE = "DCT_VL_ERROR_DIR"
+
+
+def note_error(message: str) -> None:
+    """Leave this rank's last words in the folder, if one was given."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        return
+    with suppress(OSError):  # the disk may be what failed
+        Path(folder, os.environ.get("RANK", "0")).write_text(message)
+
+
+def first_cause(error: BaseException) -> str:
+    """ "KIND: message" of an exception; of one that carries a loader process's stacks as its text,
+    of the first of these.
+    """
+    text = str(error)
+    _, is_stack, stacks = text.partition("Traceback (most recent call last):")
+    found = re.search(r"^[\w.]*?(\w+): (.*)", stacks, re.MULTILINE) if is_stack else None
+    return f"{found[1]}: {found[2]}" if found else f"{type(error).__name__}: {text}"
+
+
+def describe_errors(folder: Path) -> str:
+    """One paragraph a message, the earliest first, with the ranks that left it; "" for none."""
+    notes = sorted(folder.iterdir(), key=lambda path: (path.stat().st_mtime_ns, int(path.name)))
+    ranks: dict[str, list[int]] = {}
+    for note in notes:
+        ranks.setdefault(note.read_text(), []).append(int(note.name))
+    return "\n".join(f"error on {name_ranks(found)}: {text}" for text, found in ranks.items())
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """ "rank 3", or "ranks 0-3, 6"."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    names = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {names}"

@@ -17,7 +17,7 @@ from typing import Literal
 
 from data_prep.schema import SchemaError, parse_record
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_data_path
+from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.schema import RunConfig
 
 #: value of model.path that asks for a generated model → its shape

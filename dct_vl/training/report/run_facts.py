@@ -21,11 +21,11 @@ from dct_vl.runs.run_files import (
     CONFIG_NAME,
     ENVIRONMENT_NAME,
     STEPS_NAME,
-    VALIDATION_NAME,
     latest_file,
     read_config,
     read_json_lines,
     read_steps,
+    read_validation,
 )
 from dct_vl.runs.series import Steps
 
@@ -110,12 +110,6 @@ def gather(run_dir: str | Path) -> RunFacts:
         data_parallel_size=len(replicas),
         checkpoints=tuple(_checkpoint(path) for path in list_checkpoints(folder)),
     )
-
-
-def read_validation(folder: Path) -> Steps:
-    """Entries of validation.jsonl by step: of validations that were done twice, the later one."""
-    by_step = {entry["step"]: entry for entry in read_json_lines(folder / VALIDATION_NAME)}
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def span(steps: Steps) -> str:

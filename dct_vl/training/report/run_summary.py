@@ -57,8 +57,8 @@ def write_run_summary(run_dir: str | Path) -> Path:
 
 
 def try_run_summary(run_dir: str | Path) -> None:
-    """The same for a run that has ended well, or has more to say than that its page failed: what
-    goes wrong, of whatever kind, is a warning.
+    """Write the page at the end of a run, where any failure is a warning: it must not hide how the
+    run ended.
     """
     try:
         write_run_summary(run_dir)

@@ -1,1 +1,1 @@
-"""Checkpoints, signals, and going on at the next sample."""
+"""Checkpoints, stop signals, and resuming at the next sample."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and which of a run's are kept.
+"""Atomic checkpoints, and which of a run's are kept.
 
 A checkpoint is a NeMo distributed checkpoint in RUN/checkpoints/step-00000100. It is written under
 another name and renamed when all ranks are done, so that a killed run leaves nothing half-made.
@@ -34,8 +34,7 @@ from dct_vl.runs.checkpoint_files import (
     list_files,
     newest_checkpoint,
 )
-from dct_vl.training.restart.save_processes import shield_from_signals
-from dct_vl.training.restart.stop_signals import StopSignals
+from dct_vl.training.restart.stop_signals import StopSignals, shield_from_signals
 
 
 def drop_checkpoints(run_dir: str | Path, *, keep_last: int, keep_best: int) -> None:
@@ -52,7 +51,7 @@ def drop_checkpoints(run_dir: str | Path, *, keep_last: int, keep_best: int) -> 
 
 
 def set_aside_after(run_dir: str | Path, step: int) -> None:
-    """Rename checkpoints of later steps than a run goes on from: they are damaged, and would be
+    """Rename checkpoints of later steps than a run resumes from: they are damaged, and would be
     taken for its newest ones.
     """
     for path in checkpoint_folders(run_dir):
@@ -86,7 +85,6 @@ class CheckpointWriter(pl.Callback):
     """Saves every `every` steps, at the last one and where a signal stops the run.
 
     Args:
-        run_dir: the run's folder.
         every: steps; 0 saves at the last step only, -1 never.
         last_step: the step at which this process stops.
         keep: newest checkpoints that are kept.
@@ -120,7 +118,7 @@ class CheckpointWriter(pl.Callback):
         self._mark = ""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Set damaged checkpoints aside; every rank has read those that it goes on from.
+        """Set damaged checkpoints aside; every rank has read the one that it resumes from.
 
         Raises:
             StopRequested: a signal came while everything was made ready.
@@ -129,7 +127,7 @@ class CheckpointWriter(pl.Callback):
         self.stop.install()
         trainer._signal_connector.received_sigterm = False
         self.stop.connect()
-        # saved between two validations: the next one is not to go on where the last one ended
+        # saved between two validations: the next one is not to begin where the last one ended
         trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
         if self.every >= 0:
             shield_from_signals()

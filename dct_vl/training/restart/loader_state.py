@@ -1,4 +1,4 @@
-"""A loader's place in the data, for other numbers of ranks and loader processes.
+"""A loader's position in the data, also for other numbers of ranks and loader processes.
 
 Energon divides the shards among all loader processes of a job; each goes through its own part for
 ever, and is one stream. Streams can change the rank that reads them. Their number cannot change:
@@ -18,13 +18,7 @@ from dct_vl.errors import ConfigError
 def check_streams(
     *, ranks_before: int, workers_before: int, num_ranks: int, num_workers: int
 ) -> None:
-    """Can the loaders of a checkpoint go on in this many?
-
-    Args:
-        ranks_before: data-parallel size of the checkpoint's run.
-        workers_before: its data.num_workers.
-        num_ranks: data-parallel size of this run.
-        num_workers: its data.num_workers.
+    """Can the loaders of a checkpoint resume with other data-parallel sizes and data.num_workers?
 
     Raises:
         ConfigError: not without repeating or skipping samples.
@@ -58,16 +52,12 @@ def check_streams(
 def redistribute(
     states: Sequence[Any], *, num_ranks: int, num_workers: int
 ) -> list[SavableDataLoaderState]:
-    """Energon's states of all ranks, for other numbers of both with the same product.
+    """Energon's states, one a rank, for other numbers of ranks and loader processes with the same
+    product.
 
     Streams keep their order, as in `energon checkpoint redist`. Every rank starts with its first
     one; where the old ranks were in the middle of a round, the streams meet in other steps than
-    they would have, and each goes on at its very next sample.
-
-    Args:
-        states: one a rank, in order.
-        num_ranks: data-parallel size to come.
-        num_workers: loader processes a rank to come.
+    they would have, and each resumes at its very next sample.
     """
     streams = [stream for state in states for stream in state.worker_states]
     return [

@@ -1,12 +1,14 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Which checkpoint a run resumes from, whether it may, and whether it has finished already."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dct_vl.compat import activate
 
@@ -17,18 +19,31 @@ from dct_vl.runs.checkpoint_files import (  # noqa: E402
     checkpoint_step,
     find_fault,
     list_checkpoints,
-    newest_sound,
+    newest_intact,
     read_meta,
 )
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.config.tuning import tuning_settings  # noqa: E402
 from dct_vl.runs.derived import RunSettings  # noqa: E402
-from dct_vl.training.restart.finished import RunFinished, changed_settings  # noqa: E402
+from dct_vl.runs.run_files import CONFIG_NAME, read_config  # noqa: E402
 from dct_vl.training.restart.loader_state import check_streams  # noqa: E402
+
+#: settings that may differ: they say where a run begins and lies, not what it computes
+_PLACES = ("trainer.resume", "log_dir")
+
+
+class RunFinished(Exception):
+    """A finished run was started again with the same settings."""
+
+    def __init__(self, folder: Path, step: int, setting: str) -> None:
+        super().__init__(
+            f"{folder} is finished at step {step}, nothing is left to do: raise {setting} to go "
+            "on, or use another experiment_name to begin anew"
+        )
 
 
 def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Path | None:
-    """The checkpoint to go on from: of this run's, the newest one without a fault.
+    """The checkpoint to resume from: of this run's, the newest one without a fault.
 
     Raises:
         RunFinished: the run has done its last step, and its settings are unchanged.
@@ -71,13 +86,13 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
 
 def _choose(wanted: str, folder: Path) -> Path | None:
     if wanted == "auto":
-        return _newest_sound(folder)
+        return _newest_intact(folder)
     held = list_checkpoints(folder)
     path = None if wanted == "never" else Path(wanted)
     if path is None or not is_own(path, folder):
         if path is not None and held and _began_at(folder) == _identity(path) is not None:
             # the same command again, as after a preemption
-            return _newest_sound(folder)
+            return _newest_intact(folder)
         if held:
             raise ConfigError(
                 f"{folder} already holds a run, at step {checkpoint_step(held[-1])}: use another "
@@ -93,8 +108,8 @@ def _choose(wanted: str, folder: Path) -> Path | None:
     return path
 
 
-def _newest_sound(folder: Path) -> Path | None:
-    sound = newest_sound(folder)
+def _newest_intact(folder: Path) -> Path | None:
+    sound = newest_intact(folder)
     faults = "; ".join(f"{path.name} is damaged: {fault}" for path, fault in sound.damaged)
     if faults and sound.path is None:
         raise ConfigError(
@@ -108,10 +123,7 @@ def _newest_sound(folder: Path) -> Path | None:
 
 def began_at(resume: Path | None, folder: Path) -> str | None:
     """Identity of another run's checkpoint that the run in `folder` began at; None without one.
-
-    Args:
-        resume: the checkpoint to go on from, of this run or of another.
-        folder: the run's folder.
+    `resume` is the checkpoint to resume from, of either run.
     """
     if resume is None:
         return None
@@ -124,7 +136,7 @@ def is_own(checkpoint: Path, folder: Path) -> bool:
 
 
 def _began_at(folder: Path) -> str | None:
-    return began_at(newest_sound(folder).path, folder)
+    return began_at(newest_intact(folder).path, folder)
 
 
 def _identity(checkpoint: Path) -> str | None:
@@ -136,7 +148,7 @@ def _identity(checkpoint: Path) -> str | None:
 
 
 def stream_settings(run: RunConfig) -> dict[str, object]:
-    """What a resumed run must share with the one before, to go on with the very next sample."""
+    """What a resumed run must share with the one before, to resume with the very next sample."""
     return {
         "tokenizer": run.tokenizer,
         "data": data_fingerprint(run.data.path),
@@ -186,3 +198,27 @@ def data_fingerprint(path: str) -> str:
     for name in names:
         digest.update((where / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def changed_settings(run: RunConfig, folder: Path) -> list[str]:
+    """Settings in which a start differs from the latest one in `folder`, such as "optim.lr 0.1
+    instead of 0.2"; nothing where there are none.
+    """
+    try:
+        before = dict(_leaves(asdict(read_config(folder))))
+    except ValueError:
+        return [f"what {CONFIG_NAME} says, which is missing or damaged"]
+    now = dict(_leaves(asdict(run)))
+    return [
+        f"{name} {now.get(name)} instead of {before.get(name)}"
+        for name in dict.fromkeys((*now, *before))
+        if name not in _PLACES and now.get(name) != before.get(name)
+    ]
+
+
+def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

@@ -1,4 +1,11 @@
-"""SIGTERM and SIGUSR1 end a run after the step that is running, on all ranks after the same one."""
+"""SIGTERM and SIGUSR1 end a run after the step that is running, on all ranks after the same one.
+
+`scancel`, `kill -- -GROUP` and schedulers that count processes signal all of a job's processes.
+Processes that take part in saving outlive that. Writers do already: they are forked from a trainer,
+whose handler does nothing elsewhere than in it. The process that collects what they report is a
+fresh one, and would end at once; the save that the signal asks for would then fail. A trainer that
+is killed would leave it behind.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +13,14 @@ import os
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
+import multiprocessing
+import threading
+from collections.abc import Sequence
+from multiprocessing.managers import SyncManager
 
 #: what preemption sends: Kubernetes, cloud machines and `scancel` the first, Slurm's
 #: `--signal=USR1@120` the second
@@ -46,18 +57,22 @@ class StopSignals:
 
         Of the CPU, so that agreeing does not wait for what the device is doing.
         """
+        import torch.distributed as dist
+
         if dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
 
     @property
     def asked(self) -> bool:
-        """Has this process been asked to stop?"""
         return self._asked
 
     def agreed(self) -> bool:
         """Has any rank been asked to stop? Every rank calls it and gets the same answer."""
         if self._group is None:
             return self.asked
+        import torch
+        import torch.distributed as dist
+
         asked = torch.tensor(int(self.asked))
         dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
         return bool(asked)
@@ -90,3 +105,29 @@ def ignore_in_worker() -> None:
 def _say(text: str) -> None:
     # not `print`: the signal may have come in the middle of one
     os.write(2, text.encode())
+
+
+def shield_from_signals() -> None:
+    """Start the collecting process, which Megatron would start at the first save, deaf to the
+    signals that stop a run. It ends with this process.
+    """
+    # here, because the collecting process imports this module too
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(_live_with_parent, (SIGNALS,))
+        filesystem_async._results_queue = manager.Queue()
+
+
+def _live_with_parent(deaf_to: Sequence[signal.Signals]) -> None:
+    """First thing in the collecting process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)

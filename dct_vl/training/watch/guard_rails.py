@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are not finite, or whose loss leaps: found, listed, left out."""
+"""Guards against bad steps: loss or gradients that are not finite, and loss spikes."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class SpikeMeter:
 class GuardRails(pl.Callback):
     """Looks at every step between its gradients and its update, on all ranks alike.
 
+    Checkpoints hold its state under its name.
+
     Args:
         run_dir: the run's folder; BAD_STEPS_NAME in it lists the samples of bad steps.
         policy: stop (the run ends, the update is not made) | skip (the update is left out, and the
@@ -79,11 +81,9 @@ class GuardRails(pl.Callback):
         self._num_in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that spikes are measured against."""
         return {"losses": list(self.meter.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
         self.meter.losses.extend(state_dict["losses"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dct_vl.runs.config.checks import check_layout, check_model_layout
+from dct_vl.runs.checks import check_layout, check_model_layout
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning, trained_parts
 from dct_vl.runs.derived import RunSettings
-from dct_vl.training.estimate.estimate import make_plan
-from dct_vl.training.estimate.memory import GIB, MicroBatch, stage_memory
+from dct_vl.training.estimate.estimate import make_placement
+from dct_vl.training.estimate.memory import GIB, BatchShape, stage_memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
-    """One change."""
+class MemorySaving:
+    """A change of one setting that lowers the peak memory."""
 
     #: as on the command line
     setting: str
@@ -23,7 +23,7 @@ class Offer:
     saves: float
     #: of the unchanged run's estimate
     share: float
-    #: a checkpoint of this run can go on with it
+    #: a checkpoint of this run can resume with it
     resumes: bool
 
 
@@ -31,17 +31,17 @@ class Offer:
 class _Change:
     setting: str
     run: RunConfig
-    batch: MicroBatch
+    batch: BatchShape
     resumes: bool = False
 
 
-def offers(run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool) -> list[Offer]:
+def memory_savings(
+    run: RunConfig, batch: BatchShape, world_size: int, *, on_cuda: bool
+) -> list[MemorySaving]:
     """Changes that pass the checks of a run and save memory, those that cost least first.
 
     Args:
-        run: the configuration.
         batch: the micro batch that did not fit.
-        world_size: number of processes.
         on_cuda: the run trains on CUDA devices.
 
     Raises:
@@ -58,22 +58,24 @@ def offers(run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool)
         except ValueError:  # of the configuration, or the tokenizer's
             continue
         if saves > 0:
-            share = saves / now
-            resumes = change.resumes
-            found.append(Offer(setting=change.setting, saves=saves, share=share, resumes=resumes))
+            found.append(
+                MemorySaving(
+                    setting=change.setting, saves=saves, share=saves / now, resumes=change.resumes
+                )
+            )
     return found
 
 
-def peak_gib(run: RunConfig, batch: MicroBatch, world_size: int) -> float:
+def peak_gib(run: RunConfig, batch: BatchShape, world_size: int) -> float:
     """Estimated peak of the fullest pipeline stage's GPUs, GiB."""
-    layout = check_layout(run, world_size)
+    division = check_layout(run, world_size)
     settings = RunSettings(run)
-    plan = make_plan(settings, settings.sizes, layout)
-    return max(stage_memory(plan, batch, stage).peak for stage in range(plan.pp)) / GIB
+    placement = make_placement(settings, settings.sizes, division)
+    return max(stage_memory(placement, batch, stage).peak for stage in range(placement.pp)) / GIB
 
 
 def _changes(
-    run: RunConfig, batch: MicroBatch, world_size: int, *, on_cuda: bool
+    run: RunConfig, batch: BatchShape, world_size: int, *, on_cuda: bool
 ) -> Iterator[_Change]:
     trainer, data = run.trainer, run.data
     replicas = check_layout(run, world_size).data_parallel_size
@@ -90,7 +92,7 @@ def _changes(
         yield _Change(setting=f"trainer.micro_batch_size={rows}", run=changed, batch=fewer)
         break
     yield from _wider(run, batch, replicas)
-    yield from _smaller_pictures(run, batch)
+    yield from _smaller_images(run, batch)
     unit = RunSettings(run).row_multiple
     length = batch.row_tokens // 2 // unit * unit
     if length:
@@ -105,7 +107,7 @@ def _changes(
         yield _Change(setting="model.tuning=lora", run=changed, batch=batch)
 
 
-def _wider(run: RunConfig, batch: MicroBatch, replicas: int) -> Iterator[_Change]:
+def _wider(run: RunConfig, batch: BatchShape, replicas: int) -> Iterator[_Change]:
     """Twice the tensor-parallel ranks, of half the replicas with as many loader processes."""
     trainer = run.trainer
     if replicas % 2:
@@ -125,10 +127,10 @@ def _wider(run: RunConfig, batch: MicroBatch, replicas: int) -> Iterator[_Change
     yield _Change(setting=" ".join(words), run=changed, batch=batch, resumes=workers > 0)
 
 
-def _smaller_pictures(run: RunConfig, batch: MicroBatch) -> Iterator[_Change]:
+def _smaller_images(run: RunConfig, batch: BatchShape) -> Iterator[_Change]:
     data, cells = run.data, batch.num_cells
     if data.packing:
-        # a pack is filled up again with more, smaller pictures
+        # a pack is filled up again with more, smaller images
         limit = cells // batch.rows // 2
         if limit:
             changed = replace(run, data=replace(data, max_patches_per_pack=limit))
@@ -146,7 +148,7 @@ def _smaller_pictures(run: RunConfig, batch: MicroBatch) -> Iterator[_Change]:
         yield _Change(setting=f"data.max_pixels={pixels}", run=changed, batch=half)
 
 
-def _of_rows(batch: MicroBatch, rows: int) -> MicroBatch:
+def _of_rows(batch: BatchShape, rows: int) -> BatchShape:
     share = rows / batch.rows
     return replace(
         batch,

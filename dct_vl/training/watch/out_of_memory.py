@@ -12,9 +12,8 @@ import torch
 from dct_vl.errors import ConfigError
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.derived import RunSettings
-from dct_vl.training.estimate.memory import GIB
-from dct_vl.training.estimate.memory import MicroBatch as Estimated
-from dct_vl.training.watch.memory_advice import Offer, offers, peak_gib
+from dct_vl.training.estimate.memory import GIB, BatchShape
+from dct_vl.training.watch.memory_advice import MemorySaving, memory_savings, peak_gib
 from dct_vl.training.watch.metering import MicroBatch, StepMeter
 
 #: what failed allocations say that are torch's own errors neither: of the host, of the driver and
@@ -71,16 +70,8 @@ def explain(
     world_size: int,
     cause: str,
 ) -> str:
-    """The message of a run that ran out of memory.
-
-    Args:
-        run: the configuration.
-        rank: this process's.
-        step: the step that was running.
-        meter: of that step.
-        use: the device's memory; None where it is the host's.
-        world_size: number of processes.
-        cause: the allocator's message.
+    """The message of a run that ran out of memory: of the device, or of the host where `use` is
+    None. `cause` is the allocator's message, `meter` that of the step which was running.
     """
     lines = [f"rank {rank} ran out of memory in step {step}: {cause.splitlines()[0]}"]
     if use:
@@ -100,7 +91,7 @@ def describe(batch: MicroBatch, number: int) -> str:
         f"micro batch {number}: {batch.num_rows} rows of {batch.row_length} tokens with "
         f"{len(batch.sample_keys)} samples; {batch.num_text_tokens} text, "
         f"{batch.num_visual_tokens} visual and {batch.num_padding_tokens} padding tokens; "
-        f"{batch.num_cells} ViT patches, {batch.longest_segment} in the longest picture; samples: "
+        f"{batch.num_cells} ViT patches, {batch.longest_segment} in the longest image; samples: "
         + ", ".join(batch.sample_keys[:8])
         + (", …" if len(batch.sample_keys) > 8 else "")
     )
@@ -124,15 +115,13 @@ def advise(
     most.
 
     Args:
-        run: the configuration.
         use: the device's memory; None where it is the host's.
         batch: the micro batch that did not fit; None for the largest that the settings allow.
-        world_size: number of processes.
         asked: GiB that were not there.
     """
-    failed = _estimated(run, batch)
+    failed = _shape_of(run, batch)
     try:
-        found = offers(run, failed, world_size, on_cuda=use is not None)
+        found = memory_savings(run, failed, world_size, on_cuda=use is not None)
         needed = peak_gib(run, failed, world_size)
     except ConfigError:
         return []  # a model whose sizes are not known
@@ -140,29 +129,29 @@ def advise(
     if use:
         # at least what was there and was asked for; more of the step may have been to come
         room = use.total - _SPARE_GIB - max(needed, use.peak + asked)
-    fitting = [offer for offer in found if use and room + offer.saves >= 0]
+    fitting = [saving for saving in found if use and room + saving.saves >= 0]
     if fitting:
         head = "each of these settings fits by the estimate:"
     else:
-        fitting = sorted(found, key=lambda offer: -offer.saves)
+        fitting = sorted(found, key=lambda saving: -saving.saves)
         alone = "no single setting fits by the estimate; " if use else ""
         head = f"{alone}these lower it most:"
     shown = fitting[:3]
-    width = max((len(offer.setting) for offer in shown), default=0)
-    lines = [f"  {offer.setting:<{width}}  {_saving(offer, use)}" for offer in shown]
-    if not all(offer.resumes for offer in shown):
+    width = max((len(saving.setting) for saving in shown), default=0)
+    lines = [f"  {saving.setting:<{width}}  {_saving(saving, use)}" for saving in shown]
+    if not all(saving.resumes for saving in shown):
         lines.append("  (new run: a checkpoint of this one cannot go on with it)")
     return [head, *lines] if shown else []
 
 
-def _estimated(run: RunConfig, batch: MicroBatch | None) -> Estimated:
+def _shape_of(run: RunConfig, batch: MicroBatch | None) -> BatchShape:
     if batch is None:
         rows, length = run.trainer.micro_batch_size, run.data.seq_length
         cells = RunSettings(run).max_patches_per_pack
-        return Estimated(
+        return BatchShape(
             rows=rows, row_tokens=length, num_cells=rows * cells, num_answers=rows * length
         )
-    return Estimated(
+    return BatchShape(
         rows=batch.num_rows,
         row_tokens=batch.row_length,
         num_cells=batch.num_cells,
@@ -170,18 +159,13 @@ def _estimated(run: RunConfig, batch: MicroBatch | None) -> Estimated:
     )
 
 
-def _saving(offer: Offer, use: MemoryUse | None) -> str:
-    amount = f"{offer.saves:.1f} GiB" if use else f"{offer.share:.0%}"
-    return f"about {amount} less" + ("" if offer.resumes else ", new run")
+def _saving(saving: MemorySaving, use: MemoryUse | None) -> str:
+    amount = f"{saving.saves:.1f} GiB" if use else f"{saving.share:.0%}"
+    return f"about {amount} less" + ("" if saving.resumes else ", new run")
 
 
 class MemoryWatch(pl.Callback):
-    """Knows what a step was made of when its memory ran out.
-
-    Args:
-        run: the configuration.
-        world_size: number of processes.
-    """
+    """Knows what a step was made of when its memory ran out."""
 
     def __init__(self, run: RunConfig, world_size: int) -> None:
         self.run = run

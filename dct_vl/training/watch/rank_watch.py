@@ -1,9 +1,8 @@
 """Names the rank that the others wait for.
 
-A collective that a rank does not join stands still on all of them, and torch's timeout kills the
-process that noticed, which is seldom the one at fault. Every rank therefore writes down where it
-is, in RUN/ranks, and where nothing moves for long, one rank of each machine reads what all have
-written.
+A collective that a rank does not join blocks all of them, and torch's timeout kills the process
+that noticed, which is seldom the one at fault. So every rank writes its progress to RUN/ranks, and
+after a long stall one rank of each machine reads what all have written.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ class Place:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """For comparing ranks."""
         return self.step, PHASES.index(self.phase)
 
 
@@ -53,12 +51,7 @@ def clear_places(run_dir: Path) -> None:
 
 
 class RankBoard:
-    """The file in which a rank writes where it is; a note costs some microseconds.
-
-    Args:
-        folder: shared by all ranks.
-        rank: of this process.
-    """
+    """The file in which a rank writes where it is; a note costs some microseconds."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +66,6 @@ class RankBoard:
         os.pwrite(self._file, line.ljust(_SIZE - 1) + b"\n", 0)
 
     def close(self) -> None:
-        """Write no more."""
         os.close(self._file)
 
 
@@ -132,12 +124,9 @@ def speakers(places: Sequence[Place]) -> set[int]:
 
 
 class RankWatch(pl.Callback):
-    """Notes this rank's place, and reports a standstill from a thread of its own.
+    """Notes this rank's place, and reports a stall from a thread of its own.
 
     Args:
-        run_dir: the run's folder.
-        rank: of this process.
-        world_size: number of processes.
         after_s: seconds without a note of this rank after which all are looked at, again and again;
             0 never looks.
     """
@@ -152,7 +141,6 @@ class RankWatch(pl.Callback):
         self._over: threading.Event | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Begin to watch."""
         self.board = RankBoard(self.folder, self.rank)
         module.note_phase = lambda phase: self._note(trainer, phase)
         self._note(trainer, "reads data")
@@ -163,27 +151,21 @@ class RankWatch(pl.Callback):
             ).start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """A step begins with its data."""
         self._note(trainer, "reads data")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Gradients are there."""
         self._note(trainer, "updates")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Ledger, log and the like follow."""
         self._note(trainer, "finishes the step", -1)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
-        """A checkpoint is written."""
         self._note(trainer, "saves", -1)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Validations move too."""
         self._note(trainer, "validates", -1)
 
     def teardown(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        """The run is over, well or not."""
         if self._over is not None:
             self._over.set()
         if self.board is not None:

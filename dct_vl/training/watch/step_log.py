@@ -1,10 +1,13 @@
-"""Callbacks of a run: the step log with rates, the ledger of samples, and the progress line."""
+"""Callbacks that report on a run: parameters, the step log with rates, ledger, progress line."""
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +19,14 @@ from tqdm import tqdm
 
 from dct_vl.inputs.rejects import RejectReader
 from dct_vl.inputs.words import token_roles
+from dct_vl.model.parts import count_parameters
 from dct_vl.runs.flops import StepFlops, StepWork, device_peak_flops
 from dct_vl.runs.run_files import STEPS_NAME, VALIDATION_NAME, append_json_line
 from dct_vl.training.watch.metering import StepMeter, WordMeter
-from dct_vl.training.watch.rates import curves, progress, token_rates
 
 
 class StepLog(pl.Callback):
-    """Writes steps.jsonl, validation.jsonl and the ledger, and shows progress.
-
-    Args:
-        run_dir: the run's folder.
-        last_step: the step at which this process stops.
-        log_every: steps between lines of steps.jsonl.
-        flops: counts those of a step.
-    """
+    """Writes steps.jsonl each `log_every` steps, validation.jsonl, the ledger; shows progress."""
 
     def __init__(self, run_dir: Path, *, last_step: int, log_every: int, flops: StepFlops) -> None:
         self.run_dir = run_dir
@@ -45,7 +41,6 @@ class StepLog(pl.Callback):
         self._roles: np.ndarray | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Open the progress line."""
         module.meter = StepMeter()
         self._peak_flops = device_peak_flops()
         if trainer.is_global_zero:
@@ -59,11 +54,9 @@ class StepLog(pl.Callback):
             )
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the step's clock."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        """Log the step."""
         step = trainer.global_step
         meter, module.meter = module.meter, StepMeter()
         data_wait, module.data_wait = module.data_wait, 0.0
@@ -76,6 +69,7 @@ class StepLog(pl.Callback):
             return
         metrics = trainer.callback_metrics
         seconds = time.perf_counter() - self._started
+        flops = self.flops.of(StepWork.of_totals(totals)) / (seconds * trainer.world_size)
         entry = {
             "step": step,
             "loss": float(metrics["reduced_train_loss"]),
@@ -86,7 +80,9 @@ class StepLog(pl.Callback):
             "samples_per_second": totals["num_samples"] / seconds,
             **token_rates(totals, seconds),
             "data_wait_share": data_wait / seconds,
-            **self._compute_rates(totals, seconds * trainer.world_size),
+            # of a device; the share of its peak is None where that is unknown
+            "tflops": flops / 1e12,
+            "mfu": self._peak_flops and flops / self._peak_flops,
             "peak_memory_gib": _peak_memory_gib(),
             "time": time.time(),
         }
@@ -101,13 +97,6 @@ class StepLog(pl.Callback):
         if self._last_val_loss is not None:
             shown["val"] = f"{self._last_val_loss:.3f}"
         self._bar.set_postfix(shown, refresh=False)
-
-    def _compute_rates(self, totals: dict[str, int], device_seconds: float) -> dict[str, Any]:
-        """TFLOP/s of a device and their share of its peak, None where that is unknown; see
-        `dct_vl.runs.flops`.
-        """
-        rate = self.flops.of(StepWork.of_totals(totals)) / device_seconds
-        return {"tflops": rate / 1e12, "mfu": self._peak_flops and rate / self._peak_flops}
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Count the words of this validation anew."""
@@ -136,7 +125,6 @@ class StepLog(pl.Callback):
                     logger.log_metrics(accuracy, step=trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Close the progress line."""
         if self._bar is not None:
             self._bar.close()
 
@@ -159,3 +147,79 @@ def _peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+#: field of a line of steps.jsonl → name of the curve; loss, lr and grad_norm are NeMo's
+CURVES = {
+    "samples_per_second": "rates/samples_per_second",
+    "text_tokens_per_second": "rates/text_tokens_per_second",
+    "visual_tokens_per_second": "rates/visual_tokens_per_second",
+    "padding_tokens_per_second": "rates/padding_tokens_per_second",
+    "tflops": "device/tflops",
+    "mfu": "device/mfu",
+    "peak_memory_gib": "device/peak_memory_gib",
+    "seconds": "step/seconds",
+    "data_wait_share": "step/data_wait_share",
+}
+
+
+def token_rates(totals: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Text, visual and padding tokens a second.
+
+    Args:
+        totals: `num_text_tokens`, `num_visual_tokens` and `num_padding_tokens` of a step.
+        seconds: that it took.
+    """
+    kinds = ("text", "visual", "padding")
+    return {f"{kind}_tokens_per_second": totals[f"num_{kind}_tokens"] / seconds for kind in kinds}
+
+
+def curves(entry: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers get of a line of steps.jsonl: what is known of `CURVES`."""
+    return {name: entry[key] for key, name in CURVES.items() if entry[key] is not None}
+
+
+def progress(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress line shows of a line of steps.jsonl; short, for it is one line."""
+    tokens = entry["text_tokens_per_second"] + entry["visual_tokens_per_second"]
+    shown = {
+        "loss": f"{entry['loss']:.3f}",
+        "samples/s": f"{entry['samples_per_second']:.3g}",
+        "tokens/s": f"{tokens:.3g}" if tokens < 1000 else f"{tokens / 1000:.3g}k",
+    }
+    if entry["mfu"] is not None:
+        shown["mfu"] = f"{100 * entry['mfu']:.0f}%"
+    return shown | {
+        "wait": f"{100 * entry['data_wait_share']:.0f}%",
+        "mem": f"{entry['peak_memory_gib']:.1f}G",
+    }
+
+
+PARAMETERS_NAME = "parameters.json"
+
+
+class ParameterReport(pl.Callback):
+    """Prints how many parameters are trained, part by part, and writes parameters.json."""
+
+    def __init__(self, run_dir: Path, *, tuning: str) -> None:
+        self.run_dir = run_dir
+        self.tuning = tuning
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        counts = count_parameters(module.module)
+        if not trainer.is_global_zero:
+            return
+        total = sum(count.total for count in counts.values())
+        trained = sum(count.trained for count in counts.values())
+        entry = {
+            "tuning": self.tuning,
+            "total": total,
+            "trained": trained,
+            "parts": {part: asdict(count) for part, count in counts.items()},
+        }
+        (self.run_dir / PARAMETERS_NAME).write_text(json.dumps(entry, indent=2))
+        parts = ", ".join(f"{p} {c.trained:,} of {c.total:,}" for p, c in counts.items())
+        print(
+            f"tuning={self.tuning}: {trained:,} of {total:,} parameters are trained ({parts})",
+            flush=True,
+        )

@@ -17,10 +17,8 @@ from dct_vl.compat import (
     ITEMS,
     activate,
     active_items,
-    dynamo,
-    numpy2,
-    torch_adam,
-    transformer_engine,
+    cuda,
+    megatron,
 )
 
 SCRIPT = Path(__file__).with_name("compat_probes.py")
@@ -106,11 +104,11 @@ def test_every_item_says_why():
 def test_numpy_2_gets_its_product_back(monkeypatch):
     """This machine has NumPy 1, where nothing is amiss."""
     monkeypatch.delattr(np, "product", raising=False)
-    assert numpy2.product_is_missing()
+    assert megatron.product_is_missing()
     monkeypatch.setattr(np, "product", None, raising=False)
-    numpy2.restore_product()
+    megatron.restore_product()
     assert np.product([2, 3]) == 6
-    assert not numpy2.product_is_missing()
+    assert not megatron.product_is_missing()
 
 
 def test_packages_that_need_cuda_are_hidden_without_it(monkeypatch, tmp_path):
@@ -119,15 +117,15 @@ def test_packages_that_need_cuda_are_hidden_without_it(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("apex", "transformer_engine"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert transformer_engine.installed_without_cuda()
-    assert not torch_adam.fused_adam_is_missing()
+    assert megatron.installed_without_cuda()
+    assert not megatron.fused_adam_is_missing()
     for name in ("apex", "transformer_engine"):
         monkeypatch.setitem(sys.modules, name, sys)
-    transformer_engine.hide()
+    megatron.hide_cuda_packages()
     with pytest.raises(ImportError):
         importlib.import_module("apex")
-    assert not transformer_engine.installed_without_cuda()
-    assert torch_adam.fused_adam_is_missing()
+    assert not megatron.installed_without_cuda()
+    assert megatron.fused_adam_is_missing()
 
 
 def test_an_unknown_item_cannot_be_skipped():
@@ -142,8 +140,8 @@ def test_activation_happens_once():
 
 def test_the_users_word_on_dynamo_wins(monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
-    dynamo.disable()
+    cuda.disable_dynamo()
     assert os.environ["TORCHDYNAMO_DISABLE"] == "0"
     monkeypatch.delenv("TORCHDYNAMO_DISABLE")
-    dynamo.disable()
+    cuda.disable_dynamo()
     assert os.environ["TORCHDYNAMO_DISABLE"] == "1"

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_model_layout, check_parts
+from dct_vl.runs.checks import check_model_layout, check_parts
 from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig, TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -221,7 +221,7 @@ def groups(build_module):
     """groups(rates) → Megatron's parameter groups of the tiny model, named."""
     import megatron.core.optimizer as megatron_optimizer
 
-    from dct_vl.training.optim.param_groups import _groups_by
+    from dct_vl.training.optim.optimizer import _groups_by
 
     def make(**rates):
         module = build_module("dct14")

@@ -18,7 +18,7 @@ from dct_vl.runs.checkpoint_files import (
     find_fault,
     list_checkpoints,
     list_files,
-    newest_sound,
+    newest_intact,
 )
 from dct_vl.runs.run_files import append_json_line
 from dct_vl.training.restart.checkpoints import (
@@ -57,10 +57,10 @@ def cut(path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path, damage, message):
     sound, newest = write(tmp_path, 2), write(tmp_path, 4)
     assert find_fault(newest) is None
-    assert newest_sound(tmp_path).path == newest
+    assert newest_intact(tmp_path).path == newest
     damage(newest)
     assert message in find_fault(newest)
-    found = newest_sound(tmp_path)
+    found = newest_intact(tmp_path)
     assert (found.path, [path for path, _ in found.damaged]) == (sound, [newest])
 
 
@@ -89,8 +89,8 @@ def test_half_written_ones_are_not_looked_at(tmp_path):
     write(tmp_path, 2)
     path = write(tmp_path, 4)
     path.rename(path.with_name(f"{path.name}-unfinished"))
-    assert newest_sound(tmp_path).path.name == "step-00000002"
-    assert newest_sound(tmp_path).damaged == ()
+    assert newest_intact(tmp_path).path.name == "step-00000002"
+    assert newest_intact(tmp_path).damaged == ()
 
 
 def test_damaged_ones_do_not_count_as_newest_afterwards(tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_a_trainer_killed_while_it_drops_leaves_nothing_for_ever(tmp_path, monke
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             drop_checkpoints(tmp_path, keep_last=1, keep_best=0)
-    assert newest_sound(tmp_path).damaged == ()
+    assert newest_intact(tmp_path).damaged == ()
     remove_leftovers(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 

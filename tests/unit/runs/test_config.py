@@ -9,10 +9,14 @@ import pytest
 
 from dct_tokenizer.registry import list_presets, preset_config
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_data_path, check_layout, check_run
-from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.groups import GROUP_FOLDERS
-from dct_vl.runs.config.overrides import check_overrides, group_choices, known_keys
+from dct_vl.runs.checks import check_data_path, check_layout, check_run
+from dct_vl.runs.config.compose import (
+    GROUP_FOLDERS,
+    check_overrides,
+    compose_config,
+    group_choices,
+    known_keys,
+)
 
 PATHS = ("data.path=DATA", "model.path=MODEL")
 
@@ -193,8 +197,12 @@ def test_a_layout_that_works():
         *("trainer.tensor_parallel_size=2", "trainer.micro_batch_size=2"),
         *("trainer.global_batch_size=24", "trainer.pipeline_parallel_size=2"),
     )
-    layout = check_layout(run, 8)
-    assert (layout.world_size, layout.data_parallel_size, layout.num_micro_batches) == (8, 2, 6)
+    division = check_layout(run, 8)
+    assert (division.world_size, division.data_parallel_size, division.num_micro_batches) == (
+        8,
+        2,
+        6,
+    )
 
 
 def test_pixel_bounds_and_tokenizer_are_checked(shards):

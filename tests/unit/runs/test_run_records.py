@@ -19,8 +19,7 @@ from dct_vl.runs.checkpoint_files import (
     newest_checkpoint,
     read_meta,
 )
-from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.compose import ROOT, compose_config
 from dct_vl.runs.ledger import forget_steps_after, read_ledger, summarize
 from dct_vl.runs.run_files import (
     ENVIRONMENT_NAME,

@@ -10,7 +10,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from dct_vl.runs.config.groups import CONFIG_DIR
+from dct_vl.runs.config.compose import CONFIG_DIR
 from dct_vl.verbs.estimate import estimate_command
 
 FILES = sorted((CONFIG_DIR / "scale").glob("*.yaml"))

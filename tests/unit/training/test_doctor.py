@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import dct_vl.training.processes.doctor
-from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.compose import ROOT, compose_config
 from dct_vl.training.processes.doctor import (
     DECISIVE,
     check_disk,

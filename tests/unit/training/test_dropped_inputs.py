@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from dct_vl.runs.config.groups import ROOT
+from dct_vl.shipped import ROOT
 
 #: what a rank of TP 2 × CP 2 × DP 2 × PP 2 draws in two micro batches; the groups are Megatron's
 #: own, made by a backend that sends nothing

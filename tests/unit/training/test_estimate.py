@@ -12,17 +12,23 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from dct_vl.errors import ConfigError
-from dct_vl.runs.config.checks import check_layout
+from dct_vl.runs.checks import check_layout
 from dct_vl.runs.derived import RunSettings
 from dct_vl.runs.model_sizes import model_sizes
 from dct_vl.training.estimate import Estimate, Workload, estimate
-from dct_vl.training.estimate.estimate import make_plan
-from dct_vl.training.estimate.memory import GIB, MicroBatch, Plan, stage_memory, stage_parameters
+from dct_vl.training.estimate.estimate import make_placement
+from dct_vl.training.estimate.memory import (
+    GIB,
+    BatchShape,
+    Placement,
+    stage_memory,
+    stage_parameters,
+)
 from dct_vl.verbs.estimate import compose_estimated, estimate_command
 
 POINTS = json.loads((Path(__file__).parent / "measured_peaks.json").read_text())
-PLAN = Plan(sizes=model_sizes("2b"), front_end_parameters=1280 * 1176)
-BATCH = MicroBatch(rows=4, row_tokens=512, num_cells=4096, num_answers=512)
+PLACEMENT = Placement(sizes=model_sizes("2b"), front_end_parameters=1280 * 1176)
+BATCH = BatchShape(rows=4, row_tokens=512, num_cells=4096, num_answers=512)
 WORK = Workload(
     num_gpus=1,
     picture=(448, 448),
@@ -34,8 +40,8 @@ WORK = Workload(
 )
 
 
-def peak(plan: Plan, batch: MicroBatch = BATCH) -> float:
-    return max(stage_memory(plan, batch, stage).peak for stage in range(plan.pp))
+def peak(placement: Placement, batch: BatchShape = BATCH) -> float:
+    return max(stage_memory(placement, batch, stage).peak for stage in range(placement.pp))
 
 
 def estimated(*overrides: str, **work: Any) -> Estimate:
@@ -47,10 +53,10 @@ def estimated(*overrides: str, **work: Any) -> Estimate:
 def test_measured_peaks(point):
     shared = "trainer.micro_batch_size=4 trainer.global_batch_size=16 data.seq_length=1024"
     run = compose_estimated(["model=qwen2vl_2b", *shared.split(), *point["overrides"]])
-    layout = check_layout(run, point["gpus"])
-    plan = make_plan(RunSettings(run), model_sizes(point["shape"]), layout)
-    batch = MicroBatch(**{name: point[name] for name in MicroBatch.__dataclass_fields__})
-    assert peak(plan, batch) / GIB == pytest.approx(point["peak_gib"], rel=0.02)
+    division = check_layout(run, point["gpus"])
+    placement = make_placement(RunSettings(run), model_sizes(point["shape"]), division)
+    batch = BatchShape(**{name: point[name] for name in BatchShape.__dataclass_fields__})
+    assert peak(placement, batch) / GIB == pytest.approx(point["peak_gib"], rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +70,9 @@ def test_measured_peaks(point):
     ],
 )
 def test_parameters_are_the_published_ones(name, parameters):
-    plan = replace(PLAN, sizes=model_sizes(name))
-    last_norm = plan.sizes.shape.llm_width
-    held, trained = stage_parameters(plan, 0)
+    placement = replace(PLACEMENT, sizes=model_sizes(name))
+    last_norm = placement.sizes.shape.llm_width
+    held, trained = stage_parameters(placement, 0)
     assert held + last_norm == parameters
     assert trained == held
 
@@ -89,26 +95,28 @@ def test_models_without_sizes_are_refused(tmp_path):
 
 
 def test_parallel_sizes_divide_what_they_should():
-    alone, dp, tp = (stage_memory(replace(PLAN, **k), BATCH, 0) for k in ({}, {"dp": 8}, {"tp": 2}))
+    alone, dp, tp = (
+        stage_memory(replace(PLACEMENT, **k), BATCH, 0) for k in ({}, {"dp": 8}, {"tp": 2})
+    )
     assert dp.optimizer == pytest.approx(alone.optimizer / 8)
     assert (dp.weights, dp.gradients) == (alone.weights, alone.gradients)
     assert tp.weights == pytest.approx(alone.weights / 2, rel=2e-3)  # the front end is whole
     assert alone.llm_activations / 2 < tp.llm_activations < alone.llm_activations
-    with_sp = stage_memory(replace(PLAN, tp=2, sequence_parallel=True), BATCH, 0)
+    with_sp = stage_memory(replace(PLACEMENT, tp=2, sequence_parallel=True), BATCH, 0)
     assert with_sp.llm_activations == pytest.approx(alone.llm_activations / 2)
-    plain = stage_memory(replace(PLAN, dp=8, distributed_optimizer=False), BATCH, 0)
+    plain = stage_memory(replace(PLACEMENT, dp=8, distributed_optimizer=False), BATCH, 0)
     assert plain.optimizer == alone.optimizer
 
 
 def test_context_parallel_ranks_share_rows_of_the_language_model_and_the_optimizer():
-    alone, cp = (stage_memory(replace(PLAN, cp=size), BATCH, 0) for size in (1, 2))
+    alone, cp = (stage_memory(replace(PLACEMENT, cp=size), BATCH, 0) for size in (1, 2))
     assert cp.llm_activations == pytest.approx(alone.llm_activations / 2)
     assert cp.optimizer == alone.optimizer / 2
     assert (cp.weights, cp.vit_activations) == (alone.weights, alone.vit_activations)
     short = replace(BATCH, num_answers=BATCH.num_tokens)
     assert (
-        stage_memory(replace(PLAN, cp=4), short, 0).loss_and_buffers
-        < stage_memory(PLAN, short, 0).loss_and_buffers
+        stage_memory(replace(PLACEMENT, cp=4), short, 0).loss_and_buffers
+        < stage_memory(PLACEMENT, short, 0).loss_and_buffers
     )
     text = {"picture": (28, 28), "text_tokens": 900, "num_gpus": 2}
     one, two = (
@@ -127,14 +135,14 @@ def test_context_parallel_ranks_share_rows_of_the_language_model_and_the_optimiz
 
 
 def test_stages_share_the_parameters_and_hold_more_passes_the_earlier_they_are():
-    plan = replace(PLAN, pp=2, num_micro_batches=8)
-    whole, _ = stage_parameters(PLAN, 0)
-    both = sum(stage_parameters(plan, stage)[0] for stage in (0, 1))
-    assert both == whole + PLAN.sizes.words  # the tied output layer is a copy
-    untied = replace(plan, sizes=model_sizes("7b"))
+    placement = replace(PLACEMENT, pp=2, num_micro_batches=8)
+    whole, _ = stage_parameters(PLACEMENT, 0)
+    both = sum(stage_parameters(placement, stage)[0] for stage in (0, 1))
+    assert both == whole + PLACEMENT.sizes.words  # the tied output layer is a copy
+    untied = replace(placement, sizes=model_sizes("7b"))
     once = stage_parameters(replace(untied, pp=1), 0)[0]
     assert sum(stage_parameters(untied, stage)[0] for stage in (0, 1)) == once
-    first, last = (stage_memory(plan, BATCH, stage) for stage in (0, 1))
+    first, last = (stage_memory(placement, BATCH, stage) for stage in (0, 1))
     assert first.llm_activations == pytest.approx(2 * last.llm_activations)
     assert last.vit_activations == 0
 
@@ -147,15 +155,17 @@ def test_switches_do_what_they_are_for():
         ("half_precision", False),
     ):
         batch = replace(BATCH, num_cells=0, row_tokens=64) if name == "fused_optimizer" else BATCH
-        assert peak(replace(PLAN, **{name: value}), batch) > peak(PLAN, batch), name
-    recomputed = stage_memory(replace(PLAN, recompute=True), BATCH, 0)
-    kept = stage_memory(PLAN, BATCH, 0)
+        assert peak(replace(PLACEMENT, **{name: value}), batch) > peak(PLACEMENT, batch), name
+    recomputed = stage_memory(replace(PLACEMENT, recompute=True), BATCH, 0)
+    kept = stage_memory(PLACEMENT, BATCH, 0)
     assert recomputed.vit_activations < 0.1 * kept.vit_activations
 
 
 def test_what_is_frozen_needs_little():
-    trained = stage_memory(PLAN, BATCH, 0)
-    frozen = stage_memory(replace(PLAN, trained=frozenset({"projector", "language"})), BATCH, 0)
+    trained = stage_memory(PLACEMENT, BATCH, 0)
+    frozen = stage_memory(
+        replace(PLACEMENT, trained=frozenset({"projector", "language"})), BATCH, 0
+    )
     assert frozen.weights == trained.weights
     assert frozen.gradients < trained.gradients
     assert frozen.vit_activations < 0.05 * trained.vit_activations

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dct_vl.errors import ConfigError, RunError
-from dct_vl.runs.config.checks import check_guards
+from dct_vl.runs.checks import check_guards
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.run_files import read_json_lines
 from dct_vl.training.watch.guard_rails import (

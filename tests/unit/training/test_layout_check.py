@@ -13,10 +13,23 @@ from typer.testing import CliRunner
 import dct_vl.verbs.layout_check
 from dct_vl.errors import ConfigError
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.training.layout_check.inputs import Inputs, make_inputs
-from dct_vl.training.layout_check.layouts import LAYOUTS, REFERENCE, ParallelLayout, choose_layouts
-from dct_vl.training.layout_check.runs import Case, Outcome, Settings, overrides_of, run_cases
-from dct_vl.training.layout_check.verdict import FP32, judge
+from dct_vl.training.layout_check.layouts import (
+    LAYOUTS,
+    REFERENCE,
+    Inputs,
+    ParallelLayout,
+    choose_layouts,
+    make_inputs,
+)
+from dct_vl.training.layout_check.runs import (
+    FP32,
+    Case,
+    CaseOutcome,
+    CheckSettings,
+    judge,
+    overrides_of,
+    run_cases,
+)
 from dct_vl.verbs.layout_check import layout_check, line
 
 TP2 = LAYOUTS[0]
@@ -46,7 +59,7 @@ def test_named_layouts():
 
 @pytest.fixture
 def settings(shards, tiny_model, tmp_path):
-    return Settings(
+    return CheckSettings(
         inputs=Inputs(shards=shards, model=tiny_model),
         work_dir=tmp_path,
         on_cpu=True,
@@ -70,7 +83,7 @@ def test_what_cannot_work_is_refused_without_a_start(settings):
     """Heads that do not divide, and four pipeline stages of a model of two layers."""
     cp3 = ParallelLayout(name="cp3", cp=3)
     pp4 = next(layout for layout in LAYOUTS if layout.name == "pp4")
-    seen: list[Outcome] = []
+    seen: list[CaseOutcome] = []
     cases = [Case(variant="padded", layout=layout) for layout in (cp3, pp4)]
     assert run_cases(cases, settings, seen.append) == seen
     assert "CP_SIZE=3 does not divide" in seen[0].refusal
@@ -91,9 +104,9 @@ def test_a_run_that_breaks_says_why(settings, tmp_path):
     assert "model.safetensors cannot be read" in broken.failure
 
 
-def outcome(layout=TP2, **given) -> Outcome:
+def outcome(layout=TP2, **given) -> CaseOutcome:
     figures = {"losses": (6.0, 5.0, 4.0), "norms": (2.0, 2.0, 2.0)}
-    return Outcome(case=Case(variant="padded", layout=layout), **{**figures, **given})
+    return CaseOutcome(case=Case(variant="padded", layout=layout), **{**figures, **given})
 
 
 @pytest.mark.parametrize(

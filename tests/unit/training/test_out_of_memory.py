@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
-from dct_vl.runs.config.checks import check_layout
+from dct_vl.runs.checks import check_layout
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.training.estimate.memory import MicroBatch as Estimated
-from dct_vl.training.watch.memory_advice import offers
+from dct_vl.training.estimate.memory import BatchShape
+from dct_vl.training.watch.memory_advice import memory_savings
 from dct_vl.training.watch.metering import MicroBatch, StepMeter
 from dct_vl.training.watch.out_of_memory import (
     MemoryUse,
@@ -75,25 +75,25 @@ def advised(run, batch, use=FULL, world_size=8) -> list[str]:
 def test_what_is_advised_can_be_started_and_saves(settings, batch, world_size):
     """Also in the way it is written: as overrides of the command that failed."""
     run = compose(*settings)
-    failed = Estimated(rows=batch.num_rows, row_tokens=2048, num_cells=8000, num_answers=1000)
-    found = offers(run, failed, world_size, on_cuda=True)
+    failed = BatchShape(rows=batch.num_rows, row_tokens=2048, num_cells=8000, num_answers=1000)
+    found = memory_savings(run, failed, world_size, on_cuda=True)
     assert len(found) >= 3
-    for offer in found:
-        changed = compose(*settings, *offer.setting.split())
+    for saving in found:
+        changed = compose(*settings, *saving.setting.split())
         check_layout(changed, world_size)
         assert changed.data.min_pixels <= changed.data.max_pixels
-        assert offer.saves > 0
+        assert saving.saves > 0
         if world_size == 1:
-            assert "tensor_parallel" not in offer.setting, "there is one GPU"
+            assert "tensor_parallel" not in saving.setting, "there is one GPU"
         if run.data.packing:
-            assert "max_pixels" not in offer.setting, "packs are filled up again"
+            assert "max_pixels" not in saving.setting, "packs are filled up again"
 
 
 def test_what_resumes_keeps_the_sample_stream():
     """Twice the tensor-parallel ranks have half the loaders: each gets twice the processes."""
     run = compose("trainer.global_batch_size=8")
-    batch = Estimated(rows=1, row_tokens=2048, num_cells=8000, num_answers=1000)
-    found = {o.setting: o.resumes for o in offers(run, batch, 8, on_cuda=True)}
+    batch = BatchShape(rows=1, row_tokens=2048, num_cells=8000, num_answers=1000)
+    found = {o.setting: o.resumes for o in memory_savings(run, batch, 8, on_cuda=True)}
     wider = "trainer.tensor_parallel_size=2 trainer.sequence_parallel=true data.num_workers=4"
     assert found[wider]
     assert found["speed.recompute=true"]

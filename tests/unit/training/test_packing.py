@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dct_vl.errors import ConfigError
+from dct_vl.runs.checks import check_packing
+from dct_vl.runs.config.schema import DataConfig, RunConfig
 from dct_vl.training.data.packing import PackBounds, select_packs
 
 BOUNDS = PackBounds(max_tokens=100, max_patches=300)
@@ -98,3 +101,18 @@ def test_heavy_and_light_packs_alternate():
 def test_what_fits_no_pack_is_refused(tokens, patches):
     with pytest.raises(ValueError, match="100 tokens and 300 patches"):
         select_packs(tokens, patches, BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"packing_buffer_size": 0}, "data.packing_buffer_size is 0; expected at least 1"),
+        ({"max_patches_per_pack": 0}, "data.max_patches_per_pack is 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(data, message):
+    run = RunConfig(data=DataConfig(packing=True, **data))
+    with pytest.raises(ConfigError, match=message):
+        check_packing(run)
+    run.data.packing = False
+    check_packing(run)

@@ -14,13 +14,16 @@ from omegaconf import OmegaConf
 
 from dct_vl.errors import ConfigError
 from dct_vl.runs.checkpoint_files import META_NAME
-from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.config.groups import ROOT
+from dct_vl.runs.config.compose import ROOT, compose_config
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.runs.run_files import CONFIG_NAME, run_dir
-from dct_vl.training.restart.finished import RunFinished
-from dct_vl.training.restart.resume import began_at, find_resume, stream_settings, tensor_settings
-from dct_vl.training.restart.run_lock import claim
+from dct_vl.runs.run_files import CONFIG_NAME, claim, run_dir
+from dct_vl.training.restart.resume import (
+    RunFinished,
+    began_at,
+    find_resume,
+    stream_settings,
+    tensor_settings,
+)
 
 
 def make_checkpoint(run: Path, step: int, **meta) -> Path:
@@ -205,7 +208,7 @@ def test_a_run_does_not_begin_anew_where_its_only_checkpoint_is_damaged(find, tm
 CLAIM = """
 import os, sys, time
 from pathlib import Path
-from dct_vl.training.restart.run_lock import claim
+from dct_vl.runs.run_files import claim
 claim(Path(sys.argv[1]))
 if not os.fork():
     time.sleep(60)
@@ -231,3 +234,12 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path):
         claim(tmp_path / "run")
     finally:
         os.killpg(first.pid, 9)
+
+
+def test_states_have_the_names_that_older_checkpoints_hold():
+    """Lightning stores states by the names of classes; with others a checkpoint loses them."""
+    from dct_vl.training.data.module import ChatDataModule
+    from dct_vl.training.watch.guard_rails import GuardRails
+
+    assert ChatDataModule.__qualname__ == "ChatDataModule"
+    assert GuardRails.state_key.fget(object.__new__(GuardRails)) == "GuardRails"

@@ -11,7 +11,7 @@ import torch
 @pytest.fixture
 def start(build_module):
     """start(num_steps, stop) → (rates of the steps done so far, scheduler)."""
-    from dct_vl.training.optim.schedule import RunLongCosine
+    from dct_vl.training.optim.optimizer import RunLongCosine
 
     def make(num_steps: int, stop: int | None = None):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -61,7 +61,7 @@ def test_a_resumed_run_follows_its_own_length(start, num_steps):
 
 def test_groups_keep_their_ratio_to_the_base_rate(build_module):
     """From the warmup to the floor, where NeMo's own schedule lets them all end alike."""
-    from dct_vl.training.optim.schedule import RunLongCosine
+    from dct_vl.training.optim.optimizer import RunLongCosine
 
     groups = [
         {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0 * m, "pre_lr_mult": m}

@@ -21,7 +21,7 @@ from megatron.core.optimizer import clip_grads, optimizer  # noqa: E402
 from dct_vl.errors import ConfigError  # noqa: E402
 from dct_vl.model.attention import have_cudnn_attention  # noqa: E402
 from dct_vl.runs.config.schema import SpeedConfig  # noqa: E402
-from dct_vl.training.optim.gradient_scale import PendingScale  # noqa: E402
+from dct_vl.training.optim.adam import PendingScale  # noqa: E402
 from dct_vl.training.optim.speed import (  # noqa: E402
     SpeedUp,
     describe,

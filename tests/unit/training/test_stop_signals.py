@@ -1,4 +1,4 @@
-"""Signals are requests; a second SIGTERM is an order; launchers pass on the first kind."""
+"""Signals end a run after a step, and the process that collects writers' reports outlives them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from dct_vl.runs.config.groups import ROOT
+from dct_vl.shipped import ROOT
 from dct_vl.training.restart.stop_signals import StopSignals
 
 #: a rank: steps of 50 ms until asked to stop; writes where it is and how it ended
@@ -115,3 +116,55 @@ def test_a_launcher_kills_its_ranks_when_told_twice(tmp_path):
     time.sleep(2.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM
+
+
+TRAINER = """
+import sys, time
+from dct_vl.compat import activate
+activate()
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from dct_vl.training.restart.stop_signals import shield_from_signals
+from dct_vl.training.restart.stop_signals import StopSignals
+
+if __name__ == "__main__":
+    StopSignals().install()
+    shield_from_signals()
+    queue = filesystem_async._get_write_results_queue()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    queue.put(7)
+    print(queue.get(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_group_is_signalled_and_the_trainer_killed(trainer):
+    children = psutil.Process(trainer.pid).children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(trainer.pid, number)
+    time.sleep(0.2)
+    trainer.stdin.write("\n")
+    trainer.stdin.flush()
+    assert trainer.stdout.readline() == "7\n"
+    trainer.kill()
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert children
+    assert not left, [process.cmdline() for process in left]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dct_vl.training.processes.rank_errors import (
+from dct_vl.training.processes.supervise import (
     FOLDER_VARIABLE,
     describe_errors,
     first_cause,

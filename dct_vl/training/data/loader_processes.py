@@ -1,15 +1,19 @@
-"""Loader processes that hang or die are named, with the sample that they were at."""
+"""Loader processes: each gets samples, and one that hangs or dies is named with its sample."""
 
 from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import Empty
 from typing import Any
 
-from megatron.energon import SavableDataLoader
+from megatron.energon import SavableDataLoader, WorkerConfig
 from torch.utils.data import get_worker_info
+
+from dct_vl.errors import ConfigError
+from dct_vl.inputs.shard_reader import sample_loaders
 
 #: bytes of a loader process on the board; longer keys are cut
 _SLOT = 256
@@ -50,8 +54,6 @@ def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> It
     """The batches of a loader, for as long as its processes deliver them.
 
     Args:
-        loader: fresh, or where it was left.
-        board: on which the loader's processes note what they do.
         timeout_s: seconds that the trainer waits for a batch; 0 waits for ever. A loader without
             processes is not watched.
 
@@ -88,28 +90,16 @@ def watch(loader: SavableDataLoader, board: WorkerBoard, timeout_s: float) -> It
 class _Answers:
     """What a loader process answers when it is asked for its place, with patience that ends."""
 
-    def __init__(
-        self,
-        queue: Any,
-        loader: SavableDataLoader,
-        board: WorkerBoard,
-        worker_id: int,
-        limit: float,
-    ) -> None:
-        self._queue = queue
-        self._loader = loader
-        self._board = board
-        self._worker_id = worker_id
-        self._limit = limit
+    def __init__(self, queue: Any, where: Callable[[], str], limit: float) -> None:
+        self._queue, self._where, self._limit = queue, where, limit
 
     def get(self) -> Any:
         try:
             return self._queue.get(timeout=self._limit)
         except Empty:
-            where = _describe(self._loader, self._board, self._worker_id)
             raise LoaderProcessError(
-                f"no checkpoint: for {self._limit:g} s its place in the data was asked of {where}. "
-                f"{_IF_SLOW}"
+                f"no checkpoint: for {self._limit:g} s its place in the data was asked of "
+                f"{self._where()}. {_IF_SLOW}"
             ) from None
 
 
@@ -120,13 +110,11 @@ def limit_answers(loader: SavableDataLoader, board: WorkerBoard, timeout_s: floa
     batches.
 
     Args:
-        loader: fresh; changed in place.
-        board: see `watch`.
         timeout_s: after which a `LoaderProcessError` names the process; 0 waits for ever.
     """
     if timeout_s:
         loader.result_queues = [
-            _Answers(queue, loader, board, worker_id, timeout_s)
+            _Answers(queue, partial(_describe, loader, board, worker_id), timeout_s)
             for worker_id, queue in enumerate(loader.result_queues)
         ]
 
@@ -138,4 +126,49 @@ def _describe(loader: SavableDataLoader, board: WorkerBoard, worker_id: int) -> 
     return (
         f"loader process {worker_id} of {loader.num_workers} "
         f"(pid {iterator._workers[worker_id].pid}); the last it said: {last}"
+    )
+
+
+def check_shares(dataset: Any, path: str, config: WorkerConfig) -> None:
+    """Does every loader process of this rank have a sample, of every dataset that is mixed?
+
+    Raises:
+        ConfigError: one has none. Energon divides samples among all processes, and a process that
+            has none would only find out when it starts.
+    """
+    for loader in sample_loaders(dataset):
+        held = [loader.len_worker(number) for number in range(max(config.num_workers, 1))]
+        if 0 in held:
+            streams = len(held) * config.world_size
+            raise ConfigError(
+                f"{path} has too few samples to train on: loader process {held.index(0)} of rank "
+                f"{config.rank} has none, as {config.world_size} data-parallel ranks × "
+                f"data.num_workers={config.num_workers} share the samples of each dataset among "
+                f"{streams}: lower data.num_workers, or add samples"
+            )
+
+
+def mixed_epochs(
+    dataset: Any, config: WorkerConfig, *, packing_buffer_size: int, shuffle_buffer_size: int
+) -> str | None:
+    """What is to be said where packs are chosen from more samples than a loader process has, some
+    of them twice; None where they are not.
+
+    Args:
+        packing_buffer_size: samples that packs are chosen from.
+        shuffle_buffer_size: samples that the next one is drawn from before; 0 for none.
+    """
+    streams = max(config.num_workers, 1) * config.world_size
+    share = sum(len(loader.join_readers[0]) // streams for loader in sample_loaders(dataset))
+    if packing_buffer_size <= share:
+        return None
+    shuffled = (
+        f"; data.shuffle_buffer_size={shuffle_buffer_size} mixes them likewise"
+        if shuffle_buffer_size > share
+        else ""
+    )
+    return (
+        f"data.packing_buffer_size={packing_buffer_size} is more than the {share} samples of a "
+        f"loader process (of {streams}): packs are chosen from several epochs at once, and may "
+        f"hold a sample twice. {share} at most keeps them apart{shuffled}"
     )

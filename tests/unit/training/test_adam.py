@@ -13,7 +13,7 @@ from dct_vl.compat import activate
 
 activate()
 
-from dct_vl.training.optim.optimizer_lists import copy_at_once, remember_lists  # noqa: E402
+from dct_vl.training.optim.adam import copy_at_once, remember_lists  # noqa: E402
 from dct_vl.training.optim.speed import use_one_kernel  # noqa: E402
 
 OPTIONS = {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.95)}

@@ -6,7 +6,7 @@ import pytest
 
 import dct_vl.training.trainer
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.training.restart.wandb_run import begin_wandb_run
+from dct_vl.runs.run_files import begin_wandb_run
 from dct_vl.training.trainer import build_loggers
 
 SETTINGS = ("data.path=d", "model.path=m", "experiment_name=e", "logger.tensorboard=false")

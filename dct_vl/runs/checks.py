@@ -1,23 +1,24 @@
-"""What makes a run impossible, said before anything heavy starts."""
+"""Checks of a run's configuration, made before anything heavy starts."""
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import used_shards
 from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
-from dct_vl.runs.config.bounds import check_bounds
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
 from dct_vl.runs.derived import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Division:
     """How processes are divided."""
 
     world_size: int
@@ -25,13 +26,13 @@ class Layout:
     num_micro_batches: int
 
 
-def check_run(run: RunConfig, world_size: int) -> Layout:
+def check_run(run: RunConfig, world_size: int) -> Division:
     """Check a configuration against the number of processes.
 
     Raises:
         ConfigError: the first thing that cannot work, with the numbers and the fix.
     """
-    layout = check_layout(run, world_size)
+    division = check_layout(run, world_size)
     check_bounds(run)
     settings = RunSettings(run)
     if run.data.min_pixels > run.data.max_pixels:
@@ -54,7 +55,7 @@ def check_run(run: RunConfig, world_size: int) -> Layout:
     check_data_path(run.data.path)
     check_model_file(run.model.path)
     check_model_layout(run)
-    return layout
+    return division
 
 
 def check_model_layout(run: RunConfig) -> None:
@@ -86,15 +87,8 @@ def check_divisions(
     vision_heads: int | None,
     vision_mlp: int | None,
 ) -> None:
-    """Can a model of these sizes be divided? None is not known, and not looked at.
-
-    Args:
-        run: with the parallel sizes.
-        heads: attention heads of the language model.
-        groups: its key-value heads.
-        layers: its layers.
-        vision_heads: attention heads of the ViT.
-        vision_mlp: inner width of its MLP.
+    """Can a model of these sizes be divided? What is None is not looked at. `groups` are key-value
+    heads, `vision_mlp` is the inner width of the ViT's MLP.
 
     Raises:
         ConfigError: it cannot.
@@ -126,7 +120,7 @@ def check_divisions(
             )
 
 
-def check_layout(run: RunConfig, world_size: int) -> Layout:
+def check_layout(run: RunConfig, world_size: int) -> Division:
     """Parallel sizes and batch sizes; see `check_run`."""
     trainer = run.trainer
     tp, pp, cp = (
@@ -173,7 +167,7 @@ def check_layout(run: RunConfig, world_size: int) -> Layout:
     check_guards(run)
     if trainer.sequence_parallel and tp == 1:
         raise ConfigError("trainer.sequence_parallel needs TP_SIZE > 1")
-    return Layout(
+    return Division(
         world_size=world_size,
         data_parallel_size=dp,
         num_micro_batches=trainer.global_batch_size // unit,
@@ -264,3 +258,51 @@ def check_data_path(path: str) -> None:
                 f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
                 f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
             )
+
+
+#: key → smallest value; null, where a key may be null, is left alone
+_LEAST = {
+    "seed": 0,
+    "data.num_workers": 0,
+    "data.shuffle_buffer_size": 0,
+    "data.max_samples_per_sequence": 1,
+    "data.worker_timeout_s": 0,
+    "data.max_rejects_in_a_row": 1,
+    "trainer.val_every": 0,
+    "trainer.val_batches": 0,
+    "trainer.save_every": -1,
+    "trainer.stop_at_step": 1,
+    "trainer.stall_warning_s": 0,
+    "trainer.spike_factor": 0,
+    "optim.lr": 0,
+    "optim.min_lr": 0,
+    "optim.warmup_steps": 0,
+    "optim.weight_decay": 0,
+    "optim.adam_beta1": 0,
+    "optim.adam_beta2": 0,
+    "optim.clip_grad": 0,
+}
+
+
+def check_bounds(run: RunConfig) -> None:
+    """Names and numbers that mean nothing; parallel and batch sizes have checks of their own.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for key in ("experiment_name", "log_dir"):
+        if not attrgetter(key)(run).strip():
+            raise ConfigError(f"{key} is empty: the run's folder is LOG_DIR/experiment_name")
+    for key, least in _LEAST.items():
+        value = attrgetter(key)(run)
+        if value is not None and not (least <= value and math.isfinite(value)):
+            raise ConfigError(f"{key} is {value}; expected at least {least}")
+    optim = run.optim
+    for key in ("adam_beta1", "adam_beta2"):
+        if getattr(optim, key) >= 1:
+            raise ConfigError(f"optim.{key} is {getattr(optim, key)}; expected less than 1")
+    if optim.min_lr > optim.lr:
+        raise ConfigError(
+            f"optim.min_lr={optim.min_lr:g}, where the schedule ends, is more than "
+            f"optim.lr={optim.lr:g}: the rate would rise; set it to {optim.lr / 10:g}, say"
+        )

@@ -19,8 +19,7 @@ from megatron.core.transformer.module import MegatronModule  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
 from dct_vl.inference.loading import start_single_process  # noqa: E402
-from dct_vl.training.optim.param_groups import PartOptimizer  # noqa: E402
-from dct_vl.training.optim.schedule import RunLongCosine  # noqa: E402
+from dct_vl.training.optim.optimizer import PartOptimizer, RunLongCosine  # noqa: E402
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dct_vl.training.watch.rates import CURVES, curves, progress, token_rates
+from dct_vl.training.watch.step_log import CURVES, curves, progress, token_rates
 
 ENTRY = {
     "loss": 1.23456,

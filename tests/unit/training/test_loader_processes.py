@@ -19,7 +19,12 @@ from megatron.energon import (
 )
 
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.training.data.worker_watch import LoaderProcessError, WorkerBoard, limit_answers, watch
+from dct_vl.training.data.loader_processes import (
+    LoaderProcessError,
+    WorkerBoard,
+    limit_answers,
+    watch,
+)
 
 
 @stateless

@@ -1,8 +1,10 @@
-"""Names of the files that scores are kept in, in a run's folder or beside an exported one."""
+"""Result files in a run's folder or beside an exported one: their names, and reading them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 #: of `dct-vl answers`
 ANSWERS_NAME = "answers.jsonl"
@@ -26,3 +28,18 @@ def beside(output: Path, end: str) -> Path:
 def outside_answers(out: str | Path) -> Path:
     """Where the answers of an exported folder go: beside it."""
     return Path(out).with_name(f"{Path(out).name}.answers.jsonl")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content

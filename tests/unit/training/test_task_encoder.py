@@ -19,7 +19,7 @@ from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog, count_rejects
-from dct_vl.training.data.pack_encoder import ChatPackEncoder
+from dct_vl.training.data.task_encoder import ChatPackEncoder
 
 LENGTH = 256
 

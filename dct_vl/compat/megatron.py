@@ -1,22 +1,53 @@
-"""Megatron's distributed optimizer around torch's AdamW, where no FusedAdam is installed."""
+"""Megatron-core 0.15.3 without Transformer Engine and Apex, and with NumPy 2."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from typing import Any
 
+import numpy as np
 import torch
+
+_NEED_CUDA = ("transformer_engine", "apex")
+
+
+def installed_without_cuda() -> bool:
+    """True where Transformer Engine or Apex is installed and torch sees no CUDA device."""
+    if torch.cuda.is_available():
+        return False
+    return any(name not in sys.modules and is_installed(name) for name in _NEED_CUDA)
+
+
+def hide_cuda_packages() -> None:
+    """Make them unimportable in this process: Megatron takes their optimizer wherever they are."""
+    for name in _NEED_CUDA:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
+def is_installed(name: str) -> bool:
+    """Is a package installed, and not hidden?"""
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return importlib.util.find_spec(name) is not None
+
+
+@functools.cache
+def have_transformer_engine() -> bool:
+    """True where `transformer_engine.pytorch` imports and a CUDA device is there to run it."""
+    if not torch.cuda.is_available() or not is_installed("transformer_engine"):
+        return False
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
 
 def fused_adam_is_missing() -> bool:
     """True where neither Transformer Engine nor Apex offers its FusedAdam."""
-    return not any(
-        sys.modules[name] is not None
-        if name in sys.modules
-        else importlib.util.find_spec(name) is not None
-        for name in ("transformer_engine", "apex")
-    )
+    return not any(is_installed(name) for name in _NEED_CUDA)
 
 
 def carry_step() -> None:
@@ -68,3 +99,13 @@ def carry_step() -> None:
 
     DistributedOptimizer.state_dict = state_dict
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+
+
+def product_is_missing() -> bool:
+    """True with NumPy 2, which calls it `prod` only."""
+    return not hasattr(np, "product")
+
+
+def restore_product() -> None:
+    """`numpy.product`, for Megatron's distributed checkpoints."""
+    np.product = np.prod  # type: ignore[attr-defined]
