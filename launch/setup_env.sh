@@ -110,7 +110,7 @@ dct_vl_fill_venv() {
     --editable "${dct_vl_root}[dev]" 2>"$venv/pip.log" \
     || { tail -5 "$venv/pip.log" >&2; dct_vl_fail "pip failed; the whole log is $venv/pip.log"; return 1; }
   echo "$fingerprint" >"$venv/.dct-vl"
-  dct_vl_say "environment ready in $((SECONDS - started)) s"
+  dct_vl_say "environment ready in $((SECONDS - started)) s; dct-vl is on the path after: source $venv/bin/activate"
 }
 
 dct_vl_sees_gpu() {
