@@ -97,7 +97,9 @@ def _manifest(root: Path) -> dict[str, Any] | None:
 
 
 def _table(figures: dict[str, Any]) -> Table:
-    table = Table("", "min", "5 %", "median", "95 %", "max", "mean", title=_title(figures))
+    sources = ", ".join(f"{name} {number:,}" for name, number in figures["sources"].items())
+    title = f"{figures['samples']:,} samples, {figures['images']:,} images\n{sources}"
+    table = Table("", "min", "5 %", "median", "95 %", "max", "mean", title=title)
     rows = [(name.replace("_", " "), figures[name]) for name in _SUMMARIES]
     rows += [(f"tokens, {name}", tokens) for name, tokens in figures["visual_tokens"].items()]
     for label, summary in rows:
@@ -108,7 +110,6 @@ def _table(figures: dict[str, Any]) -> Table:
 
 
 def _token_notes(figures: dict[str, Any]) -> list[str]:
-    """What the table's rows of visual tokens leave out."""
     notes = [
         f"tokens, {name}: {tokens['refused']:,} images cannot be cut within these pixel bounds"
         for name, tokens in figures["visual_tokens"].items()
@@ -122,8 +123,3 @@ _SUMMARIES = (
     *("width", "height", "aspect_ratio", "megapixels", "image_kib"),
     *("question_chars", "answer_chars"),
 )
-
-
-def _title(figures: dict[str, Any]) -> str:
-    sources = ", ".join(f"{name} {number:,}" for name, number in figures["sources"].items())
-    return f"{figures['samples']:,} samples, {figures['images']:,} images\n{sources}"

@@ -36,7 +36,9 @@ def check_conversation(raw: Any, num_images: int) -> Conversation:
     if last and ROLES[last["from"]] == "user" and IMAGE_MARK not in last["value"]:
         dialogue = dialogue[:-1]
         repairs["unanswered_question_dropped"] += 1
-    _check_roles(dialogue)
+    roles = [ROLES[turn["from"]] for turn in dialogue]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
     _place_images(turns[:1] if has_system else [], dialogue, num_images, repairs)
     _check_texts(dialogue)
     return Conversation(turns=[*turns[: int(has_system)], *dialogue], repairs=tuple(repairs))
@@ -59,12 +61,6 @@ def _read_turns(raw: Any, repairs: Counter[str]) -> list[dict[str, str]]:
             raise Rejected(Reason.VALUE_NOT_TEXT, f"turn {position} holds {shortened(value)}")
         turns.append({"from": name, "value": value})
     return turns
-
-
-def _check_roles(dialogue: list[dict[str, str]]) -> None:
-    roles = [ROLES[turn["from"]] for turn in dialogue]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
 
 
 def _place_images(

@@ -86,7 +86,11 @@ def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
             f"at least {shards_needed(ratio)} are needed: make smaller ones with --shard-size"
         )
     mark = orjson.dumps(
-        {"split": ratio, "shards": _shard_identity(workspace, names), "energon": _energon_version()}
+        {
+            "split": ratio,
+            "shards": _shard_identity(workspace, names),
+            "energon": version("megatron-energon"),
+        }
     )
     mark_path = workspace.state / "prepared.json"
     result = split_counts(len(names), ratio)
@@ -133,10 +137,6 @@ def _shard_identity(workspace: Workspace, names: list[str]) -> list[list[str | i
         stat = (workspace.root / name).stat()
         identity.append([name, hashes.get(name, ""), stat.st_size, stat.st_mtime_ns])
     return identity
-
-
-def _energon_version() -> str:
-    return version("megatron-energon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,6 @@ def blend(target: Path, members: list[BlendMember]) -> list[BlendShare]:
 
 
 def _count_samples(root: Path) -> dict[str, int]:
-    """Samples of a prepared folder by part."""
     split_path = root / ".nv-meta" / "split.yaml"
     if not (root / INFO).exists() or not split_path.exists():
         raise WorkspaceError(

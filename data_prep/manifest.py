@@ -107,7 +107,6 @@ def summarize(workspace: Workspace) -> Summary:
 
 
 def _records(source: Round, plan: RoundPlan) -> Iterator[tuple[ShardRecord, Iterator[bytes]]]:
-    """Records of a round, each with the JSON of its kept entries."""
     for shard in plan.shards:
         record = load_record(source.record(shard.number))
         dropped = {reject["index"] for reject in record.rejects}

@@ -51,7 +51,6 @@ class Options:
                 )
 
     def as_json(self) -> dict[str, Any]:
-        """The options as they stand in the manifest."""
         return dataclasses.asdict(self) | {"presize": list(self.presize) if self.presize else None}
 
 

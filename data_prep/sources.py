@@ -116,7 +116,8 @@ def iter_entries(path: Path) -> Iterator[Any]:
         yield from _iter_lines(path)
         return
     with path.open("rb") as file:
-        _skip_byte_order_mark(file)
+        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+            file.seek(0)
         start = file.tell()
         if _first_byte(file) != b"[":
             raise SourceError(f"{path} is no JSON list; expected [{{…}}, …] or a .jsonl file")
@@ -138,11 +139,6 @@ def _iter_lines(path: Path) -> Iterator[Any]:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError as error:
                 raise SourceError(f"{path}, line {number}, is no JSON: {error}") from error
-
-
-def _skip_byte_order_mark(file: Any) -> None:
-    if file.read(3) != b"\xef\xbb\xbf":
-        file.seek(0)
 
 
 def _first_byte(file: Any) -> bytes:

@@ -95,7 +95,6 @@ def _check_bytes(shard: BinaryIO, expected: dict[str, Any]) -> list[str]:
 
 
 def _check_sample(sample: ShardSample, shard: BinaryIO) -> list[str]:
-    """What is wrong with a sample's JSON and the headers of its images."""
     try:
         parts, videos = image_parts(sample.parts), video_parts(sample.parts)
         record = parse_record(sample.parts[json_part(sample.parts)].read(shard))

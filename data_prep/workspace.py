@@ -49,7 +49,6 @@ class Round:
         return self.folder / "rejects.jsonl"
 
     def record(self, number: int) -> Path:
-        """Record of a finished shard."""
         return self.folder / "shards" / f"{number:06d}.json"
 
 

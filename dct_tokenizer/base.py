@@ -52,7 +52,6 @@ class VisualTokenizer(abc.ABC):
     max_pixels: int = QWEN_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        """Refuse values that no image can satisfy."""
         if not 0 < self.min_pixels <= self.max_pixels:
             raise TokenizerConfigError(
                 f"{self.name}: min_pixels={self.min_pixels}, max_pixels={self.max_pixels}; "
@@ -165,7 +164,6 @@ class GridTokenizer(VisualTokenizer):
         return PATCH_FRAMES
 
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        """See `VisualTokenizer.plan`."""
         new_height, new_width = smart_resize(
             height,
             width,

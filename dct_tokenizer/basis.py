@@ -96,7 +96,6 @@ class BandSelection:
 
     @property
     def is_complete(self) -> bool:
-        """True when no coefficient is dropped."""
         return (self.luma_keep, self.chroma_keep, self.temporal_keep) == (
             self.cell,
             self.cell,

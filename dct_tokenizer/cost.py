@@ -77,7 +77,6 @@ class Cost:
 
     @property
     def total_flops(self) -> float:
-        """All of the prefill."""
         return self.front_end_flops + self.vit_flops + self.llm_flops
 
 
@@ -94,7 +93,6 @@ def vit_layer_flops(
     """Forward FLOPs of the ViT's layers.
 
     Args:
-        model: sizes.
         num_cells: of all images.
         pairs: attended (query, key) pairs of a layer that sees whole slices, Σ segment².
         window_pairs: likewise of a layer that sees windows, Σ window²; see `window_pairs`.

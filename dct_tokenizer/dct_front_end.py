@@ -86,7 +86,6 @@ class DCTFrontEnd(FrontEnd):
         return values
 
     def flops_per_cell(self, embed_dim: int, *, still: bool) -> int:
-        """See `FrontEnd.flops_per_cell`: temporal basis, spatial basis, weight."""
         pixels = 3 * self.bands.cell**2
         kept = 1 if still else self.bands.temporal_keep
         temporal = 0 if still else kept * self.bands.frames_per_cell * pixels
@@ -95,7 +94,6 @@ class DCTFrontEnd(FrontEnd):
 
     @torch.no_grad()
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See `FrontEnd.folded`: whitening, bands and basis multiplied into one kernel."""
         columns = self.weight.double().cpu() / self.std.double().cpu()
         temporal = dct_matrix(self.bands.frames_per_cell, self.bands.temporal_keep)
         by_band = columns.unflatten(1, (self.bands.temporal_keep, -1))

@@ -126,12 +126,10 @@ class PixelFrontEnd(FrontEnd):
         return {"weight": torch.einsum("octij,ai,bj->octab", weight, carry, carry)}
 
     def flops_per_cell(self, embed_dim: int, *, still: bool) -> int:
-        """See `FrontEnd.flops_per_cell`: one frame's pixels, or all."""
         return 2 * embed_dim * self.weight[0].numel() // (PATCH_FRAMES if still else 1)
 
     @torch.no_grad()
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See `FrontEnd.folded`: the weight itself."""
         return self.weight.double().cpu(), None
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:

@@ -64,9 +64,6 @@ def gather_statistics(
 
     Args:
         tokenizer: its `encode` gives the coefficients of `bands`.
-        bands: selected coefficients.
-        images: bytes of image files.
-        max_images: stop after so many.
 
     Raises:
         TokenizerConfigError: not a single usable image.

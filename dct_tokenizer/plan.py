@@ -76,7 +76,6 @@ class Plan:
         return (pairs.astype(np.float32) * seconds * ids_per_second).astype(np.int64)
 
     def __eq__(self, other: object) -> bool:
-        """Equal when every field is, arrays by value."""
         if not isinstance(other, Plan):
             return NotImplemented
         return all(
@@ -84,5 +83,4 @@ class Plan:
         )
 
     def __hash__(self) -> int:
-        """Hash of the cheap fields."""
         return hash((self.height, self.width, self.frames, self.grid_thw, self.cell_shape))

@@ -128,7 +128,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def _check_type(name: str, key: str, value: object, annotation: str) -> None:
-    """Raises where a YAML or command-line value is of another type than the field."""
     is_bool = isinstance(value, bool)
     if not isinstance(value, _TYPES[annotation]) or is_bool != (annotation == "bool"):
         raise TokenizerConfigError(

@@ -102,7 +102,9 @@ def write_drawn_dataset(
             for path, data in entry.files.items():
                 source = path.split("/", 1)[0]
                 if source not in tars:
-                    tars[source] = stack.enter_context(_open_tar(folder / f"{source}.tar"))
+                    tars[source] = stack.enter_context(
+                        tarfile.open(folder / f"{source}.tar", "w", format=tarfile.USTAR_FORMAT)
+                    )
                 _add(tars[source], path, data)
                 by_source[source] += 1
             by_kind[entry.kind] += 1
@@ -129,7 +131,6 @@ def write_drawn_dataset(
 def _drawn(
     draw: Callable[..., Entry], planted: dict[int, Planted], num_entries: int, num_workers: int
 ) -> Iterator[Entry]:
-    """Entries 0, 1, 2 …"""
     task = partial(_draw_one, draw, planted)
     if num_workers == 1:
         yield from map(task, range(num_entries))
@@ -147,7 +148,6 @@ def _draw_one(draw: Callable[..., Entry], planted: dict[int, Planted], index: in
 
 
 def _plant(seed: int, num_entries: int) -> dict[int, Planted]:
-    """Which entries get which defect."""
     num_missing = max(1, num_entries // MISSING_PER_ENTRIES)
     rotated, truncated, *missing = Random(f"{seed}/planted").sample(
         range(num_entries), 2 + num_missing
@@ -157,10 +157,6 @@ def _plant(seed: int, num_entries: int) -> dict[int, Planted]:
         truncated: "truncated",
         **dict.fromkeys(missing, "missing"),
     }
-
-
-def _open_tar(path: Path) -> tarfile.TarFile:
-    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
 
 
 def _add(tar: tarfile.TarFile, path: str, data: bytes) -> None:

@@ -56,7 +56,6 @@ class AdaptiveTokenizer(VisualTokenizer):
     center: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse anything but exactly one rule."""
         super().__post_init__()
         if not 0 <= self.budget <= 1 or self.threshold < 0:
             raise TokenizerConfigError(
@@ -88,7 +87,6 @@ class AdaptiveTokenizer(VisualTokenizer):
 
     @property
     def psnr_bound(self) -> float:
-        """See `VisualTokenizer.psnr_bound`."""
         return 20.0
 
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:

@@ -44,7 +44,6 @@ class BlockTokenizer(GridTokenizer):
     statistics: str = NATURAL
 
     def __post_init__(self) -> None:
-        """Refuse bands that a cell does not have."""
         super().__post_init__()
         bounds = {
             "luma_keep": self.cell,
@@ -63,7 +62,6 @@ class BlockTokenizer(GridTokenizer):
 
     @property
     def bands(self) -> BandSelection:
-        """The coefficients that are kept."""
         return BandSelection(
             cell=self.cell,
             luma_keep=self.luma_keep,
@@ -74,7 +72,6 @@ class BlockTokenizer(GridTokenizer):
 
     @property
     def cell_frames(self) -> int:
-        """T"""
         return self.frames_per_cell
 
     @property

@@ -32,7 +32,6 @@ class PixelTokenizer(GridTokenizer):
     cell: int = 14
 
     def __post_init__(self) -> None:
-        """Refuse a cell without pixels."""
         super().__post_init__()
         if self.cell < 1:
             raise TokenizerConfigError(f"{self.name}: cell={self.cell}; expected at least 1")

@@ -34,7 +34,6 @@ class PixelDownscaleTokenizer(PixelTokenizer):
     same_tokens_as: str = "dct28_420"
 
     def __post_init__(self) -> None:
-        """Refuse references whose grid has no counterpart in stock patches."""
         super().__post_init__()
         if self.cell != PATCH:
             raise TokenizerConfigError(
@@ -63,7 +62,6 @@ class PixelDownscaleTokenizer(PixelTokenizer):
         return self.reference.view_size(height, width)
 
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        """See `VisualTokenizer.plan`."""
         theirs = self.reference.plan(height, width, frames)
         slices, rows, columns = theirs.llm_grid_thw
         if not rows:

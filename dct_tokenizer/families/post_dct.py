@@ -134,7 +134,6 @@ class PostDCTTokenizer(PixelTokenizer):
     dc_gain: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse ratios outside 0..1."""
         super().__post_init__()
         if not 0 < self.ratio <= 1:
             raise TokenizerConfigError(
@@ -142,7 +141,6 @@ class PostDCTTokenizer(PixelTokenizer):
             )
 
     def plan(self, height: int, width: int, frames: int = 1) -> Plan:
-        """See `VisualTokenizer.plan`."""
         stock = super().plan(height, width, frames)
         slices, rows, columns = stock.llm_grid_thw
         grid = (slices, compact_side(rows, self.ratio), compact_side(columns, self.ratio))
@@ -155,5 +153,4 @@ class PostDCTTokenizer(PixelTokenizer):
         )
 
     def post_merge(self) -> SpectrumCrop:
-        """The module between merger and language model."""
         return SpectrumCrop(self.ratio, dc_gain=self.dc_gain)

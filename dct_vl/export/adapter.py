@@ -39,9 +39,7 @@ def export_adapter(
         module: a whole model with its adapters.
         visual: its tokenizer; front ends other than a stock patch embedding have no base model.
         base: the Hugging Face folder that the run started from, named in the configuration.
-        out: the folder.
         trained: parts that were trained in full beside the adapters; they are written whole.
-        dtype: of the tensors.
 
     Returns:
         Bytes of the tensors.

@@ -40,8 +40,6 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
     its own processor.
 
     Args:
-        model: what was exported.
-        folder: the exported folder.
         samples: conversations; those that `can_be_asked` refuses are left out.
 
     Raises:
@@ -132,7 +130,6 @@ def ask_outside(
 
     Args:
         model: what was exported; it computes the logits that are expected.
-        folder: the exported folder.
         answers: JSONL to write, in the shape of `dct_vl.inference.generate.answers.write_answers`.
         num_samples: validation samples that are asked about, at most; those with videos, and those
             that training would reject, are not.

@@ -68,8 +68,6 @@ def export_module(
         visual: its tokenizer, with the pixel bounds to write.
         base: the Hugging Face folder that the run started from.
         out: a new or empty folder.
-        dtype: of the written tensors.
-        max_shard_bytes: of one file.
         add_files: writes what else belongs into the folder, before that has its name.
 
     Returns:

@@ -143,10 +143,7 @@ def write_card(
     """Write README.md into an exported folder.
 
     Args:
-        out: the folder.
-        run: the run's configuration.
         run_folder: where its steps, validations and scores are, as far as there are any.
-        checkpoint: what was exported.
         visual: the tokenizer with its pixel bounds.
     """
     meta = read_meta(checkpoint)

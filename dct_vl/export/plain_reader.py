@@ -31,10 +31,8 @@ def main(folder: str, requests: str, expected: str, output: str, dtype: str) -> 
     """Answer all requests.
 
     Args:
-        folder: exported folder.
         requests: JSONL file, one request a line.
         expected: .npz file of float32 (S, V) logits by the number of the request.
-        output: JSONL file to write.
         dtype: name of torch's dtype to compute in.
     """
     import numpy as np

@@ -54,7 +54,6 @@ class TensorGroup:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors."""
         numbers = sum(torch.Size(shape).numel() for shape in self.shapes.values())
         return numbers * self.dtype.itemsize
 
@@ -81,7 +80,6 @@ def megatron_groups(
     Args:
         module: a whole model: tensor- and pipeline-parallel sizes of 1.
         shapes: what the folder must hold, of `stock_shapes`.
-        dtype: of the written tensors.
 
     Raises:
         ExportError: a tensor that the folder has no place for, or another shape than it must have.
@@ -133,7 +131,6 @@ def as_written(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _assemble(shards: list[ShardedTensor]) -> torch.Tensor:
-    """The full tensor of its pieces, which must cover it."""
     first = shards[0]
     shape = tuple(first.global_shape[first.prepend_axis_num :])
     if len(shards) == 1 and tuple(first.data.shape) == shape:
@@ -199,7 +196,6 @@ def write_tensors(
     """Write all groups; one file's worth of tensors is in memory at a time.
 
     Args:
-        folder: an existing folder.
         groups: what to write, each name once.
         expected: name → shape of all tensors that the folder must hold in the end.
         max_shard_bytes: of one file; a larger group gets a file of its own.

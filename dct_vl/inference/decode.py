@@ -29,7 +29,6 @@ def staged_forward(
     All ranks of a model call this at the same time with the same tokens.
 
     Args:
-        module: this rank's stage.
         batch: on the device, with the one token of each row whose logits are wanted.
         cache: of earlier tokens.
 
@@ -83,7 +82,6 @@ def decode(
     All ranks of a model call this at the same time with the same prompts, and all get the answers.
 
     Args:
-        model: this process's part of a model.
         prompts: any number that fits the memory; their keys seed what is drawn.
         limits: most tokens of each answer, at least 1.
         settings: greedy by default; the prompts are encoded already, so that bounds play no part.

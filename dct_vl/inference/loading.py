@@ -49,7 +49,6 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
         return next(self.module.parameters()).device
 
     @cached_property

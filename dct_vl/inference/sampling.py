@@ -26,7 +26,6 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings under which nothing can be drawn."""
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if self.top_k < 0:

@@ -181,11 +181,7 @@ def render(holder: Any, messages: list[dict[str, Any]], *, is_prompt: bool = Tru
 
 
 def read_text_tokenizer(folder: str | Path) -> Any:
-    """transformers' tokenizer of a Hugging Face folder.
-
-    Raises:
-        ConfigError: its files are missing or damaged.
-    """
+    """transformers' tokenizer of a folder; a ConfigError where files are missing or damaged."""
     from transformers import AutoTokenizer
 
     try:
@@ -209,7 +205,6 @@ def place_media(
 
     Args:
         chat: ids with one placeholder an image or video.
-        pad_ids: the placeholders.
         plans: one an image or video, in order.
 
     Returns:

@@ -95,8 +95,6 @@ def encode_chat(spec: InputSpec, planned: PlannedChat, *, is_blank: bool = False
     A damaged video is planned anew with the frames before the damage, which keep their size.
 
     Args:
-        spec: that `planned` was planned with.
-        planned: what `plan_chat` gave.
         is_blank: every frame becomes an even grey one of its size: what can be guessed without.
 
     Raises:

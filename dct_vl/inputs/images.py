@@ -35,11 +35,7 @@ class ImageError(ValueError):
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of the upright image, from the header alone.
-
-    Raises:
-        ImageError: the header cannot be read.
-    """
+    """(height, width) in pixels of the upright image, from the header alone; or ImageError."""
     try:
         with _open(data) as image:
             width, height = image.size

@@ -61,10 +61,8 @@ class RejectLog:
         """Record one sample and skip it.
 
         Args:
-            key: of the sample.
             reason: short, for the counts.
             detail: values, what was expected.
-            stage: at which the sample is left out.
             file: that holds the sample, "" where it is unknown.
 
         Raises:
@@ -92,7 +90,6 @@ class RejectLog:
         """Record what nobody foresaw, for Energon, which then skips the sample (or the batch).
 
         Args:
-            error: as it was caught.
             sample: a sample or pack, or the list of those that were to become a pack or batch.
             sources: Energon's; the samples know them too.
         """

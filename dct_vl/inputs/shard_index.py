@@ -106,7 +106,6 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
 
 
 def _expand(patterns: Sequence[str] | None) -> Iterator[str]:
-    """Names that a list of brace patterns stands for."""
     for pattern in patterns or ():
         yield from braceexpand(pattern)
 

@@ -129,8 +129,6 @@ def read_split(
     """Samples of a split in the order of its shards, at most `limit`.
 
     Args:
-        path: prepared shards.
-        split: name of the split.
         limit: None for all of it; what a damaged shard does not give back does not count.
         on_fault: told of samples in damaged places of their shards, and of those that do not follow
             the schema; without this such a sample is an error.

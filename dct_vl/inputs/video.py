@@ -102,7 +102,6 @@ def read_frames(data: bytes, count: int, height: int, width: int) -> VideoFrames
     taken before it stays. Memory: the result, one frame of full size, and the decoder's own.
 
     Args:
-        data: the container.
         count: frames to take; a video with fewer repeats some.
         height, width: of the result, resized with Pillow's bicubic, as HF's processor does.
 

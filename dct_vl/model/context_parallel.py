@@ -23,11 +23,7 @@ from megatron.core import parallel_state as ps
 
 
 def part_of_sequence(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """This rank's part of a dimension, rank 0's first.
-
-    Raises:
-        ValueError: it does not divide.
-    """
+    """This rank's part of a dimension, rank 0's first; a ValueError where it does not divide."""
     size = ps.get_context_parallel_world_size()
     if size == 1:
         return x

@@ -279,7 +279,6 @@ def segmented_attention(
         boundaries: (N+1,) int32 from 0 to T, on the device.
         longest: of the segments, or more.
         is_causal: no token sees those behind it.
-        scale: of the scores.
 
     Returns:
         (T, H, D).

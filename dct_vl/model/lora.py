@@ -45,8 +45,6 @@ def apply_lora(module: Any, lora: LoraConfig, *, seed: int = 0) -> list[str]:
 
     Args:
         module: this rank's stage, with its weights.
-        lora: the adapters' shape and places.
-        seed: of the first matrices.
 
     Returns:
         Names of the wrapped layers of this rank.

@@ -38,11 +38,7 @@ ADAPTER = ".adapter."
 
 
 def part_of(name: str) -> Part:
-    """Part of a tensor of the model, with or without the `module.` of wrappers before its name.
-
-    Raises:
-        ValueError: the name belongs to no part.
-    """
+    """Part of a tensor, with wrappers' `module.` before its name or not; else a ValueError."""
     while name.startswith("module."):
         name = name.removeprefix("module.")
     for prefix, part in _PREFIXES:
@@ -81,7 +77,6 @@ def adapted_linears(lora: LoraConfig, tower: str, num_layers: int) -> Counter[st
     Args:
         lora: its `target_modules` are names of layers, or whole names with * as wildcard.
         tower: vision_model or language_model.
-        num_layers: of the tower.
 
     Returns:
         linear_qkv, linear_proj, linear_fc1 and linear_fc2 → in how many layers.

@@ -138,7 +138,6 @@ def load_folder(
     """Fill a bare Megatron module from a Hugging Face folder, in place.
 
     Args:
-        module: this rank's stage.
         folder: with safetensors, sharded or not.
         recipe: of a full Megatron tensor; KeyError where no tensor of the folder corresponds.
         known: names of all tensors that a folder of this model may hold.

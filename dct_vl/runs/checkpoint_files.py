@@ -25,11 +25,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def read_meta(checkpoint: str | Path) -> dict[str, Any]:
-    """What `META_NAME` of a checkpoint holds.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
+    """What `META_NAME` of a checkpoint holds; a ValueError where it cannot be read."""
     path = Path(checkpoint) / META_NAME
     if not path.is_file():
         raise ValueError(f"{checkpoint} is not a checkpoint of this project: no {META_NAME} in it")

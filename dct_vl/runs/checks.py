@@ -59,11 +59,7 @@ def check_run(run: RunConfig, world_size: int) -> Division:
 
 
 def check_model_layout(run: RunConfig) -> None:
-    """Can the model's heads and layers be divided? Says nothing where there is no model yet.
-
-    Raises:
-        ConfigError: they cannot.
-    """
+    """A ConfigError where heads or layers cannot be divided; none where there is no model yet."""
     model = read_model_file(run.model.path)
     if model is None:
         return
@@ -229,11 +225,7 @@ def check_parts(run: RunConfig) -> None:
 
 
 def check_data_path(path: str) -> None:
-    """The data path is a folder that Energon has prepared, or a metadataset YAML.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """A ConfigError unless Energon has prepared the folder, or it is a metadataset YAML."""
     where = Path(path)
     if not where.exists():
         raise ConfigError(

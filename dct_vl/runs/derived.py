@@ -33,11 +33,7 @@ class RunSettings:
 
     @cached_property
     def visual(self) -> VisualTokenizer:
-        """The visual tokenizer under the run's pixel bounds.
-
-        Raises:
-            TokenizerConfigError: a preset that cannot be.
-        """
+        """The visual tokenizer under the run's pixel bounds, or a TokenizerConfigError."""
         data = self.run.data
         return build_tokenizer(
             self.run.tokenizer, min_pixels=data.min_pixels, max_pixels=data.max_pixels
@@ -124,27 +120,15 @@ class RunSettings:
 
     @cached_property
     def sizes(self) -> ModelSizes:
-        """Sizes of the model.
-
-        Raises:
-            ConfigError: they are not known; see `dct_vl.runs.model_sizes.model_sizes`.
-        """
+        """Sizes of the model, or the errors of `dct_vl.runs.model_sizes.model_sizes`."""
         return model_sizes(self.run.model.path)
 
     @property
     def lora(self) -> LoraConfig | None:
-        """The adapters, where the run has any."""
         return self.run.model.lora if self.run.model.tuning == "lora" else None
 
     def step_flops(self, sizes: ModelSizes | None = None) -> StepFlops:
-        """The counter of a step's FLOPs.
-
-        Args:
-            sizes: of another model than the run's.
-
-        Raises:
-            ConfigError: the sizes are not known.
-        """
+        """The counter of a step's FLOPs; `sizes` are those of another model than the run's."""
         return step_flops(
             sizes or self.sizes,
             self.visual,

@@ -169,7 +169,6 @@ def step_flops(
     """The counter of a model.
 
     Args:
-        sizes: of the model.
         visual: its tokenizer, whose front end is counted as for stills.
         trained: parts whose own weights are trained.
         lora: where adapters sit, whose own products, of a small rank, are not counted.

@@ -27,11 +27,7 @@ def steady_steps(steps: Steps) -> Steps:
 
 
 def steady_throughput(steps: Steps) -> float:
-    """Median samples per second of the `steady_steps`.
-
-    Raises:
-        ValueError: no step.
-    """
+    """Median samples per second of the `steady_steps`; a ValueError where there is none."""
     if not steps:
         raise ValueError("no step was logged, so there is no rate: let the run do one step")
     return float(np.median(column(steady_steps(steps), "samples_per_second")))
@@ -51,11 +47,7 @@ def token_rates(steps: Steps) -> dict[str, np.ndarray]:
 
 
 def first_and_last_loss(steps: Steps, count: int = 5) -> tuple[float, float]:
-    """Mean training loss of the first and of the last `count` logged steps.
-
-    Raises:
-        ValueError: no step.
-    """
+    """Mean training loss of the first and last `count` logged steps; a ValueError without any."""
     if not steps:
         raise ValueError("no step was logged, so there is no loss: let the run do one step")
     loss = column(steps, "loss")

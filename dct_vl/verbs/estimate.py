@@ -77,22 +77,14 @@ def estimate_command(
 
 
 def compose_estimated(overrides: Sequence[str]) -> RunConfig:
-    """The run's configuration; the data's path plays no part and may be left out.
-
-    Raises:
-        ConfigError: see `dct_vl.runs.config.compose.compose_config`.
-    """
+    """As `compose_config`, errors too; the data's path plays no part and may be left out."""
     keys = {word.partition("=")[0] for word in overrides}
     given = [] if "data.path" in keys else ["data.path=none"]
     return compose_config([*overrides, *given])
 
 
 def read_size(text: str | None, max_pixels: int) -> tuple[int, int]:
-    """HEIGHTxWIDTH in pixels; None is the square of `max_pixels`.
-
-    Raises:
-        ConfigError: another form.
-    """
+    """HEIGHTxWIDTH in pixels; None is the square of `max_pixels`; a ConfigError for other forms."""
     if text is None:
         side = int(max_pixels**0.5)
         return side, side

@@ -96,10 +96,6 @@ def swept_keys(overrides: Sequence[str]) -> list[str]:
 def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
     """experiment_name of one job of a sweep: what differs from the other jobs, so that each has a
     folder of its own.
-
-    Args:
-        overrides: the job's overrides.
-        swept: keys that the sweep varies.
     """
     values = dict(o.lstrip("+").partition("=")[::2] for o in overrides)
     parts = [values["experiment_name"]] if "experiment_name" in values else []

@@ -162,11 +162,7 @@ def answers(
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
-    """A dtype as torch has it.
-
-    Raises:
-        ConfigError: neither bf16 nor fp32.
-    """
+    """A dtype as torch has it; a ConfigError unless it is bf16 or fp32."""
     if name not in (None, "bf16", "fp32"):
         raise ConfigError(f"dtype is {name!r}, expected bf16 or fp32")
     import torch
@@ -183,11 +179,7 @@ def answer_settings(
     min_pixels: int | None,
     max_pixels: int | None,
 ) -> AnswerSettings:
-    """What the options say of answers.
-
-    Raises:
-        ValueError: numbers out of their range.
-    """
+    """What the options say of answers; a ValueError where a number is out of its range."""
     from dct_vl.inference.sampling import AnswerSettings, Sampling
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

@@ -94,7 +94,6 @@ def gallery(
     Args:
         rows: [question][run], of which those about `keys` are shown.
         runs: whose tokenizers look at the images.
-        keys: of samples.
         samples: by key, as far as they are at hand.
     """
     by_key: dict[str, list[tuple[ItemScore, ...]]] = {key: [] for key in keys}

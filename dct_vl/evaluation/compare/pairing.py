@@ -35,7 +35,6 @@ class PairedSet:
 
     @property
     def keys(self) -> list[str]:
-        """The samples, in order."""
         return list(dict.fromkeys(row[0].key for row in self.items))
 
 

@@ -66,11 +66,7 @@ class Figures:
 
 
 def count(data: Quickstart) -> Figures:
-    """Compare the runs and count the answers.
-
-    Raises:
-        ValueError: answers that cannot be compared.
-    """
+    """Compare the runs and count the answers; a ValueError where they cannot be compared."""
     (main,), (control,) = data.main.results.values(), data.control.results.values()
     answers = main, control, data.blank
     for other in answers[1:]:

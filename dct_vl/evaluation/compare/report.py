@@ -46,7 +46,6 @@ def write_comparison(
     """Write the page, which needs no other file, and its figures as JSON; return the page's path.
 
     Args:
-        runs: from `read_runs`.
         output: folder, made where it is missing.
         baseline: name of the run that the others are compared with; the first by default.
         num_disagreements: samples of each set that are shown with their images, at most.

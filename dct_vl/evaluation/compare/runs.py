@@ -151,7 +151,6 @@ def _read(
 
 
 def _environment(file: Path) -> dict[str, Any]:
-    """What a run wrote of its surroundings; nothing where it did not."""
     if not file.is_file():
         return {}
     try:
@@ -186,7 +185,6 @@ class TrainingCost:
 
     @property
     def gflops(self) -> float | None:
-        """The same in 10⁹."""
         return None if self.flops_per_sample is None else self.flops_per_sample / 1e9
 
 

@@ -69,7 +69,6 @@ class Variant:
 
     @property
     def visual_tokens(self) -> float:
-        """Mean over the samples."""
         tokens = [item.num_visual_tokens or 0 for item in self.runs[0].words.items.values()]
         return float(np.mean(tokens))
 
@@ -80,7 +79,6 @@ class Variant:
 
     @property
     def accuracy(self) -> float:
-        """Mean over the seeds."""
         return float(np.mean(self.shares))
 
     @property

@@ -22,7 +22,6 @@ def extract_choice(answer: str, options: Sequence[str] = (), num_options: int = 
     capitals; exactly one option's text occurs in it.
 
     Args:
-        answer: what the model said.
         options: texts of the options in the order of their letters, where known.
         num_options: how many letters there are where the texts are not known.
     """

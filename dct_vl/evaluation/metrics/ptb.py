@@ -86,16 +86,13 @@ def _longest(text: str, position: int) -> tuple[str, str]:
             best, kind, reach = found[1], rule.name, found.end()
     if best:
         return best, kind
-    return text[position], "plain" if _is_symbol(text[position]) else "unknown"
-
-
-def _is_symbol(character: str) -> bool:
-    """A character of the basic plane that stands alone; others the tokenizer drops."""
-    return character <= "\uffff" and character.isprintable()
+    character = text[position]
+    # one of the basic plane stands alone; others the tokenizer drops
+    is_symbol = character <= "\uffff" and character.isprintable()
+    return character, "plain" if is_symbol else "unknown"
 
 
 def _written(token: str, kind: str) -> str:
-    """How the tokenizer writes a token of a class."""
     if kind == "phone":
         kind, token = "bracket", token.replace(" ", "\u00a0")
     if kind == "bracket":

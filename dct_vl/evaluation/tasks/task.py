@@ -36,11 +36,7 @@ class TaskItem:
         return self.turns[-1].text.replace(IMAGE_MARK, "").strip()
 
     def image_bytes(self) -> tuple[bytes, ...]:
-        """Encoded images, read where they are files.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
+        """Encoded images, read where they are files; raises OSError."""
         return tuple(i if isinstance(i, bytes) else i.read_bytes() for i in self.images)
 
 

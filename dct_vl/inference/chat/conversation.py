@@ -48,11 +48,7 @@ class Medium:
 
 
 def read_medium(kind: Kind, path: Path) -> Medium:
-    """Read a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Read a file; raises OSError."""
     return Medium(kind=kind, name=path.name, data=path.read_bytes())
 
 
@@ -68,7 +64,6 @@ class Conversation:
 
     @property
     def everything(self) -> list[Medium]:
-        """All images and videos, those of the next question last."""
         return [*self.media, *self.pending]
 
     def request(self, question: str, max_new_tokens: int) -> Request:
@@ -92,11 +87,7 @@ class Conversation:
     def ask(
         self, engine: Engine, question: str, max_new_tokens: int
     ) -> Generator[str | Reply, None, None]:
-        """The answer so far, again and again, and the reply at last, which becomes history.
-
-        Raises:
-            ValueError, OSError: the question cannot be asked.
-        """
+        """The answer so far, again and again, and the reply at last, which becomes history."""
         request = self.request(question, max_new_tokens)
         with closing(stream(engine, engine.encode(request))) as pieces:
             for piece in pieces:
@@ -108,7 +99,6 @@ class Conversation:
                 yield piece
 
     def reset(self) -> None:
-        """Forget everything."""
         self.turns, self.media, self.pending = [], [], []
 
 
@@ -124,7 +114,6 @@ def stream(engine: Engine, encoded: Any) -> Generator[str | Reply, None, None]:
 
     Args:
         engine: that answers, once no other stream is being answered.
-        encoded: what `engine.encode` gave.
     """
     pieces: SimpleQueue[str | Reply | BaseException] = SimpleQueue()
     abandoned = threading.Event()
@@ -170,11 +159,7 @@ def settled(text: str, stop: Sequence[str]) -> str:
 
 
 def describe(medium: Medium, engine: Engine) -> str:
-    """Size and number of visual tokens, for people.
-
-    Raises:
-        ValueError: the file is damaged, or cannot be cut by the engine's tokenizer.
-    """
+    """Size and number of visual tokens; a ValueError where it is damaged or cannot be cut."""
     if medium.kind == "image":
         frames = decode_rgb(medium.data)
         height, width = frames.shape[1:3]
@@ -203,8 +188,6 @@ def write_seen(medium: Medium, engine: Engine, path: Path) -> str:
     """Draw an image, or frames of a video above what is seen of them; returns what was written.
 
     Args:
-        medium: of a conversation.
-        engine: whose tokenizer looks.
         path: PNG to write; an image's page with a slider has the same name in .html.
 
     Raises:

@@ -183,11 +183,7 @@ def labels(engines: Mapping[Path, Engine]) -> dict[str, Engine]:
 
 
 def serve(engines: Mapping[Path, Engine], max_new_tokens: int, *, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        ValueError: the port is taken.
-    """
+    """Serve the page until Ctrl-C; a ValueError where the port is taken."""
     if host not in _LOOPBACK:
         print(f"everyone who reaches {host}:{port} can ask, and upload files to this machine")
     # gradio asks its own page whether it is there, which a proxy would not find

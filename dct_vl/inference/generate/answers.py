@@ -176,8 +176,6 @@ def write_answers(
     answers lie in val.jsonl.partial, from which a second start resumes.
 
     Args:
-        model: this process's part of it.
-        options: what is asked, and how.
         output: JSONL to write.
         group: of this process, among those that share the questions; alone by default.
 

@@ -151,16 +151,13 @@ class CheckpointEngine:
 
     @property
     def visual(self) -> VisualTokenizer:
-        """See `Engine`."""
         return self.model.visual
 
     @property
     def video_rules(self) -> VideoRules:
-        """See `Engine`."""
         return self.model.inputs.video
 
     def identity(self) -> dict[str, Any]:
-        """See `Engine`."""
         run = self.model.run
         return {
             "run": run.experiment_name,
@@ -179,7 +176,6 @@ class CheckpointEngine:
         )
 
     def answer(self, encoded: Sequence[EncodedRequest], watch: Watch | None = None) -> list[Reply]:
-        """See `Engine`."""
         settings = self.settings
         limits = [one.max_new_tokens for one in encoded]
         follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
@@ -228,11 +224,7 @@ def encode_request(model: LoadedModel, request: Request, *, is_blank: bool = Fal
 
 
 def encode_sample(model: LoadedModel, sample: HeldOut) -> EncodedChat:
-    """A whole conversation with its images and videos, as training sees it.
-
-    Raises:
-        ValueError: training would reject it.
-    """
+    """A whole conversation as training sees it; a ValueError where training would reject it."""
     origin = Sample(__key__=sample.key, __restore_key__=())
     turns = sample.record.turns
     planned = plan_chat(model.inputs, origin, turns, sample.images, sample.videos)

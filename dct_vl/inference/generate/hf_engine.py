@@ -108,7 +108,6 @@ class HfEngine:
         self.video_rules = VideoRules()
 
     def identity(self) -> dict[str, Any]:
-        """See `Engine`."""
         return {
             "folder": str(self._folder.resolve()),
             "weights": files_fingerprint(self._folder, ("*.safetensors", "*.bin", "*.json")),
@@ -148,7 +147,6 @@ class HfEngine:
 
     @torch.inference_mode()
     def answer(self, encoded: Sequence[HfPrompt], watch: Watch | None = None) -> list[Reply]:
-        """See `Engine`."""
         settings, tokenizer = self.settings, self.processor.tokenizer
         inputs = self._inputs(encoded)
         options: dict[str, Any] = {}
@@ -177,7 +175,6 @@ class HfEngine:
 
     @torch.inference_mode()
     def score(self, encoded: HfPrompt, continuation: str) -> tuple[float, bool]:
-        """See `Engine`."""
         tokens = self.processor.tokenizer(continuation, add_special_tokens=False)["input_ids"]
         if not tokens:
             raise ValueError("the text to score has no token")

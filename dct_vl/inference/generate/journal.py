@@ -102,7 +102,6 @@ class Journal:
         _append(self.rejected, [reject_line(key, error)])
 
     def remove(self) -> None:
-        """Delete the three files."""
         for file in (self.output, self.rejected, self.settings):
             file.unlink(missing_ok=True)
 

@@ -31,12 +31,10 @@ class ParallelSizes:
 
     @property
     def processes_each(self) -> int:
-        """Of one replica."""
         return self.tensor * self.pipeline
 
     @property
     def num_processes(self) -> int:
-        """Of all replicas."""
         return self.processes_each * self.replicas
 
 

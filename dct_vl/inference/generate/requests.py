@@ -33,11 +33,7 @@ class Request:
     max_new_tokens: int
 
     def read(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """Encoded images and videos.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
+        """Encoded images and videos; raises OSError where a file cannot be read."""
         images, videos = (
             tuple(one if isinstance(one, bytes) else one.read_bytes() for one in media)
             for media in (self.images, self.videos)

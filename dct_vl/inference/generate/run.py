@@ -59,7 +59,8 @@ def generate(
     Raises:
         ValueError: the journal belongs to other settings.
     """
-    batches = _cut(len(requests.keys), batch_size)
+    total = len(requests.keys)
+    batches = [range(at, min(at + batch_size, total)) for at in range(0, total, batch_size)]
     start: dict[str, Any] = {}
     if group.is_first:
         start = _prepare(engine, requests, journal, settings, batches)
@@ -71,7 +72,7 @@ def generate(
     started, num_tokens = time.monotonic(), 0
     with tqdm(
         desc=journal.output.stem,
-        total=len(requests.keys),
+        total=total,
         initial=start["num_done"],
         unit="answer",
         disable=not group.is_first,
@@ -141,10 +142,6 @@ def _prepare(
         "done": sorted(halves),
         "num_done": sum(key in done for key in keys),
     }
-
-
-def _cut(total: int, size: int) -> list[range]:
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 class _Prepared:

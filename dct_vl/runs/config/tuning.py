@@ -68,11 +68,7 @@ def rate_multipliers(optim: OptimConfig) -> dict[Part, float]:
 
 
 def check_tuning(run: RunConfig) -> None:
-    """Check the mode, its adapters and the rates of a run.
-
-    Raises:
-        ConfigError: the first thing that cannot work.
-    """
+    """A ConfigError for the first of mode, adapters and rates that cannot work."""
     parts = trained_parts(run.model)
     rate_multipliers(run.optim)
     if run.model.tuning != "lora":

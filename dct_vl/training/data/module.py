@@ -44,7 +44,6 @@ KEPT_BYTES = 2**30
 
 
 def _init_worker(energons: Callable[[int], None], worker_id: int) -> None:
-    """First thing in a loader process."""
     energons(worker_id)
     ignore_in_worker()
     # Energon's bars, one a process, would tear up the trainer's

@@ -61,7 +61,6 @@ def select_packs(
     Args:
         tokens: of each sample, 1 to max_tokens.
         patches: of each sample, 0 to max_patches.
-        bounds: of a pack.
 
     Returns:
         Indices of samples by pack; each sample once, within a pack in the order of the buffer.

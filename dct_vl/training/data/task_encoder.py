@@ -94,7 +94,6 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def postencode_sample(self, sample: PlannedChat) -> EncodedChat:
-        """Decode images and the chosen frames of videos, and cut them into cells."""
         if self.board:
             self.board.note(f"decoding {sample.__key__}")
         try:
@@ -151,7 +150,6 @@ class ChatPackEncoder(ChatTaskEncoder):
 
     @stateless
     def preencode_sample(self, sample: CrudeChat) -> CountedChat:
-        """Plan a sample and count what it takes of a pack."""
         planned = super().preencode_sample(sample)
         num_tokens = len(planned.input_ids)
         num_patches = sum(plan.num_cells for plan in planned.plans)
@@ -179,11 +177,7 @@ class ChatPackEncoder(ChatTaskEncoder):
 
     @stateless
     def pack_selected_samples(self, samples: list[EncodedChat]) -> ChatPack:
-        """A pack of the samples that came through decoding.
-
-        Raises:
-            SkipSample: none did.
-        """
+        """A pack of the samples that came through decoding; SkipSample where none did."""
         if not samples:
             raise SkipSample("all samples of a pack were rejected")
         return ChatPack.derive_from(samples[0], samples=tuple(samples))

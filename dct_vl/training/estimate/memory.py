@@ -102,7 +102,6 @@ class StageMemory:
 
     @property
     def peak(self) -> float:
-        """The larger of the backward pass and the optimizer's step."""
         fixed = self.weights + self.gradients + self.optimizer
         passing = self.vit_activations + self.llm_activations + self.loss_and_buffers
         return fixed + max(passing, self.optimizer_passes)
@@ -215,7 +214,6 @@ def layer_bytes(
     """bf16 bytes that a transformer layer keeps of one row; see the module's table.
 
     Args:
-        width: of the layer.
         queries: width of all query heads.
         keys: width of all key heads.
         mlp: inner width, of one half where it is gated.
@@ -225,7 +223,6 @@ def layer_bytes(
             Engine's.
         adapted: the MLP's second product has an adapter, which keeps its input; on average over
             the layers.
-        tp: tensor-parallel size.
         sequence_parallel: norms see a part of the sequence.
     """
     norms: float = 8 * width / (tp if sequence_parallel else 1)

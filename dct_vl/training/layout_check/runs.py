@@ -147,7 +147,6 @@ def run_cases(
 
 
 def _errors_of(case: Case, settings: CheckSettings) -> Path:
-    """Where the ranks of a run say why they ended."""
     return settings.work_dir / "errors" / case.name
 
 

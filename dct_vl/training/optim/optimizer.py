@@ -44,7 +44,6 @@ class PartOptimizer(MegatronOptimizerModule):
         self.multipliers = dict(multipliers)
 
     def optimizers(self, model: Any) -> list[torch.optim.Optimizer]:
-        """Megatron's optimizer over this rank's trained parameters."""
         if set(self.multipliers.values()) == {1.0}:
             return super().optimizers(model)
         with _groups_by(self.multipliers):

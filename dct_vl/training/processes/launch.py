@@ -140,7 +140,6 @@ def read_machines(environ: dict[str, str], *, dry_run: bool = False) -> Machines
 
 
 def _meeting(environ: dict[str, str], num_nodes: int) -> dict[str, Any]:
-    """This node's rank, and where the nodes meet."""
     names = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
     absent = [name for name in names if not environ.get(name)]
     if num_nodes > 1 and absent:

@@ -50,7 +50,8 @@ def supervise(command: Sequence[str], environ: dict[str, str]) -> int:
         while child.poll() is None:
             if ordered:
                 print("SIGTERM again: ending all ranks without saving", file=sys.stderr)
-                _kill(child.pid)
+                for process in [*_children(child.pid, recursive=True), psutil.Process(child.pid)]:
+                    _send(process, signal.SIGKILL)
                 return 128 + signal.SIGTERM
             if asked and time.monotonic() - sent_at > _REPEAT_S:
                 sent_at = time.monotonic()
@@ -82,11 +83,6 @@ def _children(pid: int, *, recursive: bool) -> list[psutil.Process]:
 def _send(process: psutil.Process, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process.pid, number)
-
-
-def _kill(pid: int) -> None:
-    for process in [*_children(pid, recursive=True), psutil.Process(pid)]:
-        _send(process, signal.SIGKILL)
 
 
 #: the folder for `note_error`, given to ranks by whoever starts them

@@ -65,7 +65,6 @@ class RunFacts:
 
     @property
     def state(self) -> str:
-        """A sentence on how far the run is."""
         done, planned = self.current_step, self.config.trainer.max_steps
         if done >= planned:
             return f"Finished: all {planned:,} steps are done."
@@ -76,7 +75,6 @@ class RunFacts:
 
     @property
     def command(self) -> str:
-        """The command line, as it can be typed again."""
         program, *arguments = self.environment["command"]
         path = Path(program)
         start = ["python", "-m", path.parent.name] if path.name == "__main__.py" else [program]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -85,7 +83,7 @@ def settings(facts: RunFacts) -> dict[str, str]:
     clipped = f"clipped at {optim.clip_grad:g}" if optim.clip_grad else "not clipped"
     return {
         "Experiment": run.experiment_name,
-        "Tokenizer": f"{name} ({_pairs(tokenizer)})",
+        "Tokenizer": f"{name} ({', '.join(f'{key} {value}' for key, value in tokenizer.items())})",
         "Model": model.path,
         "Trained": f"{trained} ({model.tuning})",
         "Precision and layers": f"{model.dtype}, layer spec {model.layer_spec}",
@@ -103,10 +101,6 @@ def settings(facts: RunFacts) -> dict[str, str]:
         f"gradient norm {clipped}",
         "Seed": str(run.seed),
     }
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _headline(facts: RunFacts) -> list[dict[str, str]]:

@@ -121,7 +121,6 @@ def shield_from_signals() -> None:
 
 
 def _live_with_parent(deaf_to: Sequence[signal.Signals]) -> None:
-    """First thing in the collecting process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -99,14 +99,12 @@ class StepLog(pl.Callback):
         self._bar.set_postfix(shown, refresh=False)
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Count the words of this validation anew."""
         if self._roles is None:
             tokenizer = trainer.datamodule.task_encoder.inputs.chat.tokenizer  # type: ignore[attr-defined]
             self._roles = token_roles(tokenizer, len(tokenizer))
         module.words = WordMeter(roles=self._roles)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Log the validation's loss and the share of words that were predicted right."""
         if trainer.sanity_checking or "val_loss" not in trainer.callback_metrics:
             return
         self._last_val_loss = float(trainer.callback_metrics["val_loss"])
@@ -168,7 +166,6 @@ def token_rates(totals: Mapping[str, int], seconds: float) -> dict[str, float]:
 
     Args:
         totals: `num_text_tokens`, `num_visual_tokens` and `num_padding_tokens` of a step.
-        seconds: that it took.
     """
     kinds = ("text", "visual", "padding")
     return {f"{kind}_tokens_per_second": totals[f"num_{kind}_tokens"] / seconds for kind in kinds}
