@@ -141,13 +141,26 @@ class CoreAttention:
                 return _laid_out(attended)
         elif attention_bias is not None:
             segments = attention_bias.cu_seqlens
-            self.max_segment_length = max(self.max_segment_length, attention_bias.longest)
+            if attention_bias.longest > self.max_segment_length:
+                self.max_segment_length = attention_bias.longest
         attend = functools.partial(self._attend, boundaries=segments, attn_mask_type=attn_mask_type)
         return _laid_out(attend_with_part_of_heads(attend, query, key, value, self.context_group))
 
 
 def _laid_out(context: torch.Tensor) -> torch.Tensor:
-    return context.reshape(-1).view(context.shape)
+    _, rows, width = context.shape
+    if context.stride() == (rows * width, width, 1):
+        return context  # every further view is a node of the backward pass, in every layer
+    # one row passes `contiguous` as it is; the view sets its strides
+    return context.contiguous().view(context.shape)
+
+
+def _rows_inside(context: torch.Tensor, rows: int) -> torch.Tensor:
+    """(B*S, H, D), row after row → (S, B, H*D)."""
+    length = len(context) // rows
+    if rows == 1:
+        return context.view(length, 1, -1)
+    return context.view(rows, length, -1).transpose(0, 1)
 
 
 class SegmentedAttention(CoreAttention, MegatronModule):
@@ -231,7 +244,7 @@ class SegmentedAttention(CoreAttention, MegatronModule):
                         is_causal=self.is_causal,
                         scale=self.given_scale or size**-0.5,
                     )
-                    return attended.view(rows, length, -1).transpose(0, 1)
+                    return _rows_inside(attended, rows)
                 except cudnn_attention.NoPlanError as error:
                     if _state["required"]:
                         raise
@@ -252,7 +265,7 @@ class SegmentedAttention(CoreAttention, MegatronModule):
                 k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
         context = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
         assert isinstance(context, torch.Tensor)
-        return context.view(rows, length, -1).transpose(0, 1)
+        return _rows_inside(context, rows)
 
     def _block_mask(self, query: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
         """(B, 1, S, S), True where two places share a segment (and, if causal, the key is not
