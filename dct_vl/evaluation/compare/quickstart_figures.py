@@ -203,4 +203,6 @@ def _count_export(answers: ResultFile, own: ResultFile) -> tuple[Accuracy, int]:
             "was not asked: ask both about the same samples"
         )
     items = [item for item in answers.items.values() if item.num_visual_tokens]
+    if not items:
+        raise ValueError(f"{answers.path} has no answer about an image: ask about other samples")
     return _accuracy(items), sum(own.items[item.id].answer != item.answer for item in items)

@@ -379,3 +379,12 @@ def test_the_next_commands_exist() -> None:
         if not verb.ignore_unknown_options:
             known = {option for parameter in verb.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_an_export_without_an_answer_about_an_image_is_refused(tmp_path: Path) -> None:
+    from dct_vl.evaluation.compare.quickstart_figures import _count_export
+
+    own = read_results(answers(tmp_path / "own.jsonl", "rwrw"))
+    blind = {key: replace(item, num_visual_tokens=0) for key, item in own.items.items()}
+    with pytest.raises(ValueError, match="has no answer about an image"):
+        _count_export(replace(own, items=blind), own)
