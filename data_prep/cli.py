@@ -1,5 +1,6 @@
 """``python -m data_prep``, also ``dct-vl data``: the verbs, and how they end on an error."""
 
+import sqlite3
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -10,6 +11,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from data_prep import energon
+from data_prep.blend import blend as write_blend
+from data_prep.blend import parse_member
 from data_prep.cli_stats import NUM_CORES, Root, Workers, preview, stats
 from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
@@ -30,6 +33,9 @@ from data_prep.sources import SourceError
 from data_prep.verify import verify as verify_shards
 from data_prep.workspace import WorkspaceError
 
+#: OSError, sqlite3.Error: a full disk or missing rights; what is finished stays, a rerun resumes.
+FIXABLE = (OSError, sqlite3.Error, ExecutorError, OptionError, SourceError, WorkspaceError)
+
 
 class OneLineErrors(TyperGroup):
     """Prints an error that the user can fix as one line and exits with status 1."""
@@ -42,8 +48,7 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(130) from error
         except BrokenPipeError:
             raise  # the reader of the output has gone: Click ends without a word
-        except (OSError, ExecutorError, OptionError, SourceError, WorkspaceError) as error:
-            # OSError: a full disk or missing rights; finished shards stay, and a rerun resumes
+        except FIXABLE as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
 
@@ -168,15 +173,27 @@ def cambrian(
 @app.command()
 def prepare(
     root: Root,
-    split: Annotated[str, typer.Option(help="Ratio of train,val,test.")] = "8,1,1",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Ratio of train,val,test (default: as before, else 8,1,1 or what fits)."),
+    ] = None,
+    replace_split: Annotated[
+        bool, typer.Option("--replace-split", help="Replace a split.yaml written by hand.")
+    ] = False,
     num_workers: Workers = NUM_CORES,
 ) -> None:
     """Make the shards ready for Energon: its own `prepare`, without the questions."""
     num_shards = len(list(root.glob("*.tar")))
     typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
-    prepared = energon.prepare(root, split, num_workers=num_workers)
+    prepared = energon.prepare(root, split, num_workers=num_workers, replace_split=replace_split)
     state = "is prepared" if prepared.again else "was prepared like this already"
     typer.echo(f"{root} {state}; shards: {energon.describe(prepared.shards)}")
+    if prepared.kept_split:
+        unused = f", which uses {prepared.unused} shards nowhere" if prepared.unused else ""
+        typer.echo(
+            f"the parts are those of {root / '.nv-meta' / 'split.yaml'}{unused}; --replace-split "
+            "divides the shards anew"
+        )
 
 
 app.command()(stats)
@@ -209,7 +226,7 @@ def blend(
     ],
 ) -> None:
     """Combine prepared folders in one dataset; without weights every sample is equally likely."""
-    for one in energon.blend(target, [energon.parse_member(text) for text in folders]):
+    for one in write_blend(target, [parse_member(text) for text in folders]):
         counts = ", ".join(f"{part} {count:,}" for part, count in one.samples.items())
         typer.echo(f"{one.share:6.1%} of the training samples from {one.root} ({counts})")
     typer.echo(f"blend: {target}; give it to training as its data path")
@@ -248,7 +265,8 @@ def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None
             f"Dataset successfully converted to the webdataset format: {summary.images:,} images, "
             f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output_dir}."
         )
-        reporter.note(f"Next: python -m data_prep prepare {output_dir} --split 8,1,1")
+        split = energon.suggested_split(summary.num_shards)
+        reporter.note(f"Next: python -m data_prep prepare {output_dir} --split {split}")
     else:
         reporter.note("error: no entry was kept; see the quarantine for what is missing")
 

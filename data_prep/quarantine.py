@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from data_prep.sources import Location
+from data_prep.workspace import unreadable
 
 
 class Reason(str, Enum):
@@ -71,9 +72,12 @@ def reject_line(
 
 
 def quarantined_indices(path: Path) -> set[int]:
-    """Indices of the entries in a quarantine file."""
+    """Indices of the entries in a quarantine file; WorkspaceError where it was cut or changed."""
     with path.open("rb") as lines:
-        return {orjson.loads(line)["index"] for line in lines}
+        try:
+            return {orjson.loads(line)["index"] for line in lines}
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise unreadable(path, error) from error
 
 
 def missing_by_folder(path: Path) -> Counter[str]:

@@ -12,15 +12,15 @@ import orjson
 from data_prep.durable import remove_partials, write_durably
 from data_prep.executor import Executor
 from data_prep.locate import Locator
-from data_prep.manifest import Summary, close_rounds, load_manifest, summarize
+from data_prep.manifest import Summary, close_rounds, is_closed, load_manifest, summarize
 from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
-from data_prep.plan import PlannedShard, RoundPlan, load_plan, make_plan
+from data_prep.plan import PlannedShard, RoundPlan, check_round, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
 from data_prep.sources import TarSource, find_json, find_tars, identity
 from data_prep.tar_index import TarIndex
-from data_prep.workspace import Round, Workspace, WorkspaceError
+from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +45,15 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
     with workspace.locked():
-        _refuse_foreign_tars(workspace)
+        rounds = _sound_rounds(workspace, reporter)
+        _refuse_foreign_tars(workspace, rounds)
         remove_partials(workspace.root)
         _check_settings(workspace, job.options)
         planner = _Planner(job, workspace, json_path, reporter)
-        rounds = workspace.rounds()
         planner.check_same_json(rounds)
         if not rounds:
             rounds = [planner.plan_all()]
-        elif _is_closed(workspace, rounds):
+        elif is_closed(workspace, rounds):
             retried = planner.plan_retry(rounds) if job.retry_quarantined else None
             if retried is None:
                 reporter.note(f"{workspace.root} is complete; nothing to do")
@@ -206,7 +206,10 @@ def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:
     record_path = one.record(shard.number)
     if not record_path.exists():
         return False
-    record = load_record(record_path)
+    try:
+        record = load_record(record_path)
+    except WorkspaceError:
+        return False
     path = workspace.shard(shard.number)
     return not record.samples or (path.exists() and path.stat().st_size == record.bytes)
 
@@ -222,30 +225,33 @@ def _changed_nothing(workspace: Workspace, last: Round) -> bool:
     return kept_nothing and rejected == load_manifest(workspace)["rejected"]
 
 
-def _is_closed(workspace: Workspace, rounds: list[Round]) -> bool:
-    """The manifest covers all rounds, and the shards that it names are there."""
-    try:
-        manifest = load_manifest(workspace)
-    except FileNotFoundError:
-        return False
-    files = [workspace.quarantine, workspace.filtered(manifest["json"])]
-    return (
-        manifest["rounds"] == len(rounds)
-        and all(file.exists() for file in files)
-        and all(
-            (path := workspace.root / shard["name"]).exists()
-            and path.stat().st_size == shard["bytes"]
-            for shard in manifest["shards"]
-        )
-    )
+def _sound_rounds(workspace: Workspace, reporter: Reporter) -> list[Round]:
+    """Rounds whose files can be read; a broken one goes, to be planned and made again.
+
+    Later rounds and their shards go with it: what they hold depends on it.
+    """
+    rounds = workspace.rounds()
+    first_shard = 0
+    for number, one in enumerate(rounds):
+        try:
+            check_round(one)
+        except WorkspaceError as error:
+            reporter.note(f"{error}; its shards are made again")
+            for path in workspace.root.glob("pretrain-*.tar"):
+                digits = path.stem.removeprefix("pretrain-")
+                if digits.isdigit() and int(digits) >= first_shard:
+                    path.unlink()
+            for later in reversed(rounds[number:]):
+                shutil.rmtree(later.folder)
+            return rounds[:number]
+        first_shard += len(load_plan(one.plan).shards)
+    return rounds
 
 
-def _refuse_foreign_tars(workspace: Workspace) -> None:
+def _refuse_foreign_tars(workspace: Workspace, rounds: list[Round]) -> None:
     """Energon takes every tar below the folder for a shard."""
     planned = {
-        workspace.shard(shard.number).name
-        for one in workspace.rounds()
-        for shard in load_plan(one.plan).shards
+        workspace.shard(shard.number).name for one in rounds for shard in load_plan(one.plan).shards
     }
     foreign = sorted(p.name for p in workspace.root.glob("*.tar") if p.name not in planned)
     if foreign:
@@ -264,7 +270,15 @@ def _check_settings(workspace: Workspace, options: Options) -> None:
     if not workspace.settings.exists():
         write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
         return
-    before = orjson.loads(workspace.settings.read_bytes())
+    try:
+        before = read_json(workspace.settings)
+        before["options"].get, before["versions"].get
+    except (WorkspaceError, AttributeError, KeyError, TypeError) as error:
+        raise WorkspaceError(
+            f"{workspace.settings} cannot be read ({error}), so that the options of the shards are "
+            "not known: if they are those of this command, remove that file and go on; if not, "
+            "use another --output-dir"
+        ) from error
     changed = [
         f"{flag(name)} was {before['options'].get(name)}, is {value}"
         for name, value in current["options"].items()

@@ -17,7 +17,7 @@ from data_prep.plan import PlannedEntry, PlannedShard, read_planned
 from data_prep.quarantine import Rejected, reject_line
 from data_prep.schema import encode_key
 from data_prep.shards import ShardWriter
-from data_prep.workspace import Workspace
+from data_prep.workspace import Workspace, read_json, unreadable
 
 _REPORT_EVERY_S = 0.25
 
@@ -60,11 +60,14 @@ class ShardRecord:
 
 
 def load_record(path: Path) -> ShardRecord:
-    """Read a record back."""
-    fields = orjson.loads(path.read_bytes())
-    for name in ("sources", "conversions", "rejected"):
-        fields[name] = Counter(fields[name])
-    return ShardRecord(**fields)
+    """Read a record back; WorkspaceError where it is not as it was written."""
+    fields = read_json(path)
+    try:
+        for name in ("sources", "conversions", "rejected"):
+            fields[name] = Counter(fields[name])
+        return ShardRecord(**fields)
+    except (KeyError, TypeError) as error:
+        raise unreadable(path, error) from error
 
 
 def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:

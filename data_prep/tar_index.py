@@ -54,13 +54,31 @@ class TarIndex:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._database = sqlite3.connect(folder / "members.sqlite")
-        self._database.executescript(_SCHEMA)
+        try:
+            self._database.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
 
     def __enter__(self) -> "TarIndex":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._database.close()
+
+    def _explain(self, error: sqlite3.Error) -> SourceError:
+        """What SQLite raised, in one line; a broken index is removed, to be made anew."""
+        path = self._folder / "members.sqlite"
+        if isinstance(error, sqlite3.OperationalError) or not isinstance(
+            error, sqlite3.DatabaseError
+        ):
+            return SourceError(f"{path} cannot be written ({error})")
+        self._database.close()
+        for leftover in self._folder.glob("members.sqlite*"):
+            leftover.unlink()
+        return SourceError(
+            f"{path} was cut or changed ({error}) and is removed; run the same command again, "
+            "which indexes the tars anew"
+        )
 
     def update(
         self, tars: list[TarSource], on_tar: Callable[[TarSource], None] = lambda tar: None
@@ -82,8 +100,11 @@ class TarIndex:
         for tar in tars:
             if tar.name not in known:
                 on_tar(tar)
-                with self._database:
-                    self._read(tar)
+                try:
+                    with self._database:
+                        self._read(tar)
+                except sqlite3.Error as error:
+                    raise self._explain(error) from error
 
     def damaged(self) -> list[str]:
         """Names of the tars that end early or break off at a damaged header."""
@@ -91,7 +112,7 @@ class TarIndex:
 
     def find(self, name: bytes) -> list[Member]:
         """Members of that name in any tar, tars in order of their names."""
-        rows = self._database.execute(
+        rows = self._rows(
             "SELECT tar.name, offset, member.size, regular FROM member JOIN tar ON tar = tar.id "
             "WHERE member.name = ? ORDER BY tar.name",
             (name,),
@@ -101,8 +122,11 @@ class TarIndex:
             for tar, offset, size, regular in rows
         ]
 
-    def _rows(self, query: str) -> list[tuple]:
-        return self._database.execute(query).fetchall()
+    def _rows(self, query: str, parameters: tuple = ()) -> list[tuple]:
+        try:
+            return self._database.execute(query, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
 
     def _read(self, tar: TarSource) -> None:
         cursor = self._database.execute(

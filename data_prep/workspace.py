@@ -12,10 +12,13 @@
 """
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 
 class WorkspaceError(RuntimeError):
@@ -105,8 +108,26 @@ class Workspace:
         with (self.state / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise WorkspaceError(
                     f"another run is writing to {self.root}; wait for it or end it"
                 ) from error
             yield
+
+
+def read_json(path: Path) -> Any:
+    """A file of this package; WorkspaceError where it was cut or changed."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: object) -> WorkspaceError:
+    """The error for a file that does not hold what this package wrote."""
+    return WorkspaceError(f"{path} is not as it was written, it was cut or changed ({error})")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from data_prep.prepared import check_prepared
+from data_prep.workspace import WorkspaceError
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import used_shards
@@ -225,7 +227,7 @@ def check_parts(run: RunConfig) -> None:
 
 
 def check_data_path(path: str) -> None:
-    """A ConfigError unless Energon has prepared the folder, or it is a metadataset YAML."""
+    """A ConfigError unless Energon has prepared the folder, or all those of a metadataset YAML."""
     where = Path(path)
     if not where.exists():
         raise ConfigError(
@@ -236,11 +238,10 @@ def check_data_path(path: str) -> None:
         raise ConfigError(
             f"DATA_PATH={path} is a file: expected the folder of the shards, or a metadataset YAML"
         )
-    if where.is_dir() and not (where / ".nv-meta" / "dataset.yaml").is_file():
-        raise ConfigError(
-            f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
-            f"`python -m data_prep prepare {path} --split 8,1,1` first"
-        )
+    try:
+        check_prepared(where)
+    except WorkspaceError as error:
+        raise ConfigError(f"DATA_PATH={path}: {error}") from error
     if where.is_dir():
         there = set(os.listdir(where))
         gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
@@ -248,7 +249,7 @@ def check_data_path(path: str) -> None:
             shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
             raise ConfigError(
                 f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
-                f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
+                f"copy them again, or run `python -m data_prep prepare {path}` anew"
             )
 
 
