@@ -173,4 +173,11 @@ def test_a_broken_shard_is_an_error(shards, tmp_path):
     (broken / "pretrain-000004.tar").write_bytes(b"no tar")
     done = subprocess.run([*OURS, "prepare", str(broken)], capture_output=True, text=True)
     assert done.returncode == 1
+    assert "lacks 1 of the 10 shards of its manifest" in done.stderr
     assert "pretrain-000004.tar" in done.stderr
+    (broken / "manifest.json").unlink()
+    shutil.rmtree(broken / ".data_prep")
+    done = subprocess.run([*OURS, "prepare", str(broken)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pretrain-000004.tar (tarfile.ReadError: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
