@@ -26,6 +26,7 @@ from data_prep.options import (
 from data_prep.progress import Reporter
 from data_prep.quarantine import Reason, missing_by_folder
 from data_prep.run import Job, run
+from data_prep.shards import shard_names
 from data_prep.sources import SourceError
 from data_prep.verify import verify as verify_shards
 from data_prep.workspace import WorkspaceError
@@ -172,11 +173,23 @@ def prepare(
     num_workers: Workers = NUM_CORES,
 ) -> None:
     """Make the shards ready for Energon: its own `prepare`, without the questions."""
-    num_shards = len(list(root.glob("*.tar")))
+    num_shards = len(shard_names(root))
     typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
     prepared = energon.prepare(root, split, num_workers=num_workers)
+    for name, places in prepared.damage.items():
+        listed = "; ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
+        typer.echo(f"warning: {name} is damaged at {len(places)} places ({listed})", err=True)
+    if prepared.damage:
+        typer.echo(
+            f"warning: {len(prepared.damage)} of {num_shards} shards are damaged; what is at those "
+            "places is lost, the rest is used: copy those shards again, or make them again",
+            err=True,
+        )
     state = "is prepared" if prepared.again else "was prepared like this already"
-    typer.echo(f"{root} {state}; shards: {energon.describe(prepared.shards)}")
+    typer.echo(
+        f"{root} {state}; shards: {energon.describe(prepared.shards)}; "
+        f"{prepared.samples:,} samples"
+    )
 
 
 app.command()(stats)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from data_prep.manifest import load_manifest
 from data_prep.options import OptionError
-from data_prep.stats import as_json, count_tokens, find_tokenizers, tally_folder
+from data_prep.shards import shard_paths
+from data_prep.stats import Tally, as_json, count_tokens, find_tokenizers, tally_folder
 from data_prep.workspace import Workspace
 
 Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
@@ -46,7 +47,7 @@ def stats(
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     tokenizers = find_tokenizers(tokenizer or [])
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
+        task = bar.add_task("reading", total=len(shard_paths(root)))
         tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
         counting = count_tokens(tally.sizes, tokenizers, **bounds)
         described = "counting visual tokens"
@@ -58,13 +59,14 @@ def stats(
     console.print(_table(figures))
     for note in _token_notes(figures):
         typer.echo(note)
+    say_faults(tally)
     typer.echo(f"all figures: {path}")
     if html:
         page = stats_page(
             f"{root.resolve().name}: what the shards hold",
             tally,
             figures,
-            samples=pick_samples(root, num_samples, seed=0),
+            samples=pick_samples(root, num_samples, seed=0)[0],
             manifest=_manifest(root),
         )
         (root / "stats.html").write_text(page, encoding="utf-8")
@@ -83,10 +85,17 @@ def preview(
     from data_prep.shard_pages import pick_samples, preview_page
 
     output = output or root / "preview.html"
-    samples = pick_samples(root, count, seed=seed)
+    samples, faults = pick_samples(root, count, seed=seed)
     title = f"{root.resolve().name}: samples"
     output.write_text(preview_page(title, samples), encoding="utf-8")
     typer.echo(f"{len(samples)} samples: {output}")
+    say_faults(faults)
+
+
+def say_faults(tally: Tally) -> None:
+    """What the shards hold and training will not use."""
+    for line in tally.faults():
+        typer.echo(f"warning: {line}", err=True)
 
 
 def _manifest(root: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from braceexpand import braceexpand
 
 from data_prep.durable import write_durably
 from data_prep.manifest import load_manifest
+from data_prep.shards import open_shard, shard_names
 from data_prep.workspace import Workspace, WorkspaceError
 
 PARTS = ("train", "val", "test")
@@ -27,7 +29,9 @@ class Prepared:
     """What a folder was prepared as."""
 
     shards: dict[str, int]  #: number of shards by part
+    samples: int
     again: bool  #: False: it was prepared like this already
+    damage: dict[str, list[str]]  #: damaged places by shard; what is sound around them is used
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
@@ -74,7 +78,7 @@ def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
     """
     workspace = Workspace(root)
     ratio = parse_split(split)
-    names = sorted(path.name for path in root.glob("*.tar"))
+    names = shard_names(root)
     if not names:
         raise WorkspaceError(
             f"{root} holds no shards; make them with `python -m data_prep cambrian`"
@@ -85,6 +89,7 @@ def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
             f"({describe(split_counts(len(names), ratio))}); "
             f"at least {shards_needed(ratio)} are needed: make smaller ones with --shard-size"
         )
+    check_shards(root, names)
     mark = orjson.dumps(
         {
             "split": ratio,
@@ -95,11 +100,29 @@ def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
     mark_path = workspace.state / "prepared.json"
     result = split_counts(len(names), ratio)
     if mark_path.exists() and mark_path.read_bytes() == mark and (root / INFO).exists():
-        return Prepared(shards=result, again=False)
-    _run_energon(root, split, num_workers)
+        return Prepared(shards=result, samples=_indexed(root), again=False, damage={})
+    damage = _run_energon(root, split, num_workers)
     workspace.state.mkdir(exist_ok=True)
-    write_durably(mark_path, mark)
-    return Prepared(shards=result, again=True)
+    if damage:
+        # the next time reads the shards again, and says so again
+        mark_path.unlink(missing_ok=True)
+    else:
+        write_durably(mark_path, mark)
+    return Prepared(shards=result, samples=_indexed(root), again=True, damage=damage)
+
+
+def _indexed(root: Path) -> int:
+    return sum(json.loads((root / INFO).read_text())["shard_counts"].values())
+
+
+def check_shards(root: Path, names: list[str]) -> None:
+    """Raise WorkspaceError for shards that Energon would list and training could not read."""
+    for name in names:
+        open_shard(root / name).close()
+        if list(braceexpand(name)) != [name]:
+            raise WorkspaceError(
+                f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
+            )
 
 
 def describe(counts: dict[str, int]) -> str:
@@ -107,18 +130,31 @@ def describe(counts: dict[str, int]) -> str:
     return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
-def _run_energon(root: Path, split: str, num_workers: int) -> None:
-    command = [
-        *(sys.executable, "-c", "from megatron.energon.cli.main import main; main()"),
-        *("prepare", str(root), "--non-interactive", "--force-overwrite"),
-        *("--split-ratio", split, "--sample-type", "CrudeWebdataset"),
-        *("--media-metadata-by-extension", "--num-workers", str(num_workers)),
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True)
+def _run_energon(root: Path, split: str, num_workers: int) -> dict[str, list[str]]:
+    """Damaged places by shard."""
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as damage:
+        command = [
+            *(sys.executable, "-m", "data_prep.indexing", damage.name),
+            *("prepare", str(root), "--non-interactive", "--force-overwrite"),
+            *("--split-ratio", split, "--sample-type", "CrudeWebdataset"),
+            *("--media-metadata-by-extension", "--num-workers", str(num_workers)),
+        ]
+        finished = subprocess.run(command, capture_output=True, text=True)
+        found = read_damage(root, Path(damage.name))
     output = finished.stdout + finished.stderr
     # Energon reports some failures, such as duplicate keys or a broken shard, with status 0
     if finished.returncode or not output.rstrip().endswith("Done") or "Traceback" in output:
         raise WorkspaceError(f"energon prepare failed on {root}:\n{output.strip()}")
+    return found
+
+
+def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
+    """What `data_prep.indexing` wrote down: damaged places by shard, in order."""
+    found: dict[str, list[str]] = {}
+    for line in sorted(set(path.read_bytes().splitlines())):
+        shard, detail = orjson.loads(line)
+        found.setdefault(os.path.relpath(shard, root.resolve()), []).append(detail)
+    return found
 
 
 def _fills_all_parts(num_shards: int, ratio: tuple[float, ...]) -> bool:
