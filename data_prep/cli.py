@@ -19,7 +19,9 @@ from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
 from data_prep.executor import ExecutorError
 from data_prep.options import OptionError
+from data_prep.shards import shard_names
 from data_prep.sources import SourceError
+from data_prep.split import describe
 from data_prep.verify import verify as verify_shards
 from data_prep.workspace import WorkspaceError
 
@@ -102,11 +104,20 @@ def prepare(
     num_workers: Workers = NUM_CORES,
 ) -> None:
     """Make the shards ready for Energon: its own `prepare`, without the questions."""
-    num_shards = len(list(root.glob("*.tar")))
+    num_shards = len(shard_names(root))
     typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
     prepared = energon.prepare(root, split, num_workers=num_workers, replace_split=replace_split)
+    for name, places in prepared.damage.items():
+        listed = "; ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
+        typer.echo(f"warning: {name} is damaged at {len(places)} places ({listed})", err=True)
+    if prepared.damage:
+        typer.echo(
+            f"warning: {len(prepared.damage)} of {num_shards} shards are damaged; what is at those "
+            "places is lost, the rest is used: copy those shards again, or make them again",
+            err=True,
+        )
     state = "is prepared" if prepared.again else "was prepared like this already"
-    typer.echo(f"{root} {state}; shards: {energon.describe(prepared.shards)}")
+    typer.echo(f"{root} {state}; shards: {describe(prepared.shards)}; {prepared.samples:,} samples")
     if prepared.kept_split:
         unused = f", which uses {prepared.unused} shards nowhere" if prepared.unused else ""
         typer.echo(

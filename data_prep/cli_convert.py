@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 import typer
 
 from data_prep.cli_stats import NUM_CORES, Workers
-from data_prep.energon import suggested_split
 from data_prep.executor import Executor, InProcessExecutor, ProcessExecutor
 from data_prep.manifest import Summary
 from data_prep.options import (
@@ -24,6 +23,7 @@ from data_prep.progress import Reporter
 from data_prep.quarantine import Reason, missing_by_folder
 from data_prep.run import Job, run
 from data_prep.sources import SourceError
+from data_prep.split import suggested_split
 
 
 def _conversion(

@@ -14,7 +14,8 @@ from rich.table import Table
 from data_prep.durable import write_durably
 from data_prep.manifest import check_closed, load_manifest
 from data_prep.options import OptionError
-from data_prep.stats import as_json, count_tokens, find_tokenizers, tally_folder
+from data_prep.shards import shard_paths
+from data_prep.stats import Tally, as_json, count_tokens, find_tokenizers, tally_folder
 from data_prep.workspace import Workspace, WorkspaceError
 
 Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
@@ -48,7 +49,7 @@ def stats(
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     tokenizers = find_tokenizers(tokenizer or [])
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
+        task = bar.add_task("reading", total=len(shard_paths(root)))
         tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
         counting = count_tokens(tally.sizes, tokenizers, **bounds)
         described = "counting visual tokens"
@@ -57,6 +58,7 @@ def stats(
     console.print(_table(figures))
     for note in _token_notes(figures):
         typer.echo(note)
+    say_faults(tally)
     _warn_of_unfinished(root)
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     path = _write(root / "stats.json", orjson.dumps(figures, option=options))
@@ -66,7 +68,7 @@ def stats(
             f"{root.resolve().name}: what the shards hold",
             tally,
             figures,
-            samples=pick_samples(root, num_samples, seed=0),
+            samples=pick_samples(root, num_samples, seed=0)[0],
             manifest=_manifest(root),
         )
         typer.echo(f"page: {_write(root / 'stats.html', page.encode())}")
@@ -83,7 +85,7 @@ def preview(
     """Write a page of samples as they are stored: images and conversations."""
     from data_prep.shard_pages import pick_samples, preview_page
 
-    samples = pick_samples(root, count, seed=seed)
+    samples, faults = pick_samples(root, count, seed=seed)
     _warn_of_unfinished(root)
     page = preview_page(f"{root.resolve().name}: samples", samples).encode()
     if output is None:
@@ -91,6 +93,13 @@ def preview(
     else:
         write_durably(output, page)
     typer.echo(f"{len(samples)} samples: {output}")
+    say_faults(faults)
+
+
+def say_faults(tally: Tally) -> None:
+    """What the shards hold and training will not use."""
+    for line in tally.faults():
+        typer.echo(f"warning: {line}", err=True)
 
 
 def _write(path: Path, data: bytes) -> Path:

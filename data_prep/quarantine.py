@@ -27,8 +27,9 @@ class Reason(str, Enum):
     VIDEO = "video"  # the entry has a video, and only images are prepared here
     # finding its images
     MISSING_IMAGE = "missing_image"
-    UNSAFE_PATH = "unsafe_path"  # absolute, or leads out of the data folder
-    NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder or sparse member
+    UNSAFE_PATH = "unsafe_path"  # leads out of the data folder
+    AMBIGUOUS_IMAGE = "ambiguous_image"  # several tars hold a file of that path
+    NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder, sparse or encrypted member
     UNREADABLE_SOURCE = "unreadable_source"  # the tar or file ends early or cannot be read
     # the images
     EMPTY_FILE = "empty_file"

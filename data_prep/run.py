@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from data_prep.archives import reading_note, remove_unpacked
 from data_prep.durable import remove_partials, write_durably
 from data_prep.executor import Executor
 from data_prep.locate import Locator
@@ -18,6 +19,7 @@ from data_prep.plan import PlannedShard, RoundPlan, check_round, load_plan, make
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
+from data_prep.shards import shard_names
 from data_prep.sources import Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
@@ -57,10 +59,12 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
         elif is_closed(workspace, rounds):
             retried = planner.plan_retry(rounds) if job.retry_quarantined else None
             if retried is None:
+                remove_unpacked(workspace.index)
                 reporter.note(f"{workspace.root} is complete; nothing to do")
                 return summarize(workspace)
             rounds.append(retried)
         _make_missing(job, workspace, rounds, executor, planner, reporter)
+        remove_unpacked(workspace.index)
         if len(rounds) > 1 and _changed_nothing(workspace, rounds[-1]):
             # so that trying again what stays broken leaves the folder as it was
             shutil.rmtree(rounds[-1].folder)
@@ -108,6 +112,11 @@ class _Planner:
         self._reporter.note(f"none of the {len(retried):,} rejected entries can be used now either")
         return None
 
+    def make_readable(self) -> None:
+        """Unpack what shards are made from, where that went after an earlier run."""
+        with TarIndex(self._workspace.index) as index:
+            index.update(list(self._source.tars), self._say_indexing)
+
     def check_unchanged(self, plan: RoundPlan) -> None:
         """Raise where the input is not what an unfinished round was planned from."""
         self._compare(plan, list(plan.inputs))
@@ -138,10 +147,8 @@ class _Planner:
         with TarIndex(self._workspace.index) as index:
             tars = list(self._source.tars)
             index.update(tars, self._say_indexing)
-            for name in index.damaged():
-                self._reporter.note(
-                    f"{name} breaks off before its end; images behind that are missing"
-                )
+            for fault in index.faults():
+                self._reporter.note(fault)
             locator = Locator(self._job.data_dir, tars, index)
             with self._reporter.planning() as meter:
                 return make_plan(
@@ -156,10 +163,9 @@ class _Planner:
                 )
 
     def _say_indexing(self, tar: TarSource) -> None:
+        note = reading_note(tar.path)
         text = f"indexing {tar.name} ({tar.size / 1e6:,.1f} MB)"
-        if tar.compressed:
-            text += ": compressed, so it is read sequentially, slower than a plain tar"
-        self._reporter.note(text)
+        self._reporter.note(f"{text}: {note}" if note else text)
 
 
 def _make_missing(
@@ -192,6 +198,7 @@ def _make_missing(
         ]
     if not tasks:
         return
+    planner.make_readable()
     if len(tasks) < num_shards:
         reporter.note(
             f"{num_shards - len(tasks)} of {num_shards} shards are there; making the rest"
@@ -254,7 +261,7 @@ def _refuse_foreign_tars(workspace: Workspace, rounds: list[Round]) -> None:
     planned = {
         workspace.shard(shard.number).name for one in rounds for shard in load_plan(one.plan).shards
     }
-    foreign = sorted(p.name for p in workspace.root.glob("*.tar") if p.name not in planned)
+    foreign = [name for name in shard_names(workspace.root) if name not in planned]
     if foreign:
         raise WorkspaceError(
             f"{workspace.root} holds {len(foreign)} tars of another origin ({foreign[0]} …), which "

@@ -2,17 +2,19 @@
 
 import base64
 import random
+import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from data_prep.schema import ChatRecord, image_parts, json_part, parse_record
-from data_prep.shards import iter_samples, shard_paths
+from data_prep.schema import ChatRecord, SchemaError
+from data_prep.shards import iter_samples, open_shard, read_sample, shard_paths
 from data_prep.stats import Tally
-from data_prep.workspace import WorkspaceError
 from dct_vl.pages.bars import bars, histogram
 from dct_vl.pages.page import render_page
 
@@ -46,33 +48,40 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
-def pick_samples(root: Path, count: int, *, seed: int) -> list[Shown]:
-    """About ``count`` samples, from as many shards as possible; the same for the same seed."""
+def pick_samples(root: Path, count: int, *, seed: int) -> tuple[list[Shown], Tally]:
+    """About ``count`` samples, from as many shards as possible; the same for the same seed.
+
+    The tally holds what is wrong with the shards and samples that were picked, and no counts.
+    """
     paths = shard_paths(root)
-    if not paths:
-        raise WorkspaceError(f"{root} holds no shards (*.tar)")
     rng = random.Random(seed)
     chosen = sorted(rng.sample(paths, min(count, len(paths))))
     shown: list[Shown] = []
+    faults = Tally()
     for position, path in enumerate(chosen):
         wanted = count * (position + 1) // len(chosen) - count * position // len(chosen)
-        shown += _pick_in_shard(path, wanted, rng)
-    return shown
+        shown += _pick_in_shard(path, path.relative_to(root).as_posix(), wanted, rng, faults)
+    return shown, faults
 
 
-def _pick_in_shard(path: Path, count: int, rng: random.Random) -> list[Shown]:
-    with path.open("rb") as shard:
-        samples = list(iter_samples(shard))
-        picked = sorted(rng.sample(range(len(samples)), min(count, len(samples))))
-        return [
-            Shown(
-                key=sample.key,
-                shard=path.name,
-                record=parse_record(sample.parts[json_part(sample.parts)].read(shard)),
-                images=tuple(sample.parts[p].read(shard) for p in image_parts(sample.parts)),
-            )
-            for sample in (samples[i] for i in picked)
-        ]
+def _pick_in_shard(
+    path: Path, name: str, count: int, rng: random.Random, faults: Tally
+) -> Iterator[Shown]:
+    with open_shard(path) as shard:
+        try:
+            samples = list(iter_samples(shard, partial(faults.note_damage, name)))
+        except (OSError, tarfile.ReadError) as error:
+            faults.note_damage(name, f"it cannot be read: {error}")
+            return
+        for place in sorted(rng.sample(range(len(samples)), min(count, len(samples)))):
+            sample = samples[place]
+            try:
+                record, parts = read_sample(sample, shard)
+            except SchemaError as error:
+                faults.note_unusable(name, sample.key, error)
+                continue
+            images = tuple(sample.parts[part].read(shard) for part in parts.images)
+            yield Shown(key=sample.key, shard=name, record=record, images=images)
 
 
 def preview_page(title: str, samples: list[Shown]) -> str:

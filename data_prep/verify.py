@@ -15,8 +15,9 @@ from data_prep.images import JpegEndsEarly, read_jpeg_header
 from data_prep.manifest import load_manifest
 from data_prep.prepared import DATABASE, META, prepare_command, read_index
 from data_prep.quarantine import quarantined_indices
-from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
-from data_prep.shards import ShardSample, iter_samples, shard_paths
+from data_prep.schema import SchemaError
+from data_prep.shards import ShardSample, iter_samples, read_sample, shard_names
+from data_prep.tar_walk import Damage
 from data_prep.workspace import Workspace, WorkspaceError
 
 _CHUNK = 4 * 1024 * 1024
@@ -54,9 +55,9 @@ def verify(root: Path, *, workers: int) -> Iterator[ShardFindings]:
             found[findings.name] = findings.samples
             yield findings
     problems = [
-        f"{path.name} is not in the manifest; Energon would read it"
-        for path in shard_paths(root)
-        if path.name not in expected
+        f"{name} is not in the manifest; Energon would read it"
+        for name in shard_names(root)
+        if name not in expected
     ]
     problems += _check_keys(found)
     problems += _check_counts(workspace, manifest)
@@ -69,11 +70,15 @@ def verify(root: Path, *, workers: int) -> Iterator[ShardFindings]:
 def _check_shard(path: Path, expected: dict[str, Any]) -> ShardFindings:
     problems: list[str] = []
     samples: list[tuple[str, int]] = []
+
+    def note(damage: Damage) -> None:
+        problems.append(f"damaged at {damage}")
+
     try:
         with path.open("rb") as shard:
             problems += _check_bytes(shard, expected)
             shard.seek(0)
-            for sample in iter_samples(shard):
+            for sample in iter_samples(shard, note):
                 samples.append((sample.key, sample.offset))
                 if len(problems) < _MAX_PER_SHARD:
                     problems += [f"{sample.key}: {p}" for p in _check_sample(sample, shard)]
@@ -98,10 +103,10 @@ def _check_bytes(shard: BinaryIO, expected: dict[str, Any]) -> list[str]:
 
 def _check_sample(sample: ShardSample, shard: BinaryIO) -> list[str]:
     try:
-        parts, videos = image_parts(sample.parts), video_parts(sample.parts)
-        record = parse_record(sample.parts[json_part(sample.parts)].read(shard))
+        record, named = read_sample(sample, shard)
     except SchemaError as error:
         return [str(error)]
+    parts, videos = named.images, named.videos
     if len(parts) != len(record.images) or len(parts) != len(record.sizes):
         return [f"{len(parts)} image parts, {len(record.images)} paths, {len(record.sizes)} sizes"]
     problems = []

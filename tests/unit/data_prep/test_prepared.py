@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from data_prep.blend import blend, parse_member
-from data_prep.energon import prepare, suggested_split
+from data_prep.energon import prepare
 from data_prep.prepared import check_prepared, read_index
+from data_prep.split import suggested_split
 from data_prep.workspace import WorkspaceError
 
 
