@@ -19,6 +19,7 @@ from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
 from data_prep.executor import ExecutorError
 from data_prep.options import OptionError
+from data_prep.remote import folder, readable
 from data_prep.shards import shard_names
 from data_prep.sources import SourceError
 from data_prep.split import describe
@@ -41,7 +42,7 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             raise  # the reader of the output has gone: Click ends without a word
         except FIXABLE as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {readable(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -93,7 +94,12 @@ app.command()(convert)
 
 @app.command()
 def prepare(
-    root: Root,
+    root: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with the shards, or its s3:// URL.", parser=folder, metavar="ROOT"
+        ),
+    ],
     split: Annotated[
         str | None,
         typer.Option(help="Ratio of train,val,test (default: as before, else 8,1,1 or what fits)."),
@@ -116,12 +122,15 @@ def prepare(
             "places is lost, the rest is used: copy those shards again, or make them again",
             err=True,
         )
+    shown = readable(str(root))
     state = "is prepared" if prepared.again else "was prepared like this already"
-    typer.echo(f"{root} {state}; shards: {describe(prepared.shards)}; {prepared.samples:,} samples")
+    typer.echo(
+        f"{shown} {state}; shards: {describe(prepared.shards)}; {prepared.samples:,} samples"
+    )
     if prepared.kept_split:
         unused = f", which uses {prepared.unused} shards nowhere" if prepared.unused else ""
         typer.echo(
-            f"the parts are those of {root / '.nv-meta' / 'split.yaml'}{unused}; --replace-split "
+            f"the parts are those of {shown}/.nv-meta/split.yaml{unused}; --replace-split "
             "divides the shards anew"
         )
 

@@ -14,11 +14,24 @@ from rich.table import Table
 from data_prep.durable import write_durably
 from data_prep.manifest import check_closed, load_manifest
 from data_prep.options import OptionError
+from data_prep.remote import is_url
 from data_prep.shards import shard_paths
 from data_prep.stats import Tally, as_json, count_tokens, find_tokenizers, tally_folder
 from data_prep.workspace import Workspace, WorkspaceError
 
-Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
+
+def _local(text: str) -> Path:
+    if is_url(text):
+        raise WorkspaceError(
+            f"{text}: this command reads shards on a disk; copy or mount the folder, or look "
+            "at the output of `convert` before it goes there"
+        )
+    return Path(text)
+
+
+Root = Annotated[
+    Path, typer.Argument(help="Folder with the shards.", parser=_local, metavar="ROOT")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
 NUM_CORES = len(os.sched_getaffinity(0))
 

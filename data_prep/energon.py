@@ -18,6 +18,7 @@ from data_prep.durable import write_durably
 from data_prep.indexing import MADE_SPLIT
 from data_prep.manifest import check_closed
 from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index
+from data_prep.remote import explained, is_remote
 from data_prep.shards import iter_samples, open_shard, shard_names
 from data_prep.split import check_kept, choose_ratio, split_by_hand
 from data_prep.workspace import Workspace, WorkspaceError, listed, read_json
@@ -60,7 +61,7 @@ def prepare(
         raise WorkspaceError(
             f"{root} holds no shards; make them with `python -m data_prep cambrian`"
         )
-    with workspace.locked():
+    with explained(root), workspace.locked():
         manifest = check_closed(workspace)
         hashes = {shard["name"]: shard["sha256"] for shard in (manifest or {}).get("shards", [])}
         mark_path = workspace.state / "prepared.json"
@@ -107,7 +108,8 @@ def prepare(
 def check_shards(root: Path, names: list[str]) -> None:
     """Raise WorkspaceError for shards that Energon would list and training could not read."""
     for name in names:
-        open_shard(root / name).close()
+        if not is_remote(root):
+            open_shard(root / name).close()
         if list(braceexpand(name)) != [name]:
             raise WorkspaceError(
                 f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
@@ -146,6 +148,8 @@ def _remove_index(root: Path, *, keep_split: bool) -> None:
 def _shard_identity(root: Path, names: list[str], hashes: dict[str, str]) -> list[list[str | int]]:
     """Names with hashes where the manifest has them, and size and time."""
     identity: list[list[str | int]] = []
+    if is_remote(root) and hashes.keys() >= set(names):
+        return [[name, hashes[name]] for name in names]  # each size would be a request
     for name in names:
         stat = (root / name).stat()
         identity.append([name, hashes.get(name, ""), stat.st_size, stat.st_mtime_ns])

@@ -16,7 +16,6 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -58,11 +57,12 @@ def read_on(damage_file: int) -> None:
 def index(order: dict[str, Any]) -> None:
     """Write Energon's index of the shards that `data_prep.energon` names, and a split by ratio."""
     # torch comes along
+    from megatron.energon.epathlib import EPath
     from megatron.energon.flavors import BaseWebdatasetFactory
     from megatron.energon.media.extractor import MediaFilterConfig
 
     BaseWebdatasetFactory.prepare_dataset(
-        Path(order["root"]),
+        EPath(order["root"]),
         order["names"],
         split_parts_ratio=list(zip(PARTS, order["ratio"] or [1, 0, 0], strict=True)),
         split_config=MADE_SPLIT,

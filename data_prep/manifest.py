@@ -1,6 +1,5 @@
 """Close a run: write the quarantine, the filtered JSON and, last, the manifest."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,6 +99,8 @@ def close_rounds(workspace: Workspace, rounds: list[Round], options: Options) ->
         "rounds": len(rounds),
     }
     write_durably(workspace.manifest, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    for path in (workspace.quarantine, filtered, workspace.manifest):
+        workspace.deliver(path)
     return summarize(workspace)
 
 
@@ -169,8 +170,7 @@ def check_closed(workspace: Workspace) -> dict[str, Any] | None:
 
 def lost_shards(workspace: Workspace, manifest: dict[str, Any]) -> list[str]:
     """Shards of the manifest that are not there, or in another size."""
-    with os.scandir(workspace.root) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    sizes = workspace.sizes()
     return [s["name"] for s in manifest["shards"] if sizes.get(s["name"]) != s["bytes"]]
 
 

@@ -12,7 +12,8 @@ import yaml
 from braceexpand import braceexpand
 
 from data_prep.manifest import check_closed
-from data_prep.shards import shard_paths
+from data_prep.remote import explained, folder, is_remote, is_url, local_copy
+from data_prep.shards import shard_names
 from data_prep.workspace import Workspace, WorkspaceError, listed
 
 PARTS = ("train", "val", "test")
@@ -60,17 +61,21 @@ def check_prepared(path: Path) -> None:
         WorkspaceError: the conversion is not finished, or the index is absent, half made or of
             fewer shards or other samples than there are; with the command that mends it.
     """
-    if path.is_file():
-        for folder in _folders_of(path):
-            check_prepared(folder)
-        return
+    with explained(path):
+        if path.is_file():
+            for member in _folders_of(path):
+                check_prepared(member)
+        else:
+            _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
     manifest = check_closed(Workspace(path))
     index = read_index(path)
     again = f"run {prepare_command(path)} (again)"
     _check_database(path, index)
     if manifest is None:
-        there = [shard.relative_to(path).as_posix() for shard in shard_paths(path)]
-        expected = dict.fromkeys(there, -1)
+        expected = dict.fromkeys(shard_names(path), -1)
         what = "shards that are there"
     else:
         expected = {shard["name"]: shard["samples"] for shard in manifest["shards"]}
@@ -104,9 +109,8 @@ def read_index(root: Path) -> EnergonIndex:
         if not found
     ]
     if len(lacking) == 3:
-        raise WorkspaceError(
-            f"{root} has no .nv-meta: run `energon prepare {root}` or {prepare_command(root)} first"
-        )
+        energons = "" if is_remote(root) else f"`energon prepare {root}` or "
+        raise WorkspaceError(f"{root} has no .nv-meta: run {energons}{prepare_command(root)} first")
     if info is None or splits is None or lacking:
         raise WorkspaceError(
             f"{root} is prepared by half ({', '.join(lacking)} is not there): "
@@ -148,7 +152,7 @@ def _check_database(root: Path, index: EnergonIndex) -> None:
     """Energon writes its samples in one go, so that the last row tells whether it came through."""
     if not (root / DATABASE).is_file():
         return  # as versions before 5 left it
-    address = f"{(root / DATABASE).absolute().as_uri()}?mode=ro"
+    address = f"{local_copy(root / DATABASE).absolute().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(address, uri=True)) as database:
             (rows,) = database.execute("SELECT max(rowid) FROM samples").fetchone()
@@ -164,15 +168,15 @@ def _check_database(root: Path, index: EnergonIndex) -> None:
 
 
 def _folders_of(metadataset: Path) -> Iterator[Path]:
-    """Folders and files that a metadataset draws from, as far as they are there."""
+    """Folders and metadatasets that a metadataset draws from, as far as they are there."""
     waiting: list[Any] = [_load(metadataset)]
     found: dict[Path, None] = {}
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
             path = item.get("path")
-            if isinstance(path, str) and "://" not in path:
-                found[metadataset.parent / path] = None
+            if isinstance(path, str):
+                found[folder(path) if is_url(path) else metadataset.parent / path] = None
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item

@@ -1,6 +1,5 @@
 """Run a conversion: plan, make the missing shards, close."""
 
-import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -11,15 +10,16 @@ import orjson
 
 from data_prep.archives import reading_note, remove_unpacked
 from data_prep.durable import remove_partials, write_durably
+from data_prep.earlier import made_shards, refuse_foreign_tars, sound_rounds
 from data_prep.executor import Executor
 from data_prep.locate import Locator
 from data_prep.manifest import Summary, close_rounds, is_closed, load_manifest, summarize
+from data_prep.mirror import open_workspace
 from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
-from data_prep.plan import PlannedShard, RoundPlan, check_round, load_plan, make_plan
+from data_prep.plan import RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
-from data_prep.shards import shard_names
 from data_prep.sources import Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
@@ -30,7 +30,7 @@ class Job:
     """What to prepare and where to."""
 
     data_dir: Path
-    output_dir: Path
+    output_dir: str | Path  #: a folder, or the URL of one in an object store
     json: Path | None  #: file of the entries; None: the only one in the data folder
     options: Options
     format: str | None = "llava"  #: of `data_prep.sources`; None: as the content has it
@@ -44,12 +44,13 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     error.
     """
     source = open_source(job.data_dir, job.json, job.format)
-    workspace = Workspace(job.output_dir)
+    workspace = open_workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
     with workspace.locked():
-        rounds = _sound_rounds(workspace, reporter)
-        _refuse_foreign_tars(workspace, rounds)
+        workspace.pull()
+        rounds = sound_rounds(workspace, reporter)
+        refuse_foreign_tars(workspace, rounds)
         remove_partials(workspace.root)
         _check_settings(workspace, job.options, source.format)
         planner = _Planner(job, workspace, source, reporter)
@@ -60,14 +61,14 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
             retried = planner.plan_retry(rounds) if job.retry_quarantined else None
             if retried is None:
                 remove_unpacked(workspace.index)
-                reporter.note(f"{workspace.root} is complete; nothing to do")
+                reporter.note(f"{workspace.shown} is complete; nothing to do")
                 return summarize(workspace)
             rounds.append(retried)
         _make_missing(job, workspace, rounds, executor, planner, reporter)
         remove_unpacked(workspace.index)
         if len(rounds) > 1 and _changed_nothing(workspace, rounds[-1]):
             # so that trying again what stays broken leaves the folder as it was
-            shutil.rmtree(rounds[-1].folder)
+            workspace.discard(rounds[-1])
             reporter.note("none of the rejected entries can be used now either")
             return summarize(workspace)
         return close_rounds(workspace, rounds, job.options)
@@ -108,7 +109,7 @@ class _Planner:
         if plan.shards:
             self._reporter.note(f"{len(retried):,} rejected entries are tried again")
             return target
-        shutil.rmtree(target.folder)
+        self._workspace.discard(target)
         self._reporter.note(f"none of the {len(retried):,} rejected entries can be used now either")
         return None
 
@@ -126,7 +127,7 @@ class _Planner:
         for plan in (load_plan(one.plan) for one in rounds):
             if self._source.name != plan.json_name:
                 raise WorkspaceError(
-                    f"{self._workspace.root} was made from {plan.json_name}, not from "
+                    f"{self._workspace.shown} was made from {plan.json_name}, not from "
                     f"{self._source.name}; use another --output-dir"
                 )
             self._compare(plan, [plan.json_name])
@@ -136,7 +137,7 @@ class _Planner:
             if self._inputs.get(name) != plan.inputs[name]:
                 now = self._inputs.get(name)
                 raise WorkspaceError(
-                    f"{name} has changed since {self._workspace.root} was planned (size and mtime "
+                    f"{name} has changed since {self._workspace.shown} was planned (size and mtime "
                     f"{plan.inputs[name]} then, {now or 'not there'} now); put the old one back, "
                     "or use another --output-dir"
                 )
@@ -151,7 +152,7 @@ class _Planner:
                 self._reporter.note(fault)
             locator = Locator(self._job.data_dir, tars, index)
             with self._reporter.planning() as meter:
-                return make_plan(
+                plan = make_plan(
                     target,
                     self._source,
                     locator,
@@ -161,6 +162,9 @@ class _Planner:
                     first_shard=first_shard,
                     on_entry=meter.advance,
                 )
+        if plan.shards or first_shard == 0:
+            self._workspace.deliver_round(target)
+        return plan
 
     def _say_indexing(self, tar: TarSource) -> None:
         note = reading_note(tar.path)
@@ -180,7 +184,8 @@ def _make_missing(
     source_bytes = num_shards = 0
     for number, one in enumerate(rounds):
         plan = load_plan(one.plan)
-        missing = [shard for shard in plan.shards if not _is_made(workspace, one, shard)]
+        made = made_shards(workspace, one, plan.shards)
+        missing = [shard for shard in plan.shards if shard.number not in made]
         if missing:
             planner.check_unchanged(plan)
         num_shards += len(plan.shards)
@@ -189,7 +194,7 @@ def _make_missing(
             ShardTask(
                 # a worker elsewhere has another working folder
                 data_dir=job.data_dir.absolute(),
-                output_dir=job.output_dir.absolute(),
+                workspace=workspace.absolute(),
                 round_number=number,
                 shard=shard,
                 options=job.options,
@@ -210,18 +215,6 @@ def _make_missing(
         remove_partials(folder)
 
 
-def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:
-    record_path = one.record(shard.number)
-    if not record_path.exists():
-        return False
-    try:
-        record = load_record(record_path)
-    except WorkspaceError:
-        return False
-    path = workspace.shard(shard.number)
-    return not record.samples or (path.exists() and path.stat().st_size == record.bytes)
-
-
 def _changed_nothing(workspace: Workspace, last: Round) -> bool:
     """The round kept nothing, and rejected for the reasons that the manifest has already."""
     plan = load_plan(last.plan)
@@ -231,42 +224,6 @@ def _changed_nothing(workspace: Workspace, last: Round) -> bool:
         rejected.update(record.rejected)
     kept_nothing = not any(record.samples for record in records)
     return kept_nothing and rejected == load_manifest(workspace)["rejected"]
-
-
-def _sound_rounds(workspace: Workspace, reporter: Reporter) -> list[Round]:
-    """Rounds whose files can be read; a broken one goes, to be planned and made again.
-
-    Later rounds and their shards go with it: what they hold depends on it.
-    """
-    rounds = workspace.rounds()
-    first_shard = 0
-    for number, one in enumerate(rounds):
-        try:
-            check_round(one)
-        except WorkspaceError as error:
-            reporter.note(f"{error}; its shards are made again")
-            for path in workspace.root.glob("pretrain-*.tar"):
-                digits = path.stem.removeprefix("pretrain-")
-                if digits.isdigit() and int(digits) >= first_shard:
-                    path.unlink()
-            for later in reversed(rounds[number:]):
-                shutil.rmtree(later.folder)
-            return rounds[:number]
-        first_shard += len(load_plan(one.plan).shards)
-    return rounds
-
-
-def _refuse_foreign_tars(workspace: Workspace, rounds: list[Round]) -> None:
-    """Energon takes every tar below the folder for a shard."""
-    planned = {
-        workspace.shard(shard.number).name for one in rounds for shard in load_plan(one.plan).shards
-    }
-    foreign = [name for name in shard_names(workspace.root) if name not in planned]
-    if foreign:
-        raise WorkspaceError(
-            f"{workspace.root} holds {len(foreign)} tars of another origin ({foreign[0]} …), which "
-            "Energon would take for shards; use an empty --output-dir or move them away"
-        )
 
 
 def _check_settings(workspace: Workspace, options: Options, source_format: str) -> None:
@@ -281,6 +238,7 @@ def _check_settings(workspace: Workspace, options: Options, source_format: str) 
     }
     if not workspace.settings.exists():
         write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
+        workspace.deliver(workspace.settings)
         return
     try:
         before = read_json(workspace.settings)
@@ -305,6 +263,6 @@ def _check_settings(workspace: Workspace, options: Options, source_format: str) 
     ]
     if changed:
         raise WorkspaceError(
-            f"{workspace.root} was begun with other settings: {'; '.join(changed)}. Go on with "
+            f"{workspace.shown} was begun with other settings: {'; '.join(changed)}. Go on with "
             "those, or use another --output-dir"
         )

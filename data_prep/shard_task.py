@@ -27,7 +27,7 @@ class ShardTask:
     """All that a worker on any machine that sees both folders needs to make a shard."""
 
     data_dir: Path
-    output_dir: Path
+    workspace: Workspace
     round_number: int
     shard: PlannedShard
     options: Options
@@ -72,7 +72,7 @@ def load_record(path: Path) -> ShardRecord:
 
 def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:
     """Write the shard and its record, each atomically."""
-    workspace = Workspace(task.output_dir)
+    workspace = task.workspace
     source = workspace.round(task.round_number)
     path = workspace.shard(task.shard.number)
     record = ShardRecord(number=task.shard.number, name=path.name)
@@ -84,12 +84,14 @@ def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: No
                 _add_entry(planned, reader, task.options, writer, record, meter)
             if record.samples:
                 record.bytes, record.sha256 = writer.publish()
+                workspace.deliver(path)
             else:
                 path.unlink(missing_ok=True)
     finally:
         reader.close()
     meter.flush()
     write_durably(source.record(task.shard.number), orjson.dumps(record))
+    workspace.deliver(source.record(task.shard.number))
     return record
 
 

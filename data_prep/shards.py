@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from data_prep.archives import ArchiveError, kind_of
 from data_prep.durable import partial_path, publish
+from data_prep.remote import is_remote, sizes
 from data_prep.schema import (
     ChatRecord,
     SampleParts,
@@ -184,6 +185,8 @@ def shard_names(root: Path) -> list[str]:
 
     Hidden files and folders are passed over.
     """
+    if is_remote(root):
+        return sorted(name for name in sizes(root) if name.endswith(SHARD_SUFFIXES))
     found = (
         name
         for suffix in SHARD_SUFFIXES

@@ -6,9 +6,9 @@ import math
 import os
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 
 from data_prep.prepared import check_prepared
+from data_prep.remote import explained, folder, is_remote, readable, sizes
 from data_prep.workspace import WorkspaceError
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
@@ -228,8 +228,13 @@ def check_parts(run: RunConfig) -> None:
 
 def check_data_path(path: str) -> None:
     """A ConfigError unless Energon has prepared the folder, or all those of a metadataset YAML."""
-    where = Path(path)
-    if not where.exists():
+    try:
+        where = folder(path)
+        with explained(where):
+            is_there = where.exists()
+    except WorkspaceError as error:
+        raise ConfigError(f"DATA_PATH: {error}") from error
+    if not is_there:
         raise ConfigError(
             f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
             f"--data-dir D --output-dir {path}`"
@@ -241,9 +246,9 @@ def check_data_path(path: str) -> None:
     try:
         check_prepared(where)
     except WorkspaceError as error:
-        raise ConfigError(f"DATA_PATH={path}: {error}") from error
+        raise ConfigError(f"DATA_PATH={path}: {readable(str(error))}") from error
     if where.is_dir():
-        there = set(os.listdir(where))
+        there = set(sizes(where) if is_remote(where) else os.listdir(where))
         gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
         if gone:
             shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
