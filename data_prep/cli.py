@@ -19,7 +19,7 @@ from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
 from data_prep.executor import ExecutorError
 from data_prep.options import OptionError
-from data_prep.remote import folder, readable
+from data_prep.remote import folder_at, readable
 from data_prep.shards import shard_names
 from data_prep.sources import SourceError
 from data_prep.split import describe
@@ -97,7 +97,7 @@ def prepare(
     root: Annotated[
         Path,
         typer.Argument(
-            help="Folder with the shards, or its s3:// URL.", parser=folder, metavar="ROOT"
+            help="Folder with the shards, or its s3:// URL.", parser=folder_at, metavar="ROOT"
         ),
     ],
     split: Annotated[

@@ -12,7 +12,7 @@ import yaml
 from braceexpand import braceexpand
 
 from data_prep.manifest import check_closed
-from data_prep.remote import explained, folder, is_remote, is_url, local_copy
+from data_prep.remote import explained, folder_at, is_remote, is_url, local_copy
 from data_prep.shards import shard_names
 from data_prep.workspace import Workspace, WorkspaceError, listed
 
@@ -73,7 +73,6 @@ def _check_folder(path: Path) -> None:
     manifest = check_closed(Workspace(path))
     index = read_index(path)
     again = f"run {prepare_command(path)} (again)"
-    _check_database(path, index)
     if manifest is None:
         expected = dict.fromkeys(shard_names(path), -1)
         what = "shards that are there"
@@ -93,6 +92,7 @@ def _check_folder(path: Path) -> None:
             f"Energon's index of {path} counts {index.counts[other[0]]} samples in {other[0]}, the "
             f"manifest {used[other[0]]} ({len(other)} shards differ): {again}"
         )
+    _check_database(path, index)
 
 
 def read_index(root: Path) -> EnergonIndex:
@@ -176,7 +176,7 @@ def _folders_of(metadataset: Path) -> Iterator[Path]:
         if isinstance(item, dict):
             path = item.get("path")
             if isinstance(path, str):
-                found[folder(path) if is_url(path) else metadataset.parent / path] = None
+                found[folder_at(path) if is_url(path) else metadataset.parent / path] = None
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item

@@ -27,7 +27,7 @@ def is_url(path: object) -> TypeGuard[str]:
 
 
 def is_remote(path: object) -> bool:
-    """Is it a path that `folder` made of a URL?"""
+    """Is it a path that `folder_at` made of a URL?"""
     return not isinstance(path, str | Path)
 
 
@@ -54,7 +54,7 @@ def readable(text: str) -> str:
     return _BUCKET_PROFILE.sub(r"\1://", text)
 
 
-def folder(path: str | Path) -> Path:
+def folder_at(path: str | Path) -> Path:
     """A local path, or the like of one for a URL: `/`, `read_bytes`, `is_file`, `stat`, `unlink` …
 
     Raises WorkspaceError where the client lacks what the store needs.
@@ -118,7 +118,7 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._root = folder(url)
+        self._root = folder_at(url)
 
     def sizes(self) -> dict[str, int]:
         """Bytes by name."""

@@ -13,7 +13,7 @@ import orjson
 from braceexpand import braceexpand
 from omegaconf import OmegaConf
 
-from data_prep.remote import folder, local_copy
+from data_prep.remote import folder_at, local_copy
 
 _META = ".nv-meta"
 _FILES = (".info.json", "split.yaml", "index.sqlite")
@@ -21,7 +21,7 @@ _FILES = (".info.json", "split.yaml", "index.sqlite")
 
 def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
     """Keys of the samples of each split; None where `path` is no folder that Energon prepared."""
-    meta = folder(path) / _META
+    meta = folder_at(path) / _META
     files = [meta / name for name in _FILES]
     if not all(file.is_file() for file in files):
         return None
@@ -44,7 +44,7 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
 
 def used_shards(path: str | Path) -> list[str]:
     """Names of the shards that the splits of a folder are made of, without those left out."""
-    file = folder(path) / _META / "split.yaml"
+    file = folder_at(path) / _META / "split.yaml"
     if not file.is_file():
         return []
     parts = _split_parts(file)
@@ -56,7 +56,7 @@ def used_shards(path: str | Path) -> list[str]:
 
 def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
     """Key of the sample that begins at a byte of a shard; None where Energon's index is silent."""
-    meta = folder(path) / _META
+    meta = folder_at(path) / _META
     if not all((meta / name).is_file() for name in _FILES):
         return None
     shards = list(orjson.loads((meta / _FILES[0]).read_bytes())["shard_counts"])
@@ -88,7 +88,7 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
     Returns:
         `{"shards", "split"}`, 16 hexadecimal digits each; None where nothing is there.
     """
-    root = folder(path)
+    root = folder_at(path)
     if root.is_file():
         text = root.read_bytes()
         return {"shards": _digest(text), "split": _digest(text)}

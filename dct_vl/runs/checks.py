@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from data_prep.prepared import check_prepared
-from data_prep.remote import explained, folder, is_remote, readable, sizes
+from data_prep.remote import explained, folder_at, is_remote, readable, sizes
 from data_prep.workspace import WorkspaceError
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
@@ -229,7 +229,7 @@ def check_parts(run: RunConfig) -> None:
 def check_data_path(path: str) -> None:
     """A ConfigError unless Energon has prepared the folder, or all those of a metadataset YAML."""
     try:
-        where = folder(path)
+        where = folder_at(path)
         with explained(where):
             is_there = where.exists()
     except WorkspaceError as error:
