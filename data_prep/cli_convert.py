@@ -11,6 +11,7 @@ import typer
 from data_prep.cli_stats import NUM_CORES, Workers
 from data_prep.executor import Executor, InProcessExecutor, ProcessExecutor
 from data_prep.manifest import Summary
+from data_prep.model_folder import CONTROL_TOKENS, control_tokens
 from data_prep.options import (
     DEFAULT_SHARD_SIZE,
     OptionError,
@@ -64,6 +65,10 @@ def _conversion(
     max_image_pixels: Annotated[
         int, typer.Option(help="Reject images with more pixels.")
     ] = Options.max_image_pixels,
+    tokenizer_path: Annotated[
+        Path | None,
+        typer.Option(help="Model's folder, whose control tokens texts must not hold."),
+    ] = None,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Retry only what was rejected before.")
     ] = False,
@@ -81,6 +86,7 @@ def _conversion(
         shard_bytes=shard_bytes,
         shuffle_seed=shuffle_seed,
         max_image_pixels=max_image_pixels,
+        control_tokens=control_tokens(tokenizer_path) if tokenizer_path else CONTROL_TOKENS,
     )
     job = Job(output_dir=output_dir, options=options, retry_quarantined=retry_quarantined, **source)
     summary = run(job, _executor(engine, workers), reporter)

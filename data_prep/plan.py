@@ -254,7 +254,9 @@ def _check_entry(
         )
     if not entry.media and options.text_only == "drop":
         raise Rejected(Reason.TEXT_ONLY, "the entry has no image")
-    conversation = check_conversation(entry.conversations, len(images))
+    conversation = check_conversation(
+        entry.conversations, len(images), len(videos), control=options.control_tokens
+    )
     # in two steps: nothing is spooled for an entry that is then rejected
     found = [locator.find(media.path) if media.held is None else None for media in entry.media]
     try:

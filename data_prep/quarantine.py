@@ -22,6 +22,8 @@ class Reason(str, Enum):
     EMPTY_QUESTION = "empty_question"
     EMPTY_ANSWER = "empty_answer"
     IMAGE_MARKS_MISMATCH = "image_marks_mismatch"  # <image> marks against images
+    VIDEO_MARKS_MISMATCH = "video_marks_mismatch"  # <video> marks against videos, where it has any
+    CONTROL_TOKEN = "control_token"  # a turn holds a token of the template, vision or padding
     TEXT_ONLY = "text_only"  # with --text-only drop
     VIDEO = "video"  # the entry has a video, and only images are prepared here
     # finding its images
