@@ -18,6 +18,7 @@ from data_prep.cli_stats import NUM_CORES, Root, Workers, preview, stats
 from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
 from data_prep.executor import ExecutorError
+from data_prep.model_folder import FolderError
 from data_prep.options import OptionError
 from data_prep.remote import folder_at, readable
 from data_prep.shards import shard_names
@@ -27,7 +28,10 @@ from data_prep.verify import verify as verify_shards
 from data_prep.workspace import WorkspaceError
 
 #: OSError, sqlite3.Error: a full disk or missing rights; what is finished stays, a rerun resumes.
-FIXABLE = (OSError, sqlite3.Error, ExecutorError, OptionError, SourceError, WorkspaceError)
+FIXABLE = (
+    *(OSError, sqlite3.Error, ExecutorError, FolderError),
+    *(OptionError, SourceError, WorkspaceError),
+)
 
 
 class OneLineErrors(TyperGroup):

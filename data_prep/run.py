@@ -1,7 +1,7 @@
 """Run a conversion: plan, make the missing shards, close."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from data_prep.plan import RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
-from data_prep.sources import Source, TarSource, open_source
+from data_prep.sources import ReadOptions, Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
 
@@ -34,7 +34,13 @@ class Job:
     json: Path | None  #: file of the entries; None: the only one in the data folder
     options: Options
     format: str | None = "llava"  #: of `data_prep.sources`; None: as the content has it
+    reading: ReadOptions = field(default_factory=ReadOptions)
     retry_quarantined: bool = False
+
+    def open_source(self) -> Source:
+        """The source that it names; raises SourceError where that is not clear."""
+        in_order = self.options.shuffle_seed is None
+        return open_source(self.data_dir, self.json, self.format, self.reading, in_order=in_order)
 
 
 def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
@@ -43,7 +49,9 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     Raises SourceError, WorkspaceError or ExecutorError, with what to do; a rejected entry is no
     error.
     """
-    source = open_source(job.data_dir, job.json, job.format)
+    source = job.open_source()
+    if job.format is None:
+        reporter.note(f"format: {source.format} ({source.name})")
     workspace = open_workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
@@ -52,7 +60,7 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
         rounds = sound_rounds(workspace, reporter)
         refuse_foreign_tars(workspace, rounds)
         remove_partials(workspace.root)
-        _check_settings(workspace, job.options, source.format)
+        _check_settings(workspace, job.options, source)
         planner = _Planner(job, workspace, source, reporter)
         planner.check_same_json(rounds)
         if not rounds:
@@ -226,13 +234,14 @@ def _changed_nothing(workspace: Workspace, last: Round) -> bool:
     return kept_nothing and rejected == load_manifest(workspace)["rejected"]
 
 
-def _check_settings(workspace: Workspace, options: Options, source_format: str) -> None:
+def _check_settings(workspace: Workspace, options: Options, source: Source) -> None:
     """Shards of one folder are made with one set of options and one set of codecs.
 
     What an older version did not write down was as the default is.
     """
     current: dict[str, Any] = {
-        "format": source_format,
+        "format": source.format,
+        "reading": source.options.as_json(),
         "options": options.as_json(),
         "versions": {name: version(name) for name in ("pillow", "simplejpeg")},
     }
@@ -243,6 +252,7 @@ def _check_settings(workspace: Workspace, options: Options, source_format: str) 
     try:
         before = read_json(workspace.settings)
         then = {"format": before.get("format", "llava")} | Options().as_json() | before["options"]
+        then |= ReadOptions().as_json() | before.get("reading", {})
         versions = dict(before["versions"])
     except (WorkspaceError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WorkspaceError(
@@ -250,7 +260,7 @@ def _check_settings(workspace: Workspace, options: Options, source_format: str) 
             "not known: if they are those of this command, remove that file and go on; if not, "
             "use another --output-dir"
         ) from error
-    now = {"format": source_format} | current["options"]
+    now = {"format": source.format} | current["options"] | current["reading"]
     changed = [
         f"{flag(name)} was {then[name]}, is {value}"
         for name, value in now.items()
