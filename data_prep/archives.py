@@ -185,7 +185,9 @@ def _why_unread(info: zipfile.ZipInfo) -> str:
     if info.external_attr >> 16 & 0o170000 == 0o120000:
         return "a link"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"compressed by zip's method {info.compress_type}: pack it anew by deflate or unpack it"
+        return (
+            f"compressed by zip's method {info.compress_type}: pack it anew by deflate or unpack it"
+        )
     return ""
 
 
@@ -253,7 +255,9 @@ class _Zip:
                 data += stream.decompress(chunk, size + 1 - len(data))
                 start += len(chunk) - len(stream.unconsumed_tail) - len(stream.unused_data)
                 if len(data) > size:
-                    raise OSError(f"{self._name}: a file is larger than its directory says")
+                    raise OSError(
+                        f"{self._name}: a file is damaged, or larger than its directory says"
+                    )
         except zlib.error as error:
             raise OSError(f"{self._name}: a file is damaged ({error})") from error
         return bytes(data), os.pread(self._file.fileno(), 8, start)

@@ -187,8 +187,7 @@ def prepare(
         )
     state = "is prepared" if prepared.again else "was prepared like this already"
     typer.echo(
-        f"{root} {state}; shards: {energon.describe(prepared.shards)}; "
-        f"{prepared.samples:,} samples"
+        f"{root} {state}; shards: {energon.describe(prepared.shards)}; {prepared.samples:,} samples"
     )
 
 

@@ -66,7 +66,7 @@ def stats(
             f"{root.resolve().name}: what the shards hold",
             tally,
             figures,
-            samples=pick_samples(root, num_samples, seed=0)[0],
+            samples=pick_samples(root, num_samples, seed=0),
             manifest=_manifest(root),
         )
         (root / "stats.html").write_text(page, encoding="utf-8")
@@ -85,7 +85,8 @@ def preview(
     from data_prep.shard_pages import pick_samples, preview_page
 
     output = output or root / "preview.html"
-    samples, faults = pick_samples(root, count, seed=seed)
+    faults = Tally()
+    samples = pick_samples(root, count, seed=seed, faults=faults)
     title = f"{root.resolve().name}: samples"
     output.write_text(preview_page(title, samples), encoding="utf-8")
     typer.echo(f"{len(samples)} samples: {output}")
