@@ -61,7 +61,8 @@ def walk(tar: Any, on_damage: OnDamage) -> Iterator[tarfile.TarInfo]:
         # tarfile keeps every member that it has seen
         tar.members.clear()
         following = tar.offset
-        _check_gap(tar.fileobj, end, member.offset, on_damage)
+        if member.offset != end:
+            _check_gap(tar.fileobj, end, member.offset, on_damage)
         end, found = following, True
         yield member
     size = tar.fileobj.seek(0, 2)
