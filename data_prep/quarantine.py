@@ -1,5 +1,6 @@
 """Reasons for rejecting an entry, and the lines of ``quarantine.jsonl``."""
 
+import os
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -85,7 +86,12 @@ def missing_by_folder(path: Path) -> Counter[str]:
             reject = orjson.loads(line)
             if reject["reason"] == Reason.MISSING_IMAGE.value:
                 image = reject["image"] if isinstance(reject["image"], str) else reject["image"][0]
-                folders[image.removeprefix("./").partition("/")[0]] += 1
+                absolute = image.startswith("/")
+                folders[
+                    os.path.dirname(image)
+                    if absolute
+                    else image.removeprefix("./").partition("/")[0]
+                ] += 1
     return folders
 
 
