@@ -255,7 +255,9 @@ class _Zip:
                 data += stream.decompress(chunk, size + 1 - len(data))
                 start += len(chunk) - len(stream.unconsumed_tail) - len(stream.unused_data)
                 if len(data) > size:
-                    raise OSError(f"{self._name}: a file is larger than its directory says")
+                    raise OSError(
+                        f"{self._name}: a file is damaged, or larger than its directory says"
+                    )
         except zlib.error as error:
             raise OSError(f"{self._name}: a file is damaged ({error})") from error
         return bytes(data), os.pread(self._file.fileno(), 8, start)

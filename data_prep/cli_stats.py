@@ -81,7 +81,7 @@ def stats(
             f"{root.resolve().name}: what the shards hold",
             tally,
             figures,
-            samples=pick_samples(root, num_samples, seed=0)[0],
+            samples=pick_samples(root, num_samples, seed=0),
             manifest=_manifest(root),
         )
         typer.echo(f"page: {_write(root / 'stats.html', page.encode())}")
@@ -98,7 +98,8 @@ def preview(
     """Write a page of samples as they are stored: images and conversations."""
     from data_prep.shard_pages import pick_samples, preview_page
 
-    samples, faults = pick_samples(root, count, seed=seed)
+    faults = Tally()
+    samples = pick_samples(root, count, seed=seed, faults=faults)
     _warn_of_unfinished(root)
     page = preview_page(f"{root.resolve().name}: samples", samples).encode()
     if output is None:

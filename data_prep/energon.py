@@ -216,4 +216,4 @@ def _explain(root: Path, names: list[str], output: str) -> str:
 
 def _keys(shard: Path) -> list[str]:
     with shard.open("rb") as file:
-        return [sample.key for sample in iter_samples(file, lambda damage: None)]
+        return [sample.key for sample in iter_samples(file)]

@@ -1,5 +1,6 @@
 """Reasons for rejecting an entry, and the lines of ``quarantine.jsonl``."""
 
+import os
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -106,8 +107,9 @@ def missing_by_folder(path: Path) -> Counter[str]:
             reject = orjson.loads(line)
             if reject["reason"] == Reason.MISSING_IMAGE.value:
                 images = reject["image"] if isinstance(reject["image"], list) else [reject["image"]]
-                # null where a video is what is missing
-                folders[(images[0] or "").removeprefix("./").partition("/")[0]] += 1
+                image = images[0] or ""  # null where a video is what is missing
+                first = image.removeprefix("./").partition("/")[0]
+                folders[os.path.dirname(image) if image.startswith("/") else first] += 1
     return folders
 
 

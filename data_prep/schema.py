@@ -14,7 +14,7 @@ everything after the first dot of a member's name for the part's extension, so a
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,11 @@ __all__ = [
     "check_all_there",
     "decode_key",
     "encode_key",
+    "image_parts",
+    "json_part",
     "parse_record",
     "sample_parts",
+    "video_parts",
 ]
 
 #: Role of a turn by the name that a dataset gives it.
@@ -125,60 +128,76 @@ def parse_turns(conversations: object) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleParts:
-    """The names of a sample's parts by what they hold."""
+def image_parts(sample: Mapping[str, object]) -> list[str]:
+    """Names of the parts that hold the sample's images, in order; [] for text only.
 
-    json: str
-    images: tuple[str, ...]  #: in order; () for text only
-    videos: tuple[str, ...]  #: likewise
-
-
-def sample_parts(names: Iterable[str], read: Callable[[str], bytes]) -> SampleParts:
-    """What the parts of a WebDataset or Energon crude sample hold.
-
-    Args:
-        names: of the parts; those that start with ``__`` are metadata.
-        read: content of a part. Only parts of unknown names are read here: text beside the media is
-            nobody's loss, but whatever is not text may be a picture.
-
-    Raises:
-        SchemaError: no JSON part or several, a part of an unknown name that is no text, or numbered
-            parts that do not count from 0 without a gap (every later image would stand at the wrong
-            ``<image>``).
+    ``sample`` is a WebDataset or Energon crude sample (part name to content; names that start
+    with ``__`` are its metadata). Numbered parts must count from 0 without a gap: a missing one is
+    a SchemaError, since every later image would stand at the wrong ``<image>``.
     """
-    parts = [name for name in names if not name.startswith("__")]
-    json = [part for part in parts if _JSON_PART.fullmatch(part)]
-    images = [part for part in parts if _IMAGE_PART.fullmatch(part)]
-    videos = [part for part in parts if _VIDEO_PART.fullmatch(part)]
-    for part in parts:
-        if part not in (*json, *images, *videos) and not _is_text(read(part)):
-            raise SchemaError(f"part {part} is of a name that is not known; {KNOWN_PARTS}")
-    if len(json) != 1:
-        listed = ", ".join(parts) or "none"
-        raise SchemaError(f"{len(json)} JSON parts among the sample's parts ({listed}); expected 1")
-    return SampleParts(
-        json=json[0],
-        images=_in_order(images, _IMAGE_PART, "image"),
-        videos=_in_order(videos, _VIDEO_PART, "video"),
-    )
+    return _media_parts(sample, _IMAGE_PART, "image")
 
 
-def _in_order(parts: list[str], pattern: re.Pattern[str], kind: str) -> tuple[str, ...]:
+def video_parts(sample: Mapping[str, object]) -> list[str]:
+    """Names of the parts that hold the sample's videos; see `image_parts`."""
+    return _media_parts(sample, _VIDEO_PART, "video")
+
+
+def _media_parts(sample: Mapping[str, object], pattern: re.Pattern[str], kind: str) -> list[str]:
     numbered: dict[int, str] = {}
     single: list[str] = []
-    for part in parts:
-        number = pattern.fullmatch(part)[1]  # type: ignore[index]
-        if number is None:
+    for part in sample:
+        match = None if part.startswith("__") else pattern.fullmatch(part)
+        if match is None:
+            continue
+        if match[1] is None:
             single.append(part)
-        elif numbered.setdefault(int(number), part) != part:
-            raise SchemaError(f"parts {numbered[int(number)]} and {part} claim the same place")
+        elif numbered.setdefault(int(match[1]), part) != part:
+            raise SchemaError(f"parts {numbered[int(match[1])]} and {part} claim the same place")
     if len(single) > 1 or (single and numbered):
         found = ", ".join([*single, *numbered.values()])
         raise SchemaError(f"{kind} parts {found}; expected one, or all of them numbered from 0")
     if sorted(numbered) != list(range(len(numbered))):
         raise SchemaError(f"{kind} parts {sorted(numbered)}; expected numbers from 0 without a gap")
-    return tuple(single) or tuple(numbered[number] for number in range(len(numbered)))
+    return single or [numbered[number] for number in range(len(numbered))]
+
+
+def json_part(sample: Mapping[str, object]) -> str:
+    """Name of the part that holds the sample's JSON: ``json``, or an earlier project's."""
+    found = [p for p in sample if not p.startswith("__") and _JSON_PART.fullmatch(p)]
+    if len(found) != 1:
+        parts = ", ".join(p for p in sample if not p.startswith("__")) or "none"
+        raise SchemaError(f"{len(found)} JSON parts among the sample's parts ({parts}); expected 1")
+    return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleParts:
+    """The names of a sample's parts by what they hold."""
+
+    json: str
+    images: list[str]  #: in order; [] for text only
+    videos: list[str]  #: likewise
+
+
+def sample_parts(sample: Mapping[str, object], read: Callable[[str], bytes]) -> SampleParts:
+    """What the parts of a sample hold, as `image_parts` and its like have it.
+
+    Args:
+        read: content of a part. Only parts of unknown names are read here: text beside the media is
+            nobody's loss, but whatever is not text may be a picture.
+
+    Raises:
+        SchemaError: also for a part of an unknown name that is no text.
+    """
+    known = (_JSON_PART, _IMAGE_PART, _VIDEO_PART)
+    for part in sample:
+        is_known = part.startswith("__") or any(pattern.fullmatch(part) for pattern in known)
+        if not is_known and not _is_text(read(part)):
+            raise SchemaError(f"part {part} is of a name that is not known; {KNOWN_PARTS}")
+    return SampleParts(
+        json=json_part(sample), images=image_parts(sample), videos=video_parts(sample)
+    )
 
 
 def _is_text(data: bytes) -> bool:

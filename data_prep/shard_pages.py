@@ -48,20 +48,21 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
-def pick_samples(root: Path, count: int, *, seed: int) -> tuple[list[Shown], Tally]:
+def pick_samples(root: Path, count: int, *, seed: int, faults: Tally | None = None) -> list[Shown]:
     """About ``count`` samples, from as many shards as possible; the same for the same seed.
 
-    The tally holds what is wrong with the shards and samples that were picked, and no counts.
+    Samples that training would reject are left out; ``faults`` takes down what is wrong with them,
+    and damaged places of the shards.
     """
     paths = shard_paths(root)
     rng = random.Random(seed)
     chosen = sorted(rng.sample(paths, min(count, len(paths))))
     shown: list[Shown] = []
-    faults = Tally()
+    faults = faults or Tally()
     for position, path in enumerate(chosen):
         wanted = count * (position + 1) // len(chosen) - count * position // len(chosen)
         shown += _pick_in_shard(path, path.relative_to(root).as_posix(), wanted, rng, faults)
-    return shown, faults
+    return shown
 
 
 def _pick_in_shard(

@@ -117,7 +117,9 @@ class ShardSample:
     damaged: bool  #: the shard is damaged within it or right behind it: a part may be missing
 
 
-def iter_samples(shard: BinaryIO, on_damage: OnDamage) -> Iterator[ShardSample]:
+def iter_samples(
+    shard: BinaryIO, on_damage: OnDamage = lambda damage: None
+) -> Iterator[ShardSample]:
     """Samples of an open shard, in order, as Energon tells them apart; no content is read.
 
     Damaged places and the ends of joined tars are read past; ``on_damage`` hears of the former, and
@@ -130,7 +132,7 @@ def iter_samples(shard: BinaryIO, on_damage: OnDamage) -> Iterator[ShardSample]:
     gaps: list[Damage] = []
 
     def note(damage: Damage) -> None:
-        gaps.append(damage)
+        gaps.extend([damage] if damage.between else [])
         on_damage(damage)
 
     def sample() -> ShardSample:

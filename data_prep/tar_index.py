@@ -6,6 +6,7 @@ read again only when its size or modification time changes. Members are kept und
 the file that it leads to.
 """
 
+import os
 import sqlite3
 import tarfile
 import unicodedata
@@ -132,7 +133,7 @@ class TarIndex:
                 elif needs_unpacking(tar.path, self._folder):
                     on_tar(tar)
                     open_tar(tar.path, self._folder)[0].close()
-            except (tarfile.ReadError, ArchiveError) as error:
+            except ArchiveError as error:
                 raise SourceError(
                     f"{tar.path} cannot be read as a tar or zip: {error}. Fetch it again, or move "
                     "it away"
@@ -147,14 +148,13 @@ class TarIndex:
             "SELECT tar.name, count(*), min(member.name) FROM member JOIN tar ON tar = tar.id "
             "WHERE copies > 1 GROUP BY tar.name ORDER BY tar.name"
         )
-        return [
-            *(f"{name} is damaged ({damage}); files may be missing" for name, damage in damaged),
-            *(
-                f"{name} holds {count:,} files more than once ({example.decode(errors='replace')} …); "
-                "the last copy counts, as in tar"
-                for name, count, example in repeated
-            ),
-        ]
+        lines = [f"{name} is damaged ({damage}); files may be missing" for name, damage in damaged]
+        for name, count, example in repeated:
+            lines.append(
+                f"{name} holds {count:,} files more than once ({os.fsdecode(example)} …); the last "
+                "copy counts, as in tar"
+            )
+        return lines
 
     def find(self, name: bytes) -> list[Member]:
         """Members of that name in any tar, tars in order of their names."""
@@ -195,11 +195,13 @@ class TarIndex:
             try:
                 for row in self._tar_rows(members(file, damages.append), tar_id):
                     self._insert(row)
+            except tarfile.ReadError as error:
+                raise ArchiveError(broken or str(error)) from error
             except (OSError, EOFError) as error:
-                # gzip data that break off; what came before them is sound
+                # what came before the break is sound
                 if not isinstance(file, IndexedGzipFile):
                     raise
-                broken = str(error)
+                broken = f"its gzip data break off ({error})"
             self._flush()
             if isinstance(file, IndexedGzipFile):
                 file.export_index(str(gzip_index(self._folder, tar.name)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.remote import folder_at, is_url
-from data_prep.schema import SchemaError, parse_record
-from data_prep.shards import shard_names
+from data_prep.schema import SchemaError
+from data_prep.shards import iter_samples, read_sample, shard_names
 from dct_vl.errors import ConfigError
 from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.schema import RunConfig
@@ -75,13 +74,10 @@ def shard_texts(path: str) -> Iterator[str]:
     """The conversations of a dataset's shards, one text a sample, in order."""
     root = folder_at(path)
     for name in shard_names(root):
-        with (root / name).open("rb") as shard, tarfile.open(fileobj=shard) as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.name.endswith("json") else None
-                if file is None:
-                    continue
+        with (root / name).open("rb") as shard:
+            for sample in iter_samples(shard):
                 try:
-                    turns = parse_record(file.read()).turns
+                    turns = read_sample(sample, shard)[0].turns
                 except SchemaError:
                     continue
                 yield " ".join(turn.text.replace("<image>", "").strip() for turn in turns)
