@@ -23,6 +23,7 @@ INFO = META / ".info.json"
 #: The same, as versions before 5 wrote it; 7.4.1 reads it still.
 _OLD_INFO = META / ".info.yaml"
 SPLITS = (META / "split.yaml", META / "split.json")
+_METADATASETS = (".yaml", ".yml")
 DATABASE = META / "index.sqlite"
 
 
@@ -63,7 +64,8 @@ def check_prepared(path: Path) -> None:
     """
     with explained(path):
         if path.is_file():
-            for member in _folders_of(path):
+            members = _folders_of(path) if path.suffix in _METADATASETS else ()
+            for member in members:
                 check_prepared(member)
         else:
             _check_folder(path)
@@ -175,13 +177,14 @@ def _folders_of(metadataset: Path) -> Iterator[Path]:
         item = waiting.pop()
         if isinstance(item, dict):
             path = item.get("path")
-            if isinstance(path, str):
+            # one with files of its own choosing is Energon's to read
+            if isinstance(path, str) and not item.keys() & {"split_config", "dataset_config"}:
                 found[folder_at(path) if is_url(path) else metadataset.parent / path] = None
-            waiting += item.values()
+            waiting += [value for key, value in item.items() if key != "aux"]
         elif isinstance(item, list):
             waiting += item
     for path in found:
-        if path.is_dir() or (path.suffix in (".yaml", ".yml") and path.is_file()):
+        if path.is_dir() or (path.suffix in _METADATASETS and path.is_file()):
             yield path
 
 

@@ -173,3 +173,15 @@ def test_a_split_written_by_hand_that_does_not_fit_the_shards(foreign):
 )
 def test_the_advice_fits_the_number_of_shards(num_shards, split):
     assert suggested_split(num_shards) == split
+
+
+def test_members_of_a_blend_that_choose_their_own_files_are_left_to_energon(root, tmp_path):
+    (root / ".nv-meta" / "split.yaml").rename(root / ".nv-meta" / "mine.yaml")
+    member = {"path": "W", "split_config": "mine.yaml", "aux": {"more": {"path": "W"}}}
+    target = tmp_path / "all.yaml"
+    target.write_text(yaml.safe_dump({"splits": {"train": {"blend": [member]}}}))
+    check_prepared(target)
+    del member["split_config"]
+    target.write_text(yaml.safe_dump({"splits": {"train": {"blend": [member]}}}))
+    with pytest.raises(WorkspaceError, match="prepared by half"):
+        check_prepared(target)
