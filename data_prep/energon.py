@@ -8,7 +8,6 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import orjson
 import yaml
@@ -17,11 +16,11 @@ from braceexpand import braceexpand
 from data_prep.durable import write_durably
 from data_prep.indexing import MADE_SPLIT
 from data_prep.manifest import check_closed
-from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index
+from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index, read_mark
 from data_prep.remote import explained, is_remote
 from data_prep.shards import iter_samples, open_shard, shard_names
 from data_prep.split import check_kept, choose_ratio, split_by_hand
-from data_prep.workspace import Workspace, WorkspaceError, listed, read_json
+from data_prep.workspace import Workspace, WorkspaceError, listed
 
 #: Samples are read as they are; `dct_vl` cooks them.
 _DATASET = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
@@ -64,9 +63,8 @@ def prepare(
     with explained(root), workspace.locked():
         manifest = check_closed(workspace)
         hashes = {shard["name"]: shard["sha256"] for shard in (manifest or {}).get("shards", [])}
-        mark_path = workspace.state / "prepared.json"
-        before = _read_mark(mark_path)
-        kept = None if replace_split else split_by_hand(root, before)
+        before = read_mark(workspace)
+        kept = None if replace_split else split_by_hand(root, before, names, split)
         if kept is not None and split is not None:
             raise WorkspaceError(
                 f"{root / SPLITS[0]} is not as a former --split made it: leave --split out to "
@@ -84,7 +82,7 @@ def prepare(
         again = any(before.get(key) != mark[key] for key in mark) or not _is_whole(root)
         damage = {} if again else before.get("damage", {})
         if again:
-            mark_path.unlink(missing_ok=True)
+            workspace.prepared.unlink(missing_ok=True)
             _remove_index(root, keep_split=kept is not None)
             damage = _run_energon(root, names, ratio, num_workers)
             made = root / META / MADE_SPLIT
@@ -93,7 +91,7 @@ def prepare(
             made.unlink()
             dataset = yaml.safe_dump(_DATASET, sort_keys=False).encode()
             write_durably(root / META / "dataset.yaml", dataset)
-            write_durably(mark_path, orjson.dumps({**mark, "damage": damage}))
+            write_durably(workspace.prepared, orjson.dumps({**mark, "damage": damage}))
         index = read_index(root)
         return Prepared(
             shards={part: len(shards) for part, shards in index.parts.items()},
@@ -114,16 +112,6 @@ def check_shards(root: Path, names: list[str]) -> None:
             raise WorkspaceError(
                 f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
             )
-
-
-def _read_mark(path: Path) -> dict[str, Any]:
-    """What the folder was prepared from; {} where that is not known."""
-    try:
-        found = read_json(path)
-    except (FileNotFoundError, WorkspaceError):
-        return {}
-    known = isinstance(found, dict) and found.keys() >= {"split", "shards", "energon"}
-    return found if known else {}
 
 
 def _is_whole(root: Path) -> bool:

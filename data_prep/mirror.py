@@ -44,7 +44,7 @@ class MirroredWorkspace(Workspace):
         there = {name: size for name, size in bucket.sizes().items() if self._is_state(name)}
         for path in [path for path in self.root.rglob("*") if path.is_file()]:
             name = path.relative_to(self.root).as_posix()
-            if path.parent == self.index or path.name == "lock":
+            if self.index in path.parents or path.name == "lock":
                 continue
             if path.name in _FETCHED_ANEW or path.stat().st_size != there.get(name):
                 path.unlink()

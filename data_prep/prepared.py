@@ -14,7 +14,7 @@ from braceexpand import braceexpand
 from data_prep.manifest import check_closed
 from data_prep.remote import explained, folder_at, is_remote, is_url, local_copy
 from data_prep.shards import shard_names
-from data_prep.workspace import Workspace, WorkspaceError, listed
+from data_prep.workspace import Workspace, WorkspaceError, listed, read_json
 
 PARTS = ("train", "val", "test")
 META = Path(".nv-meta")
@@ -72,7 +72,8 @@ def check_prepared(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    manifest = check_closed(Workspace(path))
+    workspace = Workspace(path)
+    manifest = check_closed(workspace)
     index = read_index(path)
     again = f"run {prepare_command(path)} (again)"
     if manifest is None:
@@ -88,7 +89,10 @@ def _check_folder(path: Path) -> None:
             f"Energon's index of {path} lacks {len(missing)} of {len(expected)} {what} "
             f"({listed(missing)}): {again}, or name them under `exclude` in {path / SPLITS[0]}"
         )
-    other = [n for n, count in used.items() if count >= 0 and index.counts[n] != count]
+    # `prepare` has said of these that samples are lost, and indexed the others
+    damaged = read_mark(workspace).get("damage", {})
+    other = [n for n, count in used.items() if count not in (-1, index.counts[n])]
+    other = [name for name in other if name not in damaged]
     if other:
         raise WorkspaceError(
             f"Energon's index of {path} counts {index.counts[other[0]]} samples in {other[0]}, the "
@@ -125,6 +129,16 @@ def read_index(root: Path) -> EnergonIndex:
             f"run {prepare_command(root)} again"
         )
     return EnergonIndex(counts=counts, parts=splits.parts, excluded=splits.excluded)
+
+
+def read_mark(workspace: Workspace) -> dict[str, Any]:
+    """What `prepare` noted of the last time; {} where that is not known."""
+    try:
+        found = read_json(workspace.prepared)
+    except (FileNotFoundError, WorkspaceError):
+        return {}
+    known = isinstance(found, dict) and found.keys() >= {"split", "shards", "energon"}
+    return found if known else {}
 
 
 def read_splits(root: Path) -> Splits | None:

@@ -54,22 +54,29 @@ def describe(counts: dict[str, int]) -> str:
     return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
-def split_by_hand(root: Path, before: dict[str, Any]) -> Splits | None:
+def split_by_hand(
+    root: Path, before: dict[str, Any], names: list[str], split: str | None
+) -> Splits | None:
     """The parts of a folder, unless they are what a ratio made and can make again.
 
     Args:
         before: what `prepare` noted of the last time; {} where it did not run here.
+        names: the shards that are there.
+        split: the ratio that is asked for.
     """
     found = read_splits(root)
-    if found is None or not before or before["split"] is None:
-        return found
-    names = [shard[0] for shard in before["shards"]]
-    counts = split_counts(len(names), tuple(before["split"]))
-    made, start = {}, 0
-    for part, count in counts.items():
-        made[part] = tuple(names[start : start + count])
+    made = [_divide(names, parse_split(split))] if split is not None else []
+    if before.get("split"):
+        made.append(_divide([shard[0] for shard in before["shards"]], tuple(before["split"])))
+    return None if found in made else found
+
+
+def _divide(names: list[str], ratio: tuple[float, ...]) -> Splits:
+    parts, start = {}, 0
+    for part, count in split_counts(len(names), ratio).items():
+        parts[part] = tuple(names[start : start + count])
         start += count
-    return None if found == Splits(parts=made, excluded=frozenset()) else found
+    return Splits(parts=parts, excluded=frozenset())
 
 
 def check_kept(root: Path, kept: Splits, names: list[str], before: dict[str, Any]) -> None:

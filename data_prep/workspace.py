@@ -83,6 +83,11 @@ class Workspace:
         return self.state / "settings.json"
 
     @property
+    def prepared(self) -> Path:
+        """From what `prepare` made Energon's index, and what it found damaged."""
+        return self.state / "prepared.json"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 

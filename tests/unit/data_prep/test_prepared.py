@@ -10,7 +10,8 @@ import yaml
 from data_prep.blend import blend, parse_member
 from data_prep.energon import prepare
 from data_prep.prepared import check_prepared, read_index
-from data_prep.split import suggested_split
+from data_prep.shards import shard_names
+from data_prep.split import split_by_hand, suggested_split
 from data_prep.workspace import WorkspaceError
 
 
@@ -153,6 +154,25 @@ def test_a_split_written_by_hand_is_not_replaced_without_a_word(root):
     kept = prepare(root, None, num_workers=1)
     assert (kept.shards, kept.kept_split) == ({"train": 6, "val": 4, "test": 0}, True)
     assert split.read_bytes() == before
+
+
+def test_damage_that_prepare_has_named_is_known(root):
+    def lose(content):
+        content["shards"][2]["samples"] += 1
+
+    change(root / "manifest.json", lose)
+    with pytest.raises(WorkspaceError, match="1 shards differ"):
+        check_prepared(root)
+    note = {"damage": {"pretrain-000002.tar": ["byte 512: …"]}}
+    change(root / ".data_prep" / "prepared.json", lambda c: c.update(note))
+    check_prepared(root)
+
+
+def test_a_ratio_that_is_there_already_may_be_asked_for(foreign):
+    """As `energon prepare` left it, and somebody prepares it here too."""
+    assert split_by_hand(foreign, {}, shard_names(foreign), "8,1,1") is None
+    assert split_by_hand(foreign, {}, shard_names(foreign), "6,2,2") is not None
+    assert split_by_hand(foreign, {}, shard_names(foreign), None) is not None
 
 
 def test_a_split_written_by_hand_that_does_not_fit_the_shards(foreign):
