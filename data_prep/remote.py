@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -61,6 +62,9 @@ def folder_at(path: str | Path) -> Path:
     """
     if not is_url(path):
         return cast(Path, path) if is_remote(path) else Path(path)
+    if path.startswith("s3://") and find_spec("boto3") is None:
+        # the client's own advice would change pinned versions
+        raise WorkspaceError(f"{path} needs boto3: pip install '.[s3]'")
     with explained(path):
         import multistorageclient
 
@@ -99,12 +103,6 @@ def explained(place: str | Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, WorkspaceError):
         raise
-    except ImportError as error:
-        if isinstance(place, Path):
-            raise
-        raise WorkspaceError(
-            f"{readable(url)} needs a package that is not here ({error}): pip install '.[s3]'"
-        ) from error
     except Exception as error:
         if isinstance(place, Path):
             raise
