@@ -48,8 +48,8 @@ def store(tmp_path_factory) -> Iterator[Any]:
 
 
 def variables() -> dict[str, str]:
-    names = ("XDG_CACHE_HOME", "ENERGON_LOCAL_COPY_TMP_DIR")
-    return {n: v for n, v in os.environ.items() if n.startswith("AWS_") or n in names}
+    more = ("XDG_CACHE_HOME", "ENERGON_LOCAL_COPY_TMP_DIR")
+    return {n: v for n, v in os.environ.items() if n.startswith("AWS_") or n in more}
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -63,14 +63,18 @@ def done(*arguments: object) -> str:
     return finished.stdout + finished.stderr
 
 
+def names(store: Any, folder: str) -> list[str]:
+    """Objects of a folder, without the state of the conversion."""
+    listed = store.list_objects_v2(Bucket="data", Prefix=f"{folder}/").get("Contents", [])
+    keys = [item["Key"] for item in listed if ".data_prep/" not in item["Key"]]
+    return [key[len(folder) + 1 :] for key in keys]
+
+
 def objects(store: Any, folder: str) -> dict[str, bytes]:
-    """Contents by name, without the state of the conversion."""
-    pages = store.get_paginator("list_objects_v2").paginate(Bucket="data", Prefix=f"{folder}/")
-    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    """Their contents."""
     return {
-        key[len(folder) + 1 :]: store.get_object(Bucket="data", Key=key)["Body"].read()
-        for key in keys
-        if ".data_prep/" not in key
+        name: store.get_object(Bucket="data", Key=f"{folder}/{name}")["Body"].read()
+        for name in names(store, folder)
     }
 
 
@@ -125,13 +129,13 @@ def test_killed_at_several_moments_and_resumed_elsewhere(store, drawn, tmp_path)
     num_shards = sum(name.endswith(".tar") for name in expected)
     command = ["cambrian", *options, "--output-dir", "s3://data/killed", "--workers", "2"]
     seen = 0
-    for number in (0, num_shards // 4, num_shards // 2):
+    for number in (0, num_shards // 6, num_shards // 3):
         process = subprocess.Popen([*OURS, *command], stderr=subprocess.DEVNULL)
         while process.poll() is None and seen < number + 1:
-            seen = sum(name.endswith(".tar") for name in objects(store, "killed"))
+            seen = sum(name.endswith(".tar") for name in names(store, "killed"))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert "manifest.json" not in objects(store, "killed")
+        assert "manifest.json" not in names(store, "killed")
         shutil.rmtree(open_workspace("s3://data/killed").root)  # another machine goes on
         if not number:
             finished = call("prepare", "s3://data/killed")
