@@ -15,8 +15,9 @@ import yaml
 from braceexpand import braceexpand
 
 from data_prep.durable import write_durably
+from data_prep.indexing import read_damage
 from data_prep.manifest import load_manifest
-from data_prep.shards import open_shard, shard_names
+from data_prep.shards import check_shards, shard_names
 from data_prep.workspace import Workspace, WorkspaceError
 
 PARTS = ("train", "val", "test")
@@ -115,16 +116,6 @@ def _indexed(root: Path) -> int:
     return sum(json.loads((root / INFO).read_text())["shard_counts"].values())
 
 
-def check_shards(root: Path, names: list[str]) -> None:
-    """Raise WorkspaceError for shards that Energon would list and training could not read."""
-    for name in names:
-        open_shard(root / name).close()
-        if list(braceexpand(name)) != [name]:
-            raise WorkspaceError(
-                f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
-            )
-
-
 def describe(counts: dict[str, int]) -> str:
     """Counts by part as one line."""
     return ", ".join(f"{part} {count}" for part, count in counts.items())
@@ -145,15 +136,6 @@ def _run_energon(root: Path, split: str, num_workers: int) -> dict[str, list[str
     # Energon reports some failures, such as duplicate keys or a broken shard, with status 0
     if finished.returncode or not output.rstrip().endswith("Done") or "Traceback" in output:
         raise WorkspaceError(f"energon prepare failed on {root}:\n{output.strip()}")
-    return found
-
-
-def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
-    """What `data_prep.indexing` wrote down: damaged places by shard, in order."""
-    found: dict[str, list[str]] = {}
-    for line in sorted(set(path.read_bytes().splitlines())):
-        shard, detail = orjson.loads(line)
-        found.setdefault(os.path.relpath(shard, root.resolve()), []).append(detail)
     return found
 
 

@@ -48,6 +48,15 @@ def read_on(damage_file: int) -> None:
     WebdatasetPreparator._iter_tar_sample_members = staticmethod(sample_members)
 
 
+def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
+    """What `data_prep.indexing` wrote down: damaged places by shard, in order."""
+    found: dict[str, list[str]] = {}
+    for line in sorted(set(path.read_bytes().splitlines())):
+        shard, detail = orjson.loads(line)
+        found.setdefault(os.path.relpath(shard, root.resolve()), []).append(detail)
+    return found
+
+
 def _glob_shards() -> None:
     """Let Energon find the shards of a local folder by the rule of all other commands."""
     from megatron.energon.epathlib import EPath

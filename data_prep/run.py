@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.archives import reading_note, remove_unpacked
+from data_prep.archives import reading_note, remove_unpacked, unread_archives
 from data_prep.durable import remove_partials, write_durably
 from data_prep.executor import Executor
 from data_prep.locate import Locator
@@ -146,7 +146,7 @@ class _Planner:
     ) -> RoundPlan:
         with TarIndex(self._workspace.index) as index:
             index.update(self._tars, self._say_indexing)
-            for fault in index.faults():
+            for fault in (*index.faults(), *unread_archives(self._job.data_dir)):
                 self._reporter.note(fault)
             locator = Locator(self._job.data_dir, self._tars, index)
             with self._reporter.planning() as meter:

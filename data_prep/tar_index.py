@@ -117,8 +117,8 @@ class TarIndex:
                     open_tar(tar.path, self._folder)[0].close()
             except ArchiveError as error:
                 raise SourceError(
-                    f"{tar.path} cannot be read as a tar or zip: {error}. Fetch it again, or move "
-                    "it away"
+                    f"{tar.path} cannot be read as a tar or zip: {error}; fetch it again, unpack "
+                    "it, or move it away"
                 ) from error
 
     def faults(self) -> list[str]:
