@@ -15,7 +15,7 @@ import yaml
 from braceexpand import braceexpand
 
 from data_prep.durable import write_durably
-from data_prep.indexing import read_damage
+from data_prep.indexing import read_damage, unread_ends
 from data_prep.manifest import load_manifest
 from data_prep.shards import check_shards, shard_names
 from data_prep.workspace import Workspace, WorkspaceError
@@ -100,7 +100,8 @@ def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
     )
     mark_path = workspace.state / "prepared.json"
     result = split_counts(len(names), ratio)
-    if mark_path.exists() and mark_path.read_bytes() == mark and (root / INFO).exists():
+    is_marked = mark_path.exists() and mark_path.read_bytes() == mark
+    if is_marked and (root / INFO).exists() and not unread_ends(root, names):
         return Prepared(shards=result, samples=_indexed(root), again=False, damage={})
     damage = _run_energon(root, split, num_workers)
     workspace.state.mkdir(exist_ok=True)

@@ -21,6 +21,9 @@ import orjson
 from data_prep.shards import NOT_A_FILE, shard_names, split_name
 from data_prep.tar_walk import Damage, walk
 
+#: bytes of the zeros that end a tar
+_END_MARK = 1024
+
 
 def read_on(damage_file: int) -> None:
     """Let Energon's indexing in this process, and in those that it forks, read shards to their end.
@@ -55,6 +58,27 @@ def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
         shard, detail = orjson.loads(line)
         found.setdefault(os.path.relpath(shard, root.resolve()), []).append(detail)
     return found
+
+
+def unread_ends(root: Path, names: list[str]) -> list[str]:
+    """Those of the shards that hold something behind the end of their index: an index of Energon's
+    own, or of a former version.
+    """
+    return [name for name in names if _holds_more(root / name)]
+
+
+def _holds_more(shard: Path) -> bool:
+    try:
+        offsets = shard.with_suffix(".tar.idx").read_bytes()
+        size = shard.stat().st_size
+    except FileNotFoundError:
+        return False
+    end = int.from_bytes(offsets[-8:], "little")
+    if size - end <= _END_MARK:
+        return False
+    with shard.open("rb") as file:
+        file.seek(end)
+        return any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(2**16), b""))
 
 
 def _glob_shards() -> None:

@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from data_prep.cli import app
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import keys_by_split
 from dct_vl.inputs.shard_reader import read_split
+from dct_vl.runs.checks import check_data_path
 
 
 def call(*arguments: object):
@@ -92,6 +94,20 @@ def test_stats_preview_and_verify_say_the_same(hurt):
     assert "pretrain-000001.tar: damaged at byte" in verify.stdout
     assert f"pretrain-000001.tar: {lost[0]}: the shard is damaged there" in verify.stdout
     assert "sub/pretrain-000004.tar is not in the manifest; Energon would read it" in verify.stdout
+
+
+def test_an_index_that_is_too_short_is_made_again(shards, tmp_path):
+    """As a former version left it, or `energon prepare` on its own."""
+    root = shutil.copytree(shards, tmp_path / "W")
+    assert "was prepared like this already" in call("prepare", root).stdout
+    index = root / "pretrain-000004.tar.idx"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-8])
+    with pytest.raises(ConfigError, match=r"1 shards ends before they do \(pretrain-000004"):
+        check_data_path(str(root))
+    assert "is prepared; shards" in call("prepare", root, "--num-workers", "1").stdout
+    assert index.read_bytes() == whole
+    check_data_path(str(root))
 
 
 @pytest.mark.parametrize(
