@@ -52,11 +52,14 @@ def read_on(damage_file: int) -> None:
 
 
 def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
-    """What `data_prep.indexing` wrote down: damaged places by shard, in order."""
+    """What `read_on` wrote down: damaged places by shard, in order."""
     found: dict[str, list[str]] = {}
-    for line in sorted(set(path.read_bytes().splitlines())):
+    for line in dict.fromkeys(path.read_bytes().splitlines()):
         shard, detail = orjson.loads(line)
-        found.setdefault(os.path.relpath(shard, root.resolve()), []).append(detail)
+        # Energon may have followed links on the way to the folder
+        for base in (root.absolute(), root.resolve()):
+            shard = shard.removeprefix(f"{base}/")
+        found.setdefault(shard, []).append(detail)
     return found
 
 

@@ -28,10 +28,13 @@ def keys_of(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def hurt(shards, tmp_path_factory):
-    """Shards with a flipped header byte, a joint, a subfolder and brackets in their path; the keys
+    """Shards with a flipped header byte, a joint, a subfolder and brackets and a link in their path; the keys
     of all samples, and of those that are lost.
     """
-    root = tmp_path_factory.mktemp("hurt") / "W[1]"
+    folder = tmp_path_factory.mktemp("hurt")
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to("real")
+    root = folder / "link" / "W[1]"
     shutil.copytree(shards, root, ignore=shutil.ignore_patterns(".nv-meta", "*.idx"))
     (root / ".data_prep" / "prepared.json").unlink(missing_ok=True)
     keys = [key for path in sorted(root.glob("*.tar")) for key in keys_of(path)]
@@ -56,7 +59,7 @@ def test_prepare_counts_them_and_names_the_damage(hurt):
     assert prepared.exit_code == 0, prepared.output
     assert "energon prepare over 9 shards" in prepared.stdout
     assert f"train 7, val 1, test 1; {len(keys)} samples" in prepared.stdout
-    assert "pretrain-000001.tar is damaged at 1 places (byte" in prepared.stderr
+    assert "warning: pretrain-000001.tar is damaged at 1 places (byte" in prepared.stderr
     assert "1 of 9 shards are damaged" in prepared.stderr
     info = json.loads((root / ".nv-meta" / ".info.json").read_text())
     assert "sub/pretrain-000004.tar" in info["shard_counts"]
