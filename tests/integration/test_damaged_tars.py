@@ -28,8 +28,8 @@ def keys_of(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def hurt(shards, tmp_path_factory):
-    """Shards with a flipped header byte, a joint, a subfolder and brackets and a link in their path; the keys
-    of all samples, and of those that are lost.
+    """Shards with a flipped header byte, a joint, a subfolder, brackets and a link in their path;
+    the keys of all samples, and of those that are lost.
     """
     folder = tmp_path_factory.mktemp("hurt")
     (folder / "real").mkdir()

@@ -201,12 +201,12 @@ def convert(data, output):
 
 
 def test_shards_are_the_same_from_every_kind(tmp_path):
-    pictures = {f"s/{i}.jpg": jpeg(i) for i in range(4)}
+    images = {f"s/{i}.jpg": jpeg(i) for i in range(4)}
     made = {}
     for name in ("s.tar", "s.tar.gz", "s.tar.bz2", "s.tar.zst", "s.zip"):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / name).write_bytes(PACKED[name](pictures))
+        (folder / name).write_bytes(PACKED[name](images))
         write_json(folder, [entry(i, f"s/{i}.jpg") for i in range(4)])
         assert convert(folder, tmp_path / f"W-{name}").kept == 4
         made[name] = output_bytes(tmp_path / f"W-{name}")
