@@ -2,25 +2,32 @@
 
 Energon 7.4.1 ends its index of a shard where ``tarfile`` believes the tar to end: at a damaged
 header, or at the joint of tars that were put together with ``cat``. What is behind that would never
-be trained on, without a word. It also takes ``[`` in the folder's own path for a pattern.
+be trained on, without a word.
 
-    python -m data_prep.indexing DAMAGE_FILE prepare FOLDER …
+    python -m data_prep.indexing DAMAGE_FILE PIPE < ORDER
 
-appends what is damaged to DAMAGE_FILE, a line of JSON each: the shard, and what is wrong.
+appends what is damaged to DAMAGE_FILE, a line of JSON each: the shard, and what is wrong. PIPE is a
+descriptor that ends with the process that gave the order: a killed one cannot stop this one and its
+workers, and they would go on writing.
 """
 
 import os
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from data_prep.shards import NOT_A_FILE, shard_names, split_name
+from data_prep.prepared import PARTS
+from data_prep.remote import is_remote
+from data_prep.shards import NOT_A_FILE, split_name
 from data_prep.tar_walk import Damage, walk
 
+#: Where Energon writes the split that it makes, which then takes the place of `split.yaml`.
+MADE_SPLIT = "split.made.yaml"
 #: bytes of the zeros that end a tar
 _END_MARK = 1024
 
@@ -65,8 +72,10 @@ def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
 
 def unread_ends(root: Path, names: list[str]) -> list[str]:
     """Those of the shards that hold something behind the end of their index: an index of Energon's
-    own, or of a former version.
+    own, or of a former version. In a store this would be two requests each: it is not asked there.
     """
+    if is_remote(root):
+        return []
     return [name for name in names if _holds_more(root / name)]
 
 
@@ -84,32 +93,40 @@ def _holds_more(shard: Path) -> bool:
         return any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(2**16), b""))
 
 
-def _glob_shards() -> None:
-    """Let Energon find the shards of a local folder by the rule of all other commands."""
+def index(order: dict[str, Any]) -> None:
+    """Write Energon's index of the shards that `data_prep.energon` names, and a split by ratio."""
+    # torch comes along
     from megatron.energon.epathlib import EPath
+    from megatron.energon.flavors import BaseWebdatasetFactory
+    from megatron.energon.media.extractor import MediaFilterConfig
 
-    energons = EPath.glob
-
-    def glob(self: Any, pattern: str) -> Iterator[Any]:
-        if not self.is_local():
-            yield from energons(self, pattern)
-            return
-        for name in shard_names(Path(str(self.local_path()))):
-            if name.endswith(pattern.removeprefix("**/*")):
-                yield self / name
-
-    EPath.glob = glob
+    BaseWebdatasetFactory.prepare_dataset(
+        EPath(order["root"]),
+        order["names"],
+        split_parts_ratio=list(zip(PARTS, order["ratio"] or [1, 0, 0], strict=True)),
+        split_config=MADE_SPLIT,
+        shuffle_seed=None,
+        workers=order["num_workers"],
+        media_filter=MediaFilterConfig.parse(glob=None, header=False, extension=True),
+    )
 
 
-def main(arguments: list[str]) -> None:
-    """Run Energon's command line."""
-    from megatron.energon.cli.main import main as energon
+def _end_with(pipe: int) -> None:
+    def wait() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
 
-    read_on(os.open(arguments[0], os.O_WRONLY | os.O_APPEND | os.O_CREAT))
-    _glob_shards()
-    sys.argv = ["energon", *arguments[1:]]
-    energon()
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(damage_file: str, parents_pipe: str) -> None:
+    """Run Energon's indexing as standard input orders it."""
+    # in the processes that Energon forks as well
+    os.register_at_fork(after_in_child=lambda: _end_with(int(parents_pipe)))
+    _end_with(int(parents_pipe))
+    read_on(os.open(damage_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    index(orjson.loads(sys.stdin.buffer.read()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from data_prep.model_folder import CONTROL_TOKENS
+
 Verify = Literal["structure", "decode", "none"]
 TextOnly = Literal["drop", "keep"]
 
@@ -30,6 +32,7 @@ class Options:
     shard_bytes: int | None = None  #: a shard ends before its source images exceed this
     shuffle_seed: int | None = None  #: None keeps the order of the JSON
     max_image_pixels: int = 178_956_970  #: Pillow's bound for decompression bombs
+    control_tokens: tuple[str, ...] = CONTROL_TOKENS  #: that no text may hold, in order
 
     def __post_init__(self) -> None:
         for name, allowed in (("verify", Verify), ("text_only", TextOnly)):
@@ -51,7 +54,8 @@ class Options:
                 )
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"presize": list(self.presize) if self.presize else None}
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def flag(name: str) -> str:

@@ -8,7 +8,10 @@ from typing import Any
 
 import orjson
 
-from data_prep.sources import Location
+from data_prep.sources import ID_KEYS, MEDIA_KEYS, Location
+from data_prep.workspace import unreadable
+
+_MAX_TEXT = 1000
 
 
 class Reason(str, Enum):
@@ -23,10 +26,15 @@ class Reason(str, Enum):
     EMPTY_QUESTION = "empty_question"
     EMPTY_ANSWER = "empty_answer"
     IMAGE_MARKS_MISMATCH = "image_marks_mismatch"  # <image> marks against images
+    VIDEO_MARKS_MISMATCH = "video_marks_mismatch"  # <video> marks against videos, where it has any
+    CONTROL_TOKEN = "control_token"  # a turn holds a token of the template, vision or padding
     TEXT_ONLY = "text_only"  # with --text-only drop
+    UNKNOWN_KEY = "unknown_key"  # a key that may hold media or turns which shards would not hold
+    NO_ANSWER = "no_answer"  # messages without one of the assistant
     VIDEO = "video"  # the entry has a video, and only images are prepared here
     # finding its images
     MISSING_IMAGE = "missing_image"
+    REMOTE = "remote"  # an address on another machine
     UNSAFE_PATH = "unsafe_path"  # leads out of the data folder
     AMBIGUOUS_IMAGE = "ambiguous_image"  # several tars hold a file of that path
     NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder, sparse or encrypted member
@@ -55,27 +63,40 @@ class Rejected(Exception):
 
 
 def reject_line(
-    index: int, raw: Any, rejection: Rejected, location: Location | None = None
+    index: int,
+    raw: Any,
+    rejection: Rejected,
+    location: Location | None = None,
+    line: int | None = None,
 ) -> bytes:
-    """One line of JSON: index, id, image path(s), file and offset where known, reason, detail."""
+    """One line of JSON: index, id, image path(s), file and offset where known, reason, detail.
+
+    ``line``: of the source's file, where the entry was not planned.
+    """
     entry = raw if isinstance(raw, dict) else {}
-    line = {
+    id_key = next((key for key in ID_KEYS if entry.get(key) is not None), "id")
+    image_key = next((key for key in MEDIA_KEYS["image"] if entry.get(key)), "image")
+    fields = {
         "index": index,
-        "id": _plain(entry.get("id")),
-        "image": _plain(entry.get("image")),
+        **({} if line is None else {"line": line}),
+        "id": _plain(entry.get(id_key)),
+        "image": _plain(entry.get(image_key)),
         "source": location.source if location else None,
         "file": location.file if location else None,
         "offset": location.offset if location and location.offset >= 0 else None,
         "reason": rejection.reason.value,
-        "detail": rejection.detail,
+        "detail": _plain(rejection.detail),
     }
-    return orjson.dumps(line) + b"\n"
+    return orjson.dumps(fields) + b"\n"
 
 
 def quarantined_indices(path: Path) -> set[int]:
-    """Indices of the entries in a quarantine file."""
+    """Indices of the entries in a quarantine file; WorkspaceError where it was cut or changed."""
     with path.open("rb") as lines:
-        return {orjson.loads(line)["index"] for line in lines}
+        try:
+            return {orjson.loads(line)["index"] for line in lines}
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise unreadable(path, error) from error
 
 
 def missing_by_folder(path: Path) -> Counter[str]:
@@ -85,22 +106,25 @@ def missing_by_folder(path: Path) -> Counter[str]:
         for line in lines:
             reject = orjson.loads(line)
             if reject["reason"] == Reason.MISSING_IMAGE.value:
-                image = reject["image"] if isinstance(reject["image"], str) else reject["image"][0]
-                absolute = image.startswith("/")
-                folders[
-                    os.path.dirname(image)
-                    if absolute
-                    else image.removeprefix("./").partition("/")[0]
-                ] += 1
+                images = reject["image"] if isinstance(reject["image"], list) else [reject["image"]]
+                image = images[0] or ""  # null where a video is what is missing
+                first = image.removeprefix("./").partition("/")[0]
+                folders[os.path.dirname(image) if image.startswith("/") else first] += 1
     return folders
 
 
 def _plain(value: Any) -> Any:
-    """Ids and image fields as they stand; whatever is no text or number as its repr."""
-    if value is None or isinstance(value, str | float):
+    """Ids and image fields as they stand; whatever is no text or number as its repr.
+
+    Long texts are bytes in base64; lone surrogates, which JSON cannot hold, are written as escapes.
+    """
+    if isinstance(value, str):
+        text = value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + "…"
+        return text.encode("utf-8", "backslashreplace").decode()
+    if value is None or isinstance(value, float):
         return value
     if isinstance(value, int) and abs(value) < 2**63:
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    return repr(value)[:200]
+        return [_plain(item) for item in value]
+    return _plain(repr(value)[:200])

@@ -1,8 +1,7 @@
 """Run a conversion: plan, make the missing shards, close."""
 
-import shutil
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,19 @@ import orjson
 
 from data_prep.archives import reading_note, remove_unpacked, unread_archives
 from data_prep.durable import remove_partials, write_durably
+from data_prep.earlier import made_shards, refuse_foreign_tars, sound_rounds
 from data_prep.executor import Executor
 from data_prep.locate import Locator
-from data_prep.manifest import Summary, close_rounds, load_manifest, summarize
+from data_prep.manifest import Summary, close_rounds, is_closed, load_manifest, summarize
+from data_prep.mirror import open_workspace
 from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
-from data_prep.plan import PlannedShard, RoundPlan, load_plan, make_plan
+from data_prep.plan import RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
-from data_prep.shards import shard_names
-from data_prep.sources import TarSource, find_json, find_tars, identity
+from data_prep.sources import ReadOptions, Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
-from data_prep.workspace import Round, Workspace, WorkspaceError
+from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,17 @@ class Job:
     """What to prepare and where to."""
 
     data_dir: Path
-    output_dir: Path
-    json: Path | None  #: None: the only JSON in the data folder
+    output_dir: str | Path  #: a folder, or the URL of one in an object store
+    json: Path | None  #: file of the entries; None: the only one in the data folder
     options: Options
+    format: str | None = "llava"  #: of `data_prep.sources`; None: as the content has it
+    reading: ReadOptions = field(default_factory=ReadOptions)
     retry_quarantined: bool = False
+
+    def open_source(self) -> Source:
+        """The source that it names; raises SourceError where that is not clear."""
+        in_order = self.options.shuffle_seed is None
+        return open_source(self.data_dir, self.json, self.format, self.reading, in_order=in_order)
 
 
 def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
@@ -42,46 +49,48 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     Raises SourceError, WorkspaceError or ExecutorError, with what to do; a rejected entry is no
     error.
     """
-    json_path = find_json(job.data_dir, job.json)
-    workspace = Workspace(job.output_dir)
+    source = job.open_source()
+    if job.format is None:
+        reporter.note(f"format: {source.format} ({source.name})")
+    workspace = open_workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
     with workspace.locked():
-        _refuse_foreign_tars(workspace)
+        workspace.pull()
+        rounds = sound_rounds(workspace, reporter)
+        refuse_foreign_tars(workspace, rounds)
         remove_partials(workspace.root)
-        _check_settings(workspace, job.options)
-        planner = _Planner(job, workspace, json_path, reporter)
-        rounds = workspace.rounds()
+        _check_settings(workspace, job.options, source)
+        planner = _Planner(job, workspace, source, reporter)
         planner.check_same_json(rounds)
         if not rounds:
             rounds = [planner.plan_all()]
-        elif _is_closed(workspace, rounds):
+        elif is_closed(workspace, rounds):
             retried = planner.plan_retry(rounds) if job.retry_quarantined else None
             if retried is None:
                 remove_unpacked(workspace.index)
-                reporter.note(f"{workspace.root} is complete; nothing to do")
+                reporter.note(f"{workspace.shown} is complete; nothing to do")
                 return summarize(workspace)
             rounds.append(retried)
         _make_missing(job, workspace, rounds, executor, planner, reporter)
         remove_unpacked(workspace.index)
         if len(rounds) > 1 and _changed_nothing(workspace, rounds[-1]):
             # so that trying again what stays broken leaves the folder as it was
-            shutil.rmtree(rounds[-1].folder)
+            workspace.discard(rounds[-1])
             reporter.note("none of the rejected entries can be used now either")
             return summarize(workspace)
         return close_rounds(workspace, rounds, job.options)
 
 
 class _Planner:
-    """Plans rounds over the sources of a job."""
+    """Plans rounds over the source of a job."""
 
-    def __init__(self, job: Job, workspace: Workspace, json_path: Path, reporter: Reporter) -> None:
+    def __init__(self, job: Job, workspace: Workspace, source: Source, reporter: Reporter) -> None:
         self._job = job
         self._workspace = workspace
-        self._json_path = json_path
+        self._source = source
         self._reporter = reporter
-        self._tars = find_tars(job.data_dir)
-        self._inputs = identity(json_path, self._tars)
+        self._inputs = source.inputs()
 
     def plan_all(self) -> Round:
         target = self._workspace.round(0)
@@ -108,14 +117,14 @@ class _Planner:
         if plan.shards:
             self._reporter.note(f"{len(retried):,} rejected entries are tried again")
             return target
-        shutil.rmtree(target.folder)
+        self._workspace.discard(target)
         self._reporter.note(f"none of the {len(retried):,} rejected entries can be used now either")
         return None
 
     def make_readable(self) -> None:
         """Unpack what shards are made from, where that went after an earlier run."""
         with TarIndex(self._workspace.index) as index:
-            index.update(self._tars, self._say_indexing)
+            index.update(list(self._source.tars), self._say_indexing)
 
     def check_unchanged(self, plan: RoundPlan) -> None:
         """Raise where the input is not what an unfinished round was planned from."""
@@ -124,10 +133,10 @@ class _Planner:
     def check_same_json(self, rounds: list[Round]) -> None:
         """Raise where the folder was planned from other entries."""
         for plan in (load_plan(one.plan) for one in rounds):
-            if self._json_path.name != plan.json_name:
+            if self._source.name != plan.json_name:
                 raise WorkspaceError(
-                    f"{self._workspace.root} was made from {plan.json_name}, not from "
-                    f"{self._json_path.name}; use another --output-dir"
+                    f"{self._workspace.shown} was made from {plan.json_name}, not from "
+                    f"{self._source.name}; use another --output-dir"
                 )
             self._compare(plan, [plan.json_name])
 
@@ -136,7 +145,7 @@ class _Planner:
             if self._inputs.get(name) != plan.inputs[name]:
                 now = self._inputs.get(name)
                 raise WorkspaceError(
-                    f"{name} has changed since {self._workspace.root} was planned (size and mtime "
+                    f"{name} has changed since {self._workspace.shown} was planned (size and mtime "
                     f"{plan.inputs[name]} then, {now or 'not there'} now); put the old one back, "
                     "or use another --output-dir"
                 )
@@ -145,14 +154,15 @@ class _Planner:
         self, target: Round, options: Options, *, only: set[int] | None, first_shard: int
     ) -> RoundPlan:
         with TarIndex(self._workspace.index) as index:
-            index.update(self._tars, self._say_indexing)
+            tars = list(self._source.tars)
+            index.update(tars, self._say_indexing)
             for fault in (*index.faults(), *unread_archives(self._job.data_dir)):
                 self._reporter.note(fault)
-            locator = Locator(self._job.data_dir, self._tars, index)
+            locator = Locator(self._job.data_dir, tars, index)
             with self._reporter.planning() as meter:
-                return make_plan(
+                plan = make_plan(
                     target,
-                    self._json_path,
+                    self._source,
                     locator,
                     options,
                     inputs=self._inputs,
@@ -160,6 +170,9 @@ class _Planner:
                     first_shard=first_shard,
                     on_entry=meter.advance,
                 )
+        if plan.shards or first_shard == 0:
+            self._workspace.deliver_round(target)
+        return plan
 
     def _say_indexing(self, tar: TarSource) -> None:
         note = reading_note(tar.path)
@@ -179,7 +192,8 @@ def _make_missing(
     source_bytes = num_shards = 0
     for number, one in enumerate(rounds):
         plan = load_plan(one.plan)
-        missing = [shard for shard in plan.shards if not _is_made(workspace, one, shard)]
+        made = made_shards(workspace, one, plan.shards)
+        missing = [shard for shard in plan.shards if shard.number not in made]
         if missing:
             planner.check_unchanged(plan)
         num_shards += len(plan.shards)
@@ -188,7 +202,7 @@ def _make_missing(
             ShardTask(
                 # a worker elsewhere has another working folder
                 data_dir=job.data_dir.absolute(),
-                output_dir=job.output_dir.absolute(),
+                workspace=workspace.absolute(),
                 round_number=number,
                 shard=shard,
                 options=job.options,
@@ -209,15 +223,6 @@ def _make_missing(
         remove_partials(folder)
 
 
-def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:
-    record_path = one.record(shard.number)
-    if not record_path.exists():
-        return False
-    record = load_record(record_path)
-    path = workspace.shard(shard.number)
-    return not record.samples or (path.exists() and path.stat().st_size == record.bytes)
-
-
 def _changed_nothing(workspace: Workspace, last: Round) -> bool:
     """The round kept nothing, and rejected for the reasons that the manifest has already."""
     plan = load_plan(last.plan)
@@ -229,61 +234,45 @@ def _changed_nothing(workspace: Workspace, last: Round) -> bool:
     return kept_nothing and rejected == load_manifest(workspace)["rejected"]
 
 
-def _is_closed(workspace: Workspace, rounds: list[Round]) -> bool:
-    """The manifest covers all rounds, and the shards that it names are there."""
-    try:
-        manifest = load_manifest(workspace)
-    except FileNotFoundError:
-        return False
-    files = [workspace.quarantine, workspace.filtered(manifest["json"])]
-    return (
-        manifest["rounds"] == len(rounds)
-        and all(file.exists() for file in files)
-        and all(
-            (path := workspace.root / shard["name"]).exists()
-            and path.stat().st_size == shard["bytes"]
-            for shard in manifest["shards"]
-        )
-    )
+def _check_settings(workspace: Workspace, options: Options, source: Source) -> None:
+    """Shards of one folder are made with one set of options and one set of codecs.
 
-
-def _refuse_foreign_tars(workspace: Workspace) -> None:
-    """Energon takes every tar below the folder for a shard."""
-    planned = {
-        workspace.shard(shard.number).name
-        for one in workspace.rounds()
-        for shard in load_plan(one.plan).shards
-    }
-    foreign = [name for name in shard_names(workspace.root) if name not in planned]
-    if foreign:
-        raise WorkspaceError(
-            f"{workspace.root} holds {len(foreign)} tars of another origin ({foreign[0]} …), which "
-            "Energon would take for shards; use an empty --output-dir or move them away"
-        )
-
-
-def _check_settings(workspace: Workspace, options: Options) -> None:
-    """Shards of one folder are made with one set of options and one set of codecs."""
+    What an older version did not write down was as the default is.
+    """
     current: dict[str, Any] = {
+        "format": source.format,
+        "reading": source.options.as_json(),
         "options": options.as_json(),
         "versions": {name: version(name) for name in ("pillow", "simplejpeg")},
     }
     if not workspace.settings.exists():
         write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
+        workspace.deliver(workspace.settings)
         return
-    before = orjson.loads(workspace.settings.read_bytes())
+    try:
+        before = read_json(workspace.settings)
+        then = {"format": before.get("format", "llava")} | Options().as_json() | before["options"]
+        then |= ReadOptions().as_json() | before.get("reading", {})
+        versions = dict(before["versions"])
+    except (WorkspaceError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WorkspaceError(
+            f"{workspace.settings} cannot be read ({error}), so that the options of the shards are "
+            "not known: if they are those of this command, remove that file and go on; if not, "
+            "use another --output-dir"
+        ) from error
+    now = {"format": source.format} | current["options"] | current["reading"]
     changed = [
-        f"{flag(name)} was {before['options'].get(name)}, is {value}"
-        for name, value in current["options"].items()
-        if before["options"].get(name) != value
+        f"{flag(name)} was {then[name]}, is {value}"
+        for name, value in now.items()
+        if then[name] != value
     ]
     changed += [
-        f"{name} was {before['versions'].get(name)}, is {value}"
+        f"{name} was {versions.get(name)}, is {value}"
         for name, value in current["versions"].items()
-        if before["versions"].get(name) != value
+        if versions.get(name) != value
     ]
     if changed:
         raise WorkspaceError(
-            f"{workspace.root} was begun with other settings: {'; '.join(changed)}. Go on with "
+            f"{workspace.shown} was begun with other settings: {'; '.join(changed)}. Go on with "
             "those, or use another --output-dir"
         )

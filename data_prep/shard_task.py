@@ -11,13 +11,13 @@ import orjson
 
 from data_prep.durable import write_durably
 from data_prep.images import StoredImage, store_image
-from data_prep.locate import ImageReader
+from data_prep.media_reader import MediaReader
 from data_prep.options import Options
 from data_prep.plan import PlannedEntry, PlannedShard, read_planned
 from data_prep.quarantine import Rejected, reject_line
 from data_prep.schema import encode_key
 from data_prep.shards import ShardWriter
-from data_prep.workspace import Workspace
+from data_prep.workspace import Workspace, read_json, unreadable
 
 _REPORT_EVERY_S = 0.25
 
@@ -27,7 +27,7 @@ class ShardTask:
     """All that a worker on any machine that sees both folders needs to make a shard."""
 
     data_dir: Path
-    output_dir: Path
+    workspace: Workspace
     round_number: int
     shard: PlannedShard
     options: Options
@@ -51,7 +51,7 @@ class ShardRecord:
     samples: int = 0  #: 0: every entry was rejected, and there is no file
     images: int = 0
     bytes: int = 0  #: of the shard
-    source_bytes: int = 0  #: of all images that were located, stored or not
+    source_bytes: int = 0  #: of all media that were located, stored or not
     sha256: str = ""
     sources: Counter[str] = field(default_factory=Counter)  #: samples by source
     conversions: Counter[str] = field(default_factory=Counter)  #: images by conversion
@@ -60,45 +60,50 @@ class ShardRecord:
 
 
 def load_record(path: Path) -> ShardRecord:
-    """Read a record back."""
-    fields = orjson.loads(path.read_bytes())
-    for name in ("sources", "conversions", "rejected"):
-        fields[name] = Counter(fields[name])
-    return ShardRecord(**fields)
+    """Read a record back; WorkspaceError where it is not as it was written."""
+    fields = read_json(path)
+    try:
+        for name in ("sources", "conversions", "rejected"):
+            fields[name] = Counter(fields[name])
+        return ShardRecord(**fields)
+    except (KeyError, TypeError) as error:
+        raise unreadable(path, error) from error
 
 
 def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:
     """Write the shard and its record, each atomically."""
-    workspace = Workspace(task.output_dir)
+    workspace = task.workspace
     source = workspace.round(task.round_number)
     path = workspace.shard(task.shard.number)
     record = ShardRecord(number=task.shard.number, name=path.name)
     meter = _Meter(report)
-    reader = ImageReader(task.data_dir, workspace.index)
+    reader = MediaReader(task.data_dir, workspace.index, source.spool)
     try:
         with ShardWriter(path) as writer:
             for planned in read_planned(source, task.shard):
                 _add_entry(planned, reader, task.options, writer, record, meter)
             if record.samples:
                 record.bytes, record.sha256 = writer.publish()
+                workspace.deliver(path)
             else:
                 path.unlink(missing_ok=True)
     finally:
         reader.close()
     meter.flush()
     write_durably(source.record(task.shard.number), orjson.dumps(record))
+    workspace.deliver(source.record(task.shard.number))
     return record
 
 
 def _add_entry(
     planned: PlannedEntry,
-    reader: ImageReader,
+    reader: MediaReader,
     options: Options,
     writer: ShardWriter,
     record: ShardRecord,
     meter: "_Meter",
 ) -> None:
-    source_bytes = sum(location.size for location in planned.images)
+    source_bytes = planned.source_bytes
     record.source_bytes += source_bytes
     entry = planned.entry
     stored: list[StoredImage] = []

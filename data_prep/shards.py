@@ -15,6 +15,7 @@ from braceexpand import braceexpand
 
 from data_prep.archives import ArchiveError, kind_of
 from data_prep.durable import partial_path, publish
+from data_prep.remote import is_remote, sizes
 from data_prep.schema import (
     ChatRecord,
     SampleParts,
@@ -188,6 +189,8 @@ def shard_names(root: Path) -> list[str]:
 
     Hidden files and folders are passed over.
     """
+    if is_remote(root):
+        return sorted(name for name in sizes(root) if name.endswith(SHARD_SUFFIXES))
     found = (
         name
         for suffix in SHARD_SUFFIXES
@@ -212,7 +215,8 @@ def open_shard(path: Path) -> BinaryIO:
 def check_shards(root: Path, names: list[str]) -> None:
     """Raise WorkspaceError for shards that Energon would list and training could not read."""
     for name in names:
-        open_shard(root / name).close()
+        if not is_remote(root):
+            open_shard(root / name).close()
         if list(braceexpand(name)) != [name]:
             raise WorkspaceError(
                 f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"

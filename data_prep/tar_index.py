@@ -79,14 +79,32 @@ class TarIndex:
         self._folder = folder
         self._pending: list[_Row] = []
         self._database = sqlite3.connect(folder / "members.sqlite")
-        if self._rows("PRAGMA user_version") != [(_VERSION,)]:
-            self._database.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+        try:
+            if self._rows("PRAGMA user_version") != [(_VERSION,)]:
+                self._database.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
 
     def __enter__(self) -> "TarIndex":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._database.close()
+
+    def _explain(self, error: sqlite3.Error) -> SourceError:
+        """What SQLite raised, in one line; a broken index is removed, to be made anew."""
+        path = self._folder / "members.sqlite"
+        if isinstance(error, sqlite3.OperationalError) or not isinstance(
+            error, sqlite3.DatabaseError
+        ):
+            return SourceError(f"{path} cannot be written ({error})")
+        self._database.close()
+        for leftover in self._folder.glob("members.sqlite*"):
+            leftover.unlink()
+        return SourceError(
+            f"{path} was cut or changed ({error}) and is removed; run the same command again, "
+            "which indexes the tars anew"
+        )
 
     def update(
         self, tars: list[TarSource], on_tar: Callable[[TarSource], None] = lambda tar: None
@@ -120,6 +138,8 @@ class TarIndex:
                     f"{tar.path} cannot be read as a tar or zip: {error}; fetch it again, unpack "
                     "it, or move it away"
                 ) from error
+            except sqlite3.Error as error:
+                raise self._explain(error) from error
 
     def faults(self) -> list[str]:
         """What is wrong with the tars, a line each: damage, and members that are there twice."""
@@ -138,7 +158,7 @@ class TarIndex:
 
     def find(self, name: bytes) -> list[Member]:
         """Members of that name in any tar, tars in order of their names."""
-        rows = self._database.execute(
+        rows = self._rows(
             "SELECT tar.name, offset, member.size, unread FROM member JOIN tar ON tar = tar.id "
             "WHERE member.name = ? ORDER BY tar.name",
             (name,),
@@ -148,8 +168,11 @@ class TarIndex:
             for tar, offset, size, unread in rows
         ]
 
-    def _rows(self, query: str) -> list[tuple]:
-        return self._database.execute(query).fetchall()
+    def _rows(self, query: str, parameters: tuple = ()) -> list[tuple]:
+        try:
+            return self._database.execute(query, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
 
     def _read(self, tar: TarSource) -> None:
         cursor = self._database.execute(

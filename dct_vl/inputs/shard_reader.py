@@ -21,6 +21,7 @@ from megatron.energon.flavors.webdataset.itar_reader import ITarReader
 from megatron.energon.flavors.webdataset.sample_loader import WebdatasetSampleLoaderDataset
 from megatron.energon.flavors.webdataset.structs import FilteredSample
 
+from data_prep.remote import energon_url
 from data_prep.schema import ChatRecord, SchemaError
 from dct_vl.inputs.samples import CrudeChat, DamagedSample, Stage, cook_chat, read_record
 from dct_vl.inputs.shard_index import key_at
@@ -169,7 +170,7 @@ def read_split(
     """
     try:
         dataset = get_val_dataset(
-            path,
+            energon_url(path),
             batch_size=None,
             task_encoder=_CookOnly(),
             worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),

@@ -44,12 +44,19 @@ def hurt(shards, tmp_path_factory):
     with flipped.open("r+b") as file:
         file.seek(member.offset + 1)
         file.write(b"\xff")
-    second = root / "pretrain-000003.tar"
-    with (root / "pretrain-000002.tar").open("ab") as joined:
+    first, second, third = (root / f"pretrain-00000{number}.tar" for number in (2, 3, 4))
+    with first.open("ab") as joined:
         joined.write(second.read_bytes())
     second.unlink()
     (root / "sub").mkdir()
-    (root / "pretrain-000004.tar").rename(root / "sub" / "pretrain-000004.tar")
+    third.rename(root / "sub" / third.name)
+    manifest = json.loads((root / "manifest.json").read_bytes())
+    kept = {shard["name"]: shard for shard in manifest["shards"]}
+    kept[first.name]["bytes"] = first.stat().st_size
+    kept[first.name]["samples"] += kept[second.name]["samples"]
+    del kept[second.name], kept[third.name]
+    manifest["shards"] = list(kept.values())
+    (root / "manifest.json").write_text(json.dumps(manifest))
     prepared = call("prepare", root, "--split", "7,1,1", "--num-workers", "2")
     return root, keys, [member.name.partition(".")[0]], prepared
 

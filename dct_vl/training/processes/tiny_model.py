@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from data_prep.remote import folder_at, is_url
 from data_prep.schema import SchemaError
 from data_prep.shards import iter_samples, read_sample, shard_names
 from dct_vl.errors import ConfigError
@@ -39,7 +40,7 @@ def with_model_folder(run: RunConfig) -> RunConfig:
     if run.model.path not in AUTO:
         return run
     check_data_path(run.data.path)
-    where = str(Path(run.data.path).resolve())
+    where = run.data.path if is_url(run.data.path) else str(Path(run.data.path).resolve())
     name = hashlib.sha256(f"{where} {run.seed}".encode()).hexdigest()[:12]
     folder = Path(run.model.cache_dir) / f"{AUTO[run.model.path]}-{name}"
     if not (folder / "config.json").is_file():
@@ -71,8 +72,9 @@ def _make(folder: Path, run: RunConfig) -> None:
 
 def shard_texts(path: str) -> Iterator[str]:
     """The conversations of a dataset's shards, one text a sample, in order."""
-    for name in shard_names(Path(path)):
-        with (Path(path) / name).open("rb") as shard:
+    root = folder_at(path)
+    for name in shard_names(root):
+        with (root / name).open("rb") as shard:
             for sample in iter_samples(shard):
                 try:
                     turns = read_sample(sample, shard)[0].turns

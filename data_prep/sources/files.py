@@ -1,17 +1,20 @@
-"""Find the inputs in a data folder: the JSON of entries, and the tars of images beside it."""
+"""Find the inputs in a data folder: the JSON of entries, and the tars of media beside it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ijson
-import orjson
+from typing import Literal
 
 TAR_SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz"),
     *(".tar.zst", ".tar.zstd", ".tzst", ".zip"),
 )
+_IMAGES = (
+    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jxl avif heic heif "
+    "ico svg"
+)
+IMAGE_SUFFIXES = frozenset(_IMAGES.split())
+_VIDEOS = "mp4 m4v mov mkv webm avi mpg mpeg wmv flv ts ogv 3gp"
+VIDEO_SUFFIXES = frozenset(_VIDEOS.split())
 
 
 class SourceError(ValueError):
@@ -29,14 +32,21 @@ class TarSource:
     mtime_ns: int
 
 
+#: What a location's ``file`` and ``offset`` mean: a file of its own or the bytes of a tar, the
+#: round's spool of bytes that lay in their entry, or a row of a table.
+Place = Literal["file", "spool", "row"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where an image lies."""
+    """Where an image or a video lies."""
 
     source: str  #: dataset by the name of its tar or folder: "ai2d"
-    file: str  #: tar name, or path relative to the data folder
-    offset: int  #: bytes into the tar; -1 for a file of its own
+    file: str  #: tar name, or path relative to the data folder; of spooled bytes: whence they came
+    offset: int  #: bytes into the tar or the spool, row of the table; -1 for a file of its own
     size: int  #: bytes
+    place: Place = "file"
+    column: str = ""  #: of a row: its column
 
     def __str__(self) -> str:
         return self.file if self.offset < 0 else f"{self.file}@{self.offset}"
@@ -55,15 +65,32 @@ def find_json(data_dir: Path, chosen: Path | None) -> Path:
             if candidate.is_file():
                 return candidate
         raise SourceError(f"--json {chosen} is neither a file here nor in {data_dir}")
-    found = sorted(p for p in data_dir.iterdir() if p.suffix in (".json", ".jsonl") and p.is_file())
-    unfiltered = [p for p in found if not p.stem.endswith("_filtered")]
-    candidates = unfiltered or found
+    candidates = json_files(data_dir)
     if len(candidates) != 1:
         names = ", ".join(p.name for p in candidates) or "none"
         raise SourceError(
-            f"{len(candidates)} JSON files in {data_dir} ({names}); name the one with --json"
+            f"{len(candidates)} JSON files in {data_dir} ({names}); name one, with "
+            "--json or as SOURCE"
         )
     return candidates[0]
+
+
+def json_files(data_dir: Path) -> list[Path]:
+    """Files of a folder that may hold its entries, by name.
+
+    Neither what lies beside an image of its name, nor what `datasets` and img2dataset say of
+    their own files.
+    """
+    files = sorted(path for path in data_dir.iterdir() if path.is_file())
+    pictured = {p.stem for p in files if p.suffix[1:].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES}
+    found = [
+        path
+        for path in files
+        if path.suffix in (".json", ".jsonl", ".ndjson")
+        and not path.name.endswith(("_stats.json", "dataset_info.json", "dataset_infos.json"))
+        and not (path.suffix == ".json" and path.stem in pictured)
+    ]
+    return [path for path in found if not path.stem.endswith("_filtered")] or found
 
 
 def find_tars(data_dir: Path) -> list[TarSource]:
@@ -86,14 +113,6 @@ def find_tars(data_dir: Path) -> list[TarSource]:
     return list(tars.values())
 
 
-def identity(json_path: Path, tars: list[TarSource]) -> dict[str, list[int]]:
-    """Size and mtime of every input file by name: whether a rerun sees the same input."""
-    stat = json_path.stat()
-    files = {json_path.name: [stat.st_size, stat.st_mtime_ns]}
-    files.update({tar.name: [tar.size, tar.mtime_ns] for tar in tars})
-    return files
-
-
 def _refuse_lfs_pointer(path: Path) -> None:
     """A clone without Git LFS leaves small text files instead of the tars."""
     with path.open("rb") as file:
@@ -103,44 +122,3 @@ def _refuse_lfs_pointer(path: Path) -> None:
             f"{path} is a Git LFS pointer, not the tar; "
             f"run `git lfs install && git lfs pull` in {path.parent}"
         )
-
-
-def iter_entries(path: Path) -> Iterator[Any]:
-    """Entries of a JSON list, or of a JSONL file, in order; SourceError where it is neither.
-
-    Of a list, numbers with a fraction come as Decimal: with floats the parser would also refuse
-    integers of more than 64 bits. An empty line of JSONL is skipped.
-    """
-    if path.suffix == ".jsonl":
-        yield from _iter_lines(path)
-        return
-    with path.open("rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
-            file.seek(0)
-        start = file.tell()
-        if _first_byte(file) != b"[":
-            raise SourceError(f"{path} is no JSON list; expected [{{…}}, …] or a .jsonl file")
-        file.seek(start)
-        try:
-            yield from ijson.items(file, "item")
-        except ijson.JSONError as error:
-            raise SourceError(
-                f"{path} is no sound JSON ({str(error).splitlines()[0]}); fetch it again"
-            ) from error
-
-
-def _iter_lines(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise SourceError(f"{path}, line {number}, is no JSON: {error}") from error
-
-
-def _first_byte(file: Any) -> bytes:
-    while (byte := file.read(1)).isspace():
-        pass
-    return byte
