@@ -9,6 +9,7 @@ import bz2
 import lzma
 import os
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -60,11 +61,29 @@ def kind_of(path: Path) -> str:
     Raises ArchiveError for an archive of a kind that is known but not read.
     """
     with path.open("rb") as file:
-        start = file.read(6)
+        start = file.read(tarfile.BLOCKSIZE)
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        pass
+    else:
+        return "tar"  # whose first file may be called BZh.jpg
     kind = next((name for magic, name in _KINDS.items() if start.startswith(magic)), "tar")
+    if start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5:
+        kind = "zstd"  # as pzstd begins
     if kind not in ("tar", "zip", "gzip", *_UNPACKED):
-        raise ArchiveError(f"it is a {kind} archive, which is not read; unpack it")
+        raise ArchiveError(f"it is a {kind} archive, which is not read")
     return kind
+
+
+def unread_archives(folder: Path) -> list[str]:
+    """A line for each archive of a kind that is not read, unless it is unpacked beside itself."""
+    return [
+        f"{path.name} is a {kind} archive, which is not read: unpack it"
+        for path in sorted(folder.iterdir())
+        for suffix, kind in UNREAD_SUFFIXES.items()
+        if path.name.endswith(suffix) and not (folder / path.name.removesuffix(suffix)).is_dir()
+    ]
 
 
 def reading_note(path: Path) -> str:

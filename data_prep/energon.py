@@ -11,14 +11,13 @@ from pathlib import Path
 
 import orjson
 import yaml
-from braceexpand import braceexpand
 
 from data_prep.durable import write_durably
-from data_prep.indexing import MADE_SPLIT
+from data_prep.indexing import MADE_SPLIT, read_damage, unread_ends
 from data_prep.manifest import check_closed
 from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index, read_mark
 from data_prep.remote import explained, is_remote
-from data_prep.shards import iter_samples, open_shard, shard_names
+from data_prep.shards import check_shards, iter_samples, shard_names
 from data_prep.split import check_kept, choose_ratio, split_by_hand
 from data_prep.workspace import Workspace, WorkspaceError, listed
 
@@ -79,7 +78,7 @@ def prepare(
             "shards": _shard_identity(root, names, hashes),
             "energon": version("megatron-energon"),
         }
-        again = any(before.get(key) != mark[key] for key in mark) or not _is_whole(root)
+        again = any(before.get(key) != mark[key] for key in mark) or not _is_whole(root, names)
         damage = {} if again else before.get("damage", {})
         if again:
             workspace.prepared.unlink(missing_ok=True)
@@ -103,23 +102,12 @@ def prepare(
         )
 
 
-def check_shards(root: Path, names: list[str]) -> None:
-    """Raise WorkspaceError for shards that Energon would list and training could not read."""
-    for name in names:
-        if not is_remote(root):
-            open_shard(root / name).close()
-        if list(braceexpand(name)) != [name]:
-            raise WorkspaceError(
-                f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
-            )
-
-
-def _is_whole(root: Path) -> bool:
+def _is_whole(root: Path, names: list[str]) -> bool:
     try:
         check_prepared(root)
     except WorkspaceError:
         return False
-    return True
+    return not unread_ends(root, names)
 
 
 def _remove_index(root: Path, *, keep_split: bool) -> None:
@@ -158,22 +146,13 @@ def _run_energon(
                 capture_output=True,
                 pass_fds=(reader,),
             )
-            found = _read_damage(root, Path(damage.name))
+            found = read_damage(root, Path(damage.name))
     finally:
         os.close(reader)
         os.close(writer)
     if finished.returncode:
         output = (finished.stdout + finished.stderr).decode("utf-8", "replace")
         raise WorkspaceError(f"{root} cannot be prepared: {_explain(root, names, output)}")
-    return found
-
-
-def _read_damage(root: Path, path: Path) -> dict[str, list[str]]:
-    """What `data_prep.indexing` wrote down: damaged places by shard, in order."""
-    found: dict[str, list[str]] = {}
-    for line in sorted(set(path.read_bytes().splitlines())):
-        shard, detail = orjson.loads(line)
-        found.setdefault(os.path.relpath(shard, root.resolve()), []).append(detail)
     return found
 
 

@@ -16,16 +16,20 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from data_prep.prepared import PARTS
+from data_prep.remote import is_remote
 from data_prep.shards import NOT_A_FILE, split_name
 from data_prep.tar_walk import Damage, walk
 
 #: Where Energon writes the split that it makes, which then takes the place of `split.yaml`.
 MADE_SPLIT = "split.made.yaml"
+#: bytes of the zeros that end a tar
+_END_MARK = 1024
 
 
 def read_on(damage_file: int) -> None:
@@ -52,6 +56,41 @@ def read_on(damage_file: int) -> None:
 
     tarfile.TarFile.ignore_zeros = True
     WebdatasetPreparator._iter_tar_sample_members = staticmethod(sample_members)
+
+
+def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
+    """What `read_on` wrote down: damaged places by shard, in order."""
+    found: dict[str, list[str]] = {}
+    for line in dict.fromkeys(path.read_bytes().splitlines()):
+        shard, detail = orjson.loads(line)
+        # Energon may have followed links on the way to the folder
+        for base in (root.absolute(), root.resolve()):
+            shard = shard.removeprefix(f"{base}/")
+        found.setdefault(shard, []).append(detail)
+    return found
+
+
+def unread_ends(root: Path, names: list[str]) -> list[str]:
+    """Those of the shards that hold something behind the end of their index: an index of Energon's
+    own, or of a former version. In a store this would be two requests each: it is not asked there.
+    """
+    if is_remote(root):
+        return []
+    return [name for name in names if _holds_more(root / name)]
+
+
+def _holds_more(shard: Path) -> bool:
+    try:
+        offsets = shard.with_suffix(".tar.idx").read_bytes()
+        size = shard.stat().st_size
+    except FileNotFoundError:
+        return False
+    end = int.from_bytes(offsets[-8:], "little")
+    if size - end <= _END_MARK:
+        return False
+    with shard.open("rb") as file:
+        file.seek(end)
+        return any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(2**16), b""))
 
 
 def index(order: dict[str, Any]) -> None:

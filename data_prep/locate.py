@@ -5,7 +5,7 @@ import posixpath
 import stat
 from pathlib import Path
 
-from data_prep.archives import UNREAD_SUFFIXES
+from data_prep.archives import unread_archives
 from data_prep.quarantine import Reason, Rejected
 from data_prep.sources import Location, TarSource
 from data_prep.tar_index import Member, TarIndex, TarReader, member_name
@@ -26,6 +26,7 @@ class Locator:
         self._index = index
         self._by_stem = {tar.stem: tar.name for tar in tars}
         self._stems = {tar.name: tar.stem for tar in tars}
+        self._unread_archives = unread_archives(data_dir)
         # with and without the links on the way to it
         self._roots = [f"{root}/" for root in (data_dir.absolute(), data_dir.resolve())]
 
@@ -105,10 +106,8 @@ class Locator:
     def _unread(self, path: str) -> str:
         """The archive that may hold it, of a kind that is not read."""
         first = path.partition("/")[0]
-        for suffix, kind in UNREAD_SUFFIXES.items():
-            if os.path.exists(self._data_dir / f"{first}{suffix}"):
-                return f"; {first}{suffix} is a {kind} archive, which is not read: unpack it"
-        return ""
+        lines = [line for line in self._unread_archives if line.startswith(f"{first}.")]
+        return f"; {lines[0]}" if lines else ""
 
 
 class ImageReader:

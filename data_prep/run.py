@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.archives import reading_note, remove_unpacked
+from data_prep.archives import reading_note, remove_unpacked, unread_archives
 from data_prep.durable import remove_partials, write_durably
 from data_prep.earlier import made_shards, refuse_foreign_tars, sound_rounds
 from data_prep.executor import Executor
@@ -156,7 +156,7 @@ class _Planner:
         with TarIndex(self._workspace.index) as index:
             tars = list(self._source.tars)
             index.update(tars, self._say_indexing)
-            for fault in index.faults():
+            for fault in (*index.faults(), *unread_archives(self._job.data_dir)):
                 self._reporter.note(fault)
             locator = Locator(self._job.data_dir, tars, index)
             with self._reporter.planning() as meter:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from braceexpand import braceexpand
+
 from data_prep.archives import ArchiveError, kind_of
 from data_prep.durable import partial_path, publish
 from data_prep.remote import is_remote, sizes
@@ -208,6 +210,17 @@ def open_shard(path: Path) -> BinaryIO:
             f"{path} is compressed ({kind}); training reads plain tars: unpack it, and name it .tar"
         )
     return path.open("rb")
+
+
+def check_shards(root: Path, names: list[str]) -> None:
+    """Raise WorkspaceError for shards that Energon would list and training could not read."""
+    for name in names:
+        if not is_remote(root):
+            open_shard(root / name).close()
+        if list(braceexpand(name)) != [name]:
+            raise WorkspaceError(
+                f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
+            )
 
 
 def shard_paths(root: Path) -> list[Path]:

@@ -135,8 +135,8 @@ class TarIndex:
                     open_tar(tar.path, self._folder)[0].close()
             except ArchiveError as error:
                 raise SourceError(
-                    f"{tar.path} cannot be read as a tar or zip: {error}. Fetch it again, or move "
-                    "it away"
+                    f"{tar.path} cannot be read as a tar or zip: {error}; fetch it again, unpack "
+                    "it, or move it away"
                 ) from error
             except sqlite3.Error as error:
                 raise self._explain(error) from error

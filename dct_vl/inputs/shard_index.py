@@ -16,8 +16,6 @@ from omegaconf import OmegaConf
 from data_prep.remote import folder_at, local_copy
 
 _META = ".nv-meta"
-#: bytes of the zeros that end a tar
-_END_MARK = 1024
 _FILES = (".info.json", "split.yaml", "index.sqlite")
 
 
@@ -54,29 +52,6 @@ def used_shards(path: str | Path) -> list[str]:
     splits = (parts.get("split_parts") or {}).values()
     names = dict.fromkeys(name for patterns in splits for name in _expand(patterns))
     return [name for name in names if name not in excluded]
-
-
-def unread_ends(path: str | Path) -> list[str]:
-    """Shards that hold something behind the end of their index, which nobody would ever read.
-
-    Energon's own `prepare` ends a shard at a damaged header, and at the joint of tars that were put
-    together; that of `data_prep` reads on.
-    """
-    return [name for name in used_shards(path) if _holds_more(Path(path) / name)]
-
-
-def _holds_more(shard: Path) -> bool:
-    try:
-        offsets = shard.with_suffix(".tar.idx").read_bytes()
-        size = shard.stat().st_size
-    except FileNotFoundError:
-        return False
-    end = int.from_bytes(offsets[-8:], "little")
-    if size - end <= _END_MARK:
-        return False
-    with shard.open("rb") as file:
-        file.seek(end)
-        return any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(2**16), b""))
 
 
 def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:

@@ -7,12 +7,13 @@ import os
 from dataclasses import dataclass
 from operator import attrgetter
 
+from data_prep.indexing import unread_ends
 from data_prep.prepared import check_prepared
 from data_prep.remote import explained, folder_at, is_remote, readable, sizes
 from data_prep.workspace import WorkspaceError
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.shard_index import unread_ends, used_shards
+from dct_vl.inputs.shard_index import used_shards
 from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
@@ -256,8 +257,7 @@ def check_data_path(path: str) -> None:
                 f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
                 f"copy them again, or run `python -m data_prep prepare {path}` anew"
             )
-        # of shards in a store, this would be two requests each
-        if not is_remote(where) and (short := unread_ends(where)):
+        if short := unread_ends(where, used_shards(where)):
             shown = ", ".join(short[:4]) + (" …" if len(short) > 4 else "")
             raise ConfigError(
                 f"DATA_PATH={path}: Energon's index of {len(short)} shards ends before they do "

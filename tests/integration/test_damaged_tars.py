@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from data_prep.cli import app
+from dct_vl.errors import ConfigError
 from dct_vl.inputs.shard_index import keys_by_split
 from dct_vl.inputs.shard_reader import read_split
+from dct_vl.runs.checks import check_data_path
 
 
 def call(*arguments: object):
@@ -26,10 +28,13 @@ def keys_of(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def hurt(shards, tmp_path_factory):
-    """Shards with a flipped header byte, a joint, a subfolder and brackets in their path; the keys
-    of all samples, and of those that are lost.
+    """Shards with a flipped header byte, a joint, a subfolder, brackets and a link in their path;
+    the keys of all samples, and of those that are lost.
     """
-    root = tmp_path_factory.mktemp("hurt") / "W[1]"
+    folder = tmp_path_factory.mktemp("hurt")
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to("real")
+    root = folder / "link" / "W[1]"
     shutil.copytree(shards, root, ignore=shutil.ignore_patterns(".nv-meta", "*.idx"))
     (root / ".data_prep" / "prepared.json").unlink(missing_ok=True)
     keys = [key for path in sorted(root.glob("*.tar")) for key in keys_of(path)]
@@ -39,12 +44,19 @@ def hurt(shards, tmp_path_factory):
     with flipped.open("r+b") as file:
         file.seek(member.offset + 1)
         file.write(b"\xff")
-    second = root / "pretrain-000003.tar"
-    with (root / "pretrain-000002.tar").open("ab") as joined:
+    first, second, third = (root / f"pretrain-00000{number}.tar" for number in (2, 3, 4))
+    with first.open("ab") as joined:
         joined.write(second.read_bytes())
     second.unlink()
     (root / "sub").mkdir()
-    (root / "pretrain-000004.tar").rename(root / "sub" / "pretrain-000004.tar")
+    third.rename(root / "sub" / third.name)
+    manifest = json.loads((root / "manifest.json").read_bytes())
+    kept = {shard["name"]: shard for shard in manifest["shards"]}
+    kept[first.name]["bytes"] = first.stat().st_size
+    kept[first.name]["samples"] += kept[second.name]["samples"]
+    del kept[second.name], kept[third.name]
+    manifest["shards"] = list(kept.values())
+    (root / "manifest.json").write_text(json.dumps(manifest))
     prepared = call("prepare", root, "--split", "7,1,1", "--num-workers", "2")
     return root, keys, [member.name.partition(".")[0]], prepared
 
@@ -54,7 +66,7 @@ def test_prepare_counts_them_and_names_the_damage(hurt):
     assert prepared.exit_code == 0, prepared.output
     assert "energon prepare over 9 shards" in prepared.stdout
     assert f"train 7, val 1, test 1; {len(keys)} samples" in prepared.stdout
-    assert "pretrain-000001.tar is damaged at 1 places (byte" in prepared.stderr
+    assert "warning: pretrain-000001.tar is damaged at 1 places (byte" in prepared.stderr
     assert "1 of 9 shards are damaged" in prepared.stderr
     info = json.loads((root / ".nv-meta" / ".info.json").read_text())
     assert "sub/pretrain-000004.tar" in info["shard_counts"]
@@ -92,6 +104,20 @@ def test_stats_preview_and_verify_say_the_same(hurt):
     assert "pretrain-000001.tar: damaged at byte" in verify.stdout
     assert f"pretrain-000001.tar: {lost[0]}: the shard is damaged there" in verify.stdout
     assert "sub/pretrain-000004.tar is not in the manifest; Energon would read it" in verify.stdout
+
+
+def test_an_index_that_is_too_short_is_made_again(shards, tmp_path):
+    """As a former version left it, or `energon prepare` on its own."""
+    root = shutil.copytree(shards, tmp_path / "W")
+    assert "was prepared like this already" in call("prepare", root).stdout
+    index = root / "pretrain-000004.tar.idx"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-8])
+    with pytest.raises(ConfigError, match=r"1 shards ends before they do \(pretrain-000004"):
+        check_data_path(str(root))
+    assert "is prepared; shards" in call("prepare", root, "--num-workers", "1").stdout
+    assert index.read_bytes() == whole
+    check_data_path(str(root))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,25 @@ def test_zips_are_read_as_zipfile_reads_them(tmp_path_factory, files, method, st
     assert Reader(folder).read(*wanted) == [last[name] for name in wanted]
 
 
+@pytest.mark.parametrize("name", ["BZh/1.jpg", "Rar!", "PK\x03\x04", "7z"])
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_tar_may_begin_with_any_name(tmp_path, name, tar_format):
+    with tarfile.open(tmp_path / "s.tar", "w", format=tar_format) as tar:
+        member = tarfile.TarInfo(name)
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    assert Reader(tmp_path).read(name) == [b"abc"]
+
+
+def test_zstd_of_several_frames_and_skippable_ones(tmp_path):
+    whole = tarred(FILES)
+    half = len(whole) // 2
+    skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", 4) + b"pzst"
+    packed = skipped + zstd.compress(whole[:half]) + skipped + zstd.compress(whole[half:])
+    (tmp_path / "s.tar.zst").write_bytes(packed)
+    assert Reader(tmp_path).read("s/4.bin", "s/1.bin") == [FILES["s/4.bin"], FILES["s/1.bin"]]
+
+
 def test_damage_in_a_zip_is_seen_by_its_checksum(tmp_path):
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         data = bytearray(zipped({"s/1": b"\0" * 50 + b"1234567" * 9}, method))
@@ -182,12 +201,12 @@ def convert(data, output):
 
 
 def test_shards_are_the_same_from_every_kind(tmp_path):
-    pictures = {f"s/{i}.jpg": jpeg(i) for i in range(4)}
+    images = {f"s/{i}.jpg": jpeg(i) for i in range(4)}
     made = {}
     for name in ("s.tar", "s.tar.gz", "s.tar.bz2", "s.tar.zst", "s.zip"):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / name).write_bytes(PACKED[name](pictures))
+        (folder / name).write_bytes(PACKED[name](images))
         write_json(folder, [entry(i, f"s/{i}.jpg") for i in range(4)])
         assert convert(folder, tmp_path / f"W-{name}").kept == 4
         made[name] = output_bytes(tmp_path / f"W-{name}")

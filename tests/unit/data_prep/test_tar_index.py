@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_set import write_tar
 
+from data_prep.archives import unread_archives
 from data_prep.locate import Locator
 from data_prep.quarantine import Reason, Rejected
 from data_prep.sources import SourceError, find_tars
@@ -103,9 +104,10 @@ def test_the_same_path_in_two_tars_is_nobodys_choice(tmp_path):
     assert fetch(tmp_path, tmp_path / "state", "two/x.jpg", "one.v1/x.jpg") == [b"22", b"1"]
 
 
-def test_joined_tars_are_read_on(tmp_path):
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_joined_tars_are_read_on(tmp_path, mode):
     for number in range(3):
-        write_tar(tmp_path / f"part{number}", {f"s/{number}": bytes([number]) * 900})
+        write_tar(tmp_path / f"part{number}", {f"s/{number}": bytes([number]) * 900}, mode)
     parts = [(tmp_path / f"part{number}").read_bytes() for number in range(3)]
     (tmp_path / "s.tar").write_bytes(b"".join(parts))
     found = fetch(tmp_path, tmp_path / "state", "s/0", "s/1", "s/2")
@@ -201,6 +203,9 @@ def test_an_archive_that_is_not_read_is_named(tmp_path, suffix):
         Rejected, match=rf"a\{suffix} is a .* archive, which is not read: unpack it"
     ):
         fetch(tmp_path, tmp_path / "state", "a/1.jpg")
+    assert unread_archives(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert unread_archives(tmp_path) == []
 
 
 def test_missing(tmp_path):
@@ -260,7 +265,7 @@ def test_a_header_of_noise_in_the_middle_is_told(tmp_path):
         ("a.tar.zst", b"\x28\xb5\x2f\xfdno zstd", "its zstd data break off"),
         ("a.tar", b"BZhno bzip2", "its bzip2 data break off"),
         ("a.zip", b"PK\x03\x04no zip", "the directory at its end is not sound"),
-        ("a.zip", b"7z\xbc\xaf\x27\x1c...", "it is a 7-Zip archive, which is not read; unpack it"),
+        ("a.zip", b"7z\xbc\xaf\x27\x1c...", "it is a 7-Zip archive, which is not read; fetch"),
         ("a.tar", b"Rar!\x1a\x07", "it is a RAR archive"),
         ("a.tar", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.tar_walk import members
+from data_prep.tar_walk import members, walk
 
 BLOCK = tarfile.BLOCKSIZE
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -103,3 +103,13 @@ def test_what_is_no_tar(data):
 
 def test_an_empty_tar():
     assert listed(bytes(1024)) == ([], [])
+
+
+@pytest.mark.parametrize("tail", [b"", b"\1" * BLOCK, bytes(9 * BLOCK)])
+def test_where_the_walk_has_ended(tail):
+    """Energon's index takes it for the end of the last sample."""
+    data = pack([("a", tarfile.REGTYPE, b"1" * 700)], tarfile.GNU_FORMAT)
+    file = io.BytesIO(data + tail)
+    with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+        assert len(list(walk(tar, lambda damage: None))) == 1
+        assert tar.offset == (len(data + tail) if tail.strip(b"\0") else 3 * BLOCK)

@@ -21,7 +21,7 @@ def cooked(record=None, **parts):
 @pytest.mark.parametrize(
     ("part", "data"), [("img_0.jpg", JPEG), ("jpgs", pickle.dumps([JPEG])), ("image", JPEG)]
 )
-def test_a_picture_under_an_unknown_name_is_refused_by_name(part, data):
+def test_an_image_under_an_unknown_name_is_refused_by_name(part, data):
     with pytest.raises(SchemaError, match=f"part {part} is of a name that is not known; known are"):
         read_record(cooked(**{part: data}))
 
@@ -32,6 +32,6 @@ def test_text_beside_the_media_is_no_loss():
     assert read_record(sample).turns
 
 
-def test_a_picture_that_the_json_names_and_the_sample_lacks():
+def test_an_image_that_the_json_names_and_the_sample_lacks():
     with pytest.raises(SchemaError, match="the JSON names 1 images, the sample holds 0: a part"):
         read_record(cooked({"image": "a.jpg"}))

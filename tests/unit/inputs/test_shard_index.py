@@ -8,8 +8,9 @@ import shutil
 import pytest
 import yaml
 
+from data_prep.indexing import unread_ends
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.shard_index import data_identity, keys_by_split, unread_ends
+from dct_vl.inputs.shard_index import data_identity, keys_by_split, used_shards
 from dct_vl.inputs.shard_reader import read_split
 from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.compose import compose_config
@@ -34,12 +35,12 @@ def test_a_shard_that_holds_more_than_its_index_is_refused(copied):
     check_data_path(str(copied))
     index = copied / "pretrain-000002.tar.idx"
     index.write_bytes(index.read_bytes()[:-8])
-    assert unread_ends(copied) == ["pretrain-000002.tar"]
+    assert unread_ends(copied, used_shards(copied)) == ["pretrain-000002.tar"]
     with pytest.raises(ConfigError, match=r"1 shards ends before they do \(pretrain-000002\.tar\)"):
         check_data_path(str(copied))
     with (copied / "pretrain-000003.tar").open("ab") as shard:
         shard.write(bytes(100_000))
-    assert unread_ends(copied) == ["pretrain-000002.tar"], "zeros hold nothing"
+    assert unread_ends(copied, used_shards(copied)) == ["pretrain-000002.tar"], "zeros hold nothing"
 
 
 def test_the_folder_may_have_any_name(copied):
