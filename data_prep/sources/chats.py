@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.sources.entry import Entry, Media, MediaKind, Refusal, Refused, Source
 from data_prep.sources.json_entries import Unreadable, iter_entries
-from data_prep.sources.media_values import is_address, media_strings, read_media
+from data_prep.sources.media_values import is_address, is_plain_path, media_strings, read_media
 from data_prep.sources.messages import MessageReader
 
 ID_KEYS = ("id", "key", "sample_id")
@@ -22,6 +22,7 @@ MEDIA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video", "videos", "video_path", "video_paths"),
 }
 _KIND_OF_KEY = {key: kind for kind, keys in MEDIA_KEYS.items() for key in keys}
+_PLAIN_KEYS = {"id", "image", "conversations"}
 _NAMES = {"source", "dataset", "data_source"}
 _KNOWN_KEYS = {*ID_KEYS, *_KIND_OF_KEY, *_NAMES, "conversations", "messages", "system"}
 #: Keys that change what an entry says, in ways that shards do not hold.
@@ -60,6 +61,12 @@ def read_entry(source: Source, index: int, line: int | None, raw: Any) -> Entry 
 
 def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
     """Turns and media of an entry's object; raises Refused."""
+    image = raw.get("image")
+    if raw.keys() <= _PLAIN_KEYS and type(image) is str and is_plain_path(image):
+        # nearly all entries of large sets
+        turns = raw.get("conversations")
+        if not _has_roles(turns):
+            return Chat(conversations=turns, media=(Media(kind="image", path=image),), plain=True)
     if source.options.ignore:
         raw = {key: value for key, value in raw.items() if key not in source.options.ignore}
     _refuse_unsupported(raw)
