@@ -20,10 +20,10 @@ from data_prep.schema import (
     video_parts,
 )
 from dct_tokenizer import Plan
+from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.cells import VisualCells
 from dct_vl.inputs.chat import ChatError, TokenizedChat
 from dct_vl.inputs.clips import Clip
-from dct_vl.inputs.images import ImageError
 from dct_vl.inputs.video import VideoError
 
 #: what befalls a sample, in this order; a run of rejections is one of the same stage

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.schema import Turn
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.pixels import resize_frames
 from dct_tokenizer.show import View, look, write_html, write_png
 from dct_tokenizer.show.figure import psnr_text
@@ -23,7 +24,6 @@ from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, Kind
 from dct_vl.inputs.clips import make_clip
-from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.video import read_frames, read_header
 
 _MARKS: dict[Kind, str] = {"image": IMAGE_MARK, "video": VIDEO_MARK}

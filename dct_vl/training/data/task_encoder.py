@@ -9,11 +9,11 @@ from megatron.energon.edataclass import edataclass
 
 from data_prep.schema import SchemaError
 from dct_tokenizer import PlanError, TokenizerConfigError
+from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.batch import Batch, pack_batch, pad_batch
 from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.clips import make_clip
 from dct_vl.inputs.encode import InputSpec, encode_chat, plan_chat
-from dct_vl.inputs.images import ImageError
 from dct_vl.inputs.rejects import RejectLog, file_of
 from dct_vl.inputs.samples import (
     CrudeChat,
