@@ -1,7 +1,8 @@
-"""The plan: which entries go into which shard, from the JSON and the tar index alone.
+"""The plan: which entries go into which shard, from the source and the tar index alone.
 
-Entries are checked and their images located in the order of the source; no image is read. Accepted
-entries go to a file of lines, and shards are ranges of that file's (perhaps shuffled) order.
+Entries are checked and their media located in the order of the source; none is decoded. Accepted
+entries go to a file of lines, and shards are ranges of that file's (perhaps shuffled) order. Bytes
+that come inside an entry go to a spool beside it, where a worker finds them by offset.
 Everything later depends on the plan only, so shards can be made in any order by any number of
 workers. Memory: 24 bytes per entry, and one entry at a time.
 """
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import orjson
@@ -24,7 +25,7 @@ from data_prep.durable import sync_folder, write_durably
 from data_prep.locate import Location, Locator
 from data_prep.options import DEFAULT_SHARD_SIZE, MIN_SHARDS, Options
 from data_prep.quarantine import Reason, Rejected, reject_line
-from data_prep.sources import iter_entries
+from data_prep.sources import Entry, Inline, Place, Refusal, Row, Source, read_entries
 from data_prep.workspace import Round
 
 
@@ -32,10 +33,17 @@ from data_prep.workspace import Round
 class PlannedEntry:
     """An entry that was accepted so far."""
 
-    index: int  #: position in the source JSON, from 0
+    index: int  #: position in the source, from 0
     paths: tuple[str, ...]  #: image paths as the entry gives them
     images: tuple[Location, ...]  #: where they lie
-    raw: bytes  #: the entry as JSON, its conversation checked and repaired
+    video_paths: tuple[str, ...] = ()  #: likewise
+    videos: tuple[Location, ...] = ()
+    raw: bytes  #: the entry as LLaVA's JSON, its conversation checked and repaired
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of its media."""
+        return sum(location.size for location in (*self.images, *self.videos))
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -60,7 +68,7 @@ class RoundPlan:
     entries: int  #: in this round: all of the JSON's, or those that are retried
     rejected: dict[str, int]  #: by reason, before any image was read
     repairs: dict[str, int]  #: by name
-    source_bytes: int  #: of all located images
+    source_bytes: int  #: of all located media
     shard_size: int
     shards: tuple[PlannedShard, ...]
 
@@ -83,28 +91,48 @@ def read_planned(source: Round, shard: PlannedShard) -> Iterator[PlannedEntry]:
 
 def to_line(entry: PlannedEntry) -> bytes:
     """One line: what the plan adds, a tab, the entry's JSON (which holds no raw tab)."""
-    images = [[i.source, i.file, i.offset, i.size] for i in entry.images]
-    return b"%s\t%s\n" % (orjson.dumps([entry.index, entry.paths, images]), entry.raw)
+    added: list[Any] = [entry.index, entry.paths, list(map(_as_list, entry.images))]
+    if entry.videos:
+        added += [entry.video_paths, list(map(_as_list, entry.videos))]
+    return b"%s\t%s\n" % (orjson.dumps(added), entry.raw)
 
 
 def from_line(line: bytes) -> PlannedEntry:
     """Inverse of `to_line`."""
     added, _, raw = line.rstrip(b"\n").partition(b"\t")
-    index, paths, images = orjson.loads(added)
+    index, paths, images, *rest = orjson.loads(added)
+    video_paths, videos = rest or ((), ())
     return PlannedEntry(
         index=index,
         paths=tuple(paths),
-        images=tuple(
-            Location(source=source, file=file, offset=offset, size=size)
-            for source, file, offset, size in images
-        ),
+        images=tuple(map(_from_list, images)),
+        video_paths=tuple(video_paths),
+        videos=tuple(map(_from_list, videos)),
         raw=raw,
+    )
+
+
+def _as_list(one: Location) -> list[Any]:
+    short = [one.source, one.file, one.offset, one.size]
+    return short if one.place == "file" else [*short, one.place, one.column]
+
+
+def _from_list(fields: list[Any]) -> Location:
+    source, file, offset, size, *rest = fields
+    place, column = rest or ("file", "")
+    return Location(
+        source=source,
+        file=file,
+        offset=offset,
+        size=size,
+        place=cast(Place, place),
+        column=column,
     )
 
 
 def make_plan(
     target: Round,
-    json_path: Path,
+    source: Source,
     locator: Locator,
     options: Options,
     *,
@@ -122,23 +150,28 @@ def make_plan(
     offsets, sizes, indices = array("q"), array("q"), array("q")
     rejected: Counter[str] = Counter()
     repairs: Counter[str] = Counter()
-    with target.entries.open("wb") as accepted, target.rejects.open("wb") as rejects:
-        for index, raw in enumerate(iter_entries(json_path)):
-            if only is not None and index not in only:
+    with (
+        target.entries.open("wb") as accepted,
+        target.rejects.open("wb") as rejects,
+        target.spool.open("wb") as spool,
+    ):
+        for entry in read_entries(source):
+            if only is not None and entry.index not in only:
                 continue
             on_entry()
             try:
-                planned, repaired = _check_entry(index, raw, locator, options)
+                planned, repaired = _check_entry(entry, locator, spool, options)
             except Rejected as rejection:
                 rejected[rejection.reason.value] += 1
-                rejects.write(reject_line(index, raw, rejection))
+                line = entry.line if isinstance(entry, Refusal) else None
+                rejects.write(reject_line(entry.index, entry.raw, rejection, line=line))
                 continue
             repairs.update(repaired)
             offsets.append(accepted.tell())
-            sizes.append(sum(location.size for location in planned.images))
-            indices.append(index)
+            sizes.append(planned.source_bytes)
+            indices.append(entry.index)
             accepted.write(to_line(planned))
-        for file in (accepted, rejects):
+        for file in (accepted, rejects, spool):
             file.flush()
             os.fsync(file.fileno())
     order = _order(indices, options.shuffle_seed)
@@ -146,7 +179,7 @@ def make_plan(
     shard_size, counts = shard_counts(np.asarray(sizes, dtype=np.int64)[order], options)
     starts = np.cumsum([0, *counts]).tolist()
     plan = RoundPlan(
-        json_name=json_path.name,
+        json_name=source.name,
         inputs=inputs,
         entries=len(offsets) + rejected.total(),
         rejected=dict(sorted(rejected.items())),
@@ -166,7 +199,7 @@ def make_plan(
 def shard_counts(sizes: np.ndarray, options: Options) -> tuple[int, list[int]]:
     """Shard size in use, and the number of entries of every shard.
 
-    ``sizes``: bytes of each entry's source images, int64, in order. Without ``--shard-size`` a set
+    ``sizes``: bytes of each entry's source media, int64, in order. Without ``--shard-size`` a set
     too small for `MIN_SHARDS` shards of the default size is divided evenly over that many.
     """
     total = len(sizes)
@@ -209,38 +242,53 @@ def _order(indices: array, seed: int | None) -> np.ndarray:
 
 
 def _check_entry(
-    index: int, raw: Any, locator: Locator, options: Options
+    entry: Entry | Refusal, locator: Locator, spool: BinaryIO, options: Options
 ) -> tuple[PlannedEntry, tuple[str, ...]]:
     """The entry as planned and the repairs made to it; raises Rejected."""
-    if not isinstance(raw, dict):
-        raise Rejected(Reason.MALFORMED_ENTRY, f"the entry is a {type(raw).__name__}")
-    original_id = raw.get("id")
-    if isinstance(original_id, bool) or not isinstance(original_id, str | int | None):
-        raise Rejected(Reason.MALFORMED_ENTRY, f"the id is a {type(original_id).__name__}")
-    if raw.get("video"):
+    if isinstance(entry, Refusal):
+        raise Rejected(Reason(entry.reason), entry.detail)
+    images, videos = entry.of_kind("image"), entry.of_kind("video")
+    if videos:
         raise Rejected(
             Reason.VIDEO, "the entry has a video; write its shards by data_prep/schema.py"
         )
-    paths = _image_paths(raw.get("image"))
-    if not paths and options.text_only == "drop":
+    if not entry.media and options.text_only == "drop":
         raise Rejected(Reason.TEXT_ONLY, "the entry has no image")
-    conversation = check_conversation(raw.get("conversations"), len(paths))
-    images = tuple(locator.find(path) for path in paths)
+    conversation = check_conversation(entry.conversations, len(images))
+    # in two steps: nothing is spooled for an entry that is then rejected
+    found = [locator.find(media.path) if media.held is None else None for media in entry.media]
     try:
-        checked = orjson.dumps(raw | {"conversations": conversation.turns}, default=float)
+        checked = orjson.dumps(entry.raw | {"conversations": conversation.turns}, default=float)
     except TypeError as error:
         raise Rejected(Reason.MALFORMED_ENTRY, str(error)) from error
-    planned = PlannedEntry(index=index, paths=paths, images=images, raw=checked)
+    located = [
+        (media, place or _place_held(media.held, spool))
+        for media, place in zip(entry.media, found, strict=True)
+    ]
+    planned = PlannedEntry(
+        index=entry.index,
+        paths=tuple(media.path for media in images),
+        images=tuple(place for media, place in located if media.kind == "image"),
+        video_paths=tuple(media.path for media in videos),
+        videos=tuple(place for media, place in located if media.kind == "video"),
+        raw=checked,
+    )
     return planned, conversation.repairs
 
 
-def _image_paths(image: Any) -> tuple[str, ...]:
-    if image is None or image == "":
-        return ()
-    if isinstance(image, str):
-        return (image,)
-    if isinstance(image, list) and all(isinstance(path, str) and path for path in image):
-        return tuple(image)
-    raise Rejected(
-        Reason.MALFORMED_ENTRY, f"image is a {type(image).__name__}; expected a path or paths"
-    )
+def _place_held(held: Inline | Row | None, spool: BinaryIO) -> Location:
+    """Where a worker finds bytes that came with their entry."""
+    assert held is not None, "a path was found, or has raised"
+    name = Path(held.file).stem
+    if isinstance(held, Row):
+        return Location(
+            source=name,
+            file=held.file,
+            offset=held.number,
+            size=held.size,
+            place="row",
+            column=held.column,
+        )
+    offset = spool.tell()
+    spool.write(held.data)
+    return Location(source=name, file=held.file, offset=offset, size=len(held.data), place="spool")

@@ -53,12 +53,20 @@ class Rejected(Exception):
 
 
 def reject_line(
-    index: int, raw: Any, rejection: Rejected, location: Location | None = None
+    index: int,
+    raw: Any,
+    rejection: Rejected,
+    location: Location | None = None,
+    line: int | None = None,
 ) -> bytes:
-    """One line of JSON: index, id, image path(s), file and offset where known, reason, detail."""
+    """One line of JSON: index, id, image path(s), file and offset where known, reason, detail.
+
+    ``line``: of the source's file, where the entry could not be read.
+    """
     entry = raw if isinstance(raw, dict) else {}
-    line = {
+    fields = {
         "index": index,
+        **({} if line is None else {"line": line}),
         "id": _plain(entry.get("id")),
         "image": _plain(entry.get("image")),
         "source": location.source if location else None,
@@ -67,7 +75,7 @@ def reject_line(
         "reason": rejection.reason.value,
         "detail": rejection.detail,
     }
-    return orjson.dumps(line) + b"\n"
+    return orjson.dumps(fields) + b"\n"
 
 
 def quarantined_indices(path: Path) -> set[int]:

@@ -18,7 +18,7 @@ from data_prep.plan import PlannedShard, RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
-from data_prep.sources import TarSource, find_json, find_tars, identity
+from data_prep.sources import Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, Workspace, WorkspaceError
 
@@ -29,8 +29,9 @@ class Job:
 
     data_dir: Path
     output_dir: Path
-    json: Path | None  #: None: the only JSON in the data folder
+    json: Path | None  #: file of the entries; None: the only one in the data folder
     options: Options
+    format: str | None = "llava"  #: of `data_prep.sources`; None: as the content has it
     retry_quarantined: bool = False
 
 
@@ -40,15 +41,15 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     Raises SourceError, WorkspaceError or ExecutorError, with what to do; a rejected entry is no
     error.
     """
-    json_path = find_json(job.data_dir, job.json)
+    source = open_source(job.data_dir, job.json, job.format)
     workspace = Workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
     with workspace.locked():
         _refuse_foreign_tars(workspace)
         remove_partials(workspace.root)
-        _check_settings(workspace, job.options)
-        planner = _Planner(job, workspace, json_path, reporter)
+        _check_settings(workspace, job.options, source.format)
+        planner = _Planner(job, workspace, source, reporter)
         rounds = workspace.rounds()
         planner.check_same_json(rounds)
         if not rounds:
@@ -69,15 +70,14 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
 
 
 class _Planner:
-    """Plans rounds over the sources of a job."""
+    """Plans rounds over the source of a job."""
 
-    def __init__(self, job: Job, workspace: Workspace, json_path: Path, reporter: Reporter) -> None:
+    def __init__(self, job: Job, workspace: Workspace, source: Source, reporter: Reporter) -> None:
         self._job = job
         self._workspace = workspace
-        self._json_path = json_path
+        self._source = source
         self._reporter = reporter
-        self._tars = find_tars(job.data_dir)
-        self._inputs = identity(json_path, self._tars)
+        self._inputs = source.inputs()
 
     def plan_all(self) -> Round:
         target = self._workspace.round(0)
@@ -115,10 +115,10 @@ class _Planner:
     def check_same_json(self, rounds: list[Round]) -> None:
         """Raise where the folder was planned from other entries."""
         for plan in (load_plan(one.plan) for one in rounds):
-            if self._json_path.name != plan.json_name:
+            if self._source.name != plan.json_name:
                 raise WorkspaceError(
                     f"{self._workspace.root} was made from {plan.json_name}, not from "
-                    f"{self._json_path.name}; use another --output-dir"
+                    f"{self._source.name}; use another --output-dir"
                 )
             self._compare(plan, [plan.json_name])
 
@@ -136,16 +136,17 @@ class _Planner:
         self, target: Round, options: Options, *, only: set[int] | None, first_shard: int
     ) -> RoundPlan:
         with TarIndex(self._workspace.index) as index:
-            index.update(self._tars, self._say_indexing)
+            tars = list(self._source.tars)
+            index.update(tars, self._say_indexing)
             for name in index.damaged():
                 self._reporter.note(
                     f"{name} breaks off before its end; images behind that are missing"
                 )
-            locator = Locator(self._job.data_dir, self._tars, index)
+            locator = Locator(self._job.data_dir, tars, index)
             with self._reporter.planning() as meter:
                 return make_plan(
                     target,
-                    self._json_path,
+                    self._source,
                     locator,
                     options,
                     inputs=self._inputs,
@@ -255,9 +256,13 @@ def _refuse_foreign_tars(workspace: Workspace) -> None:
         )
 
 
-def _check_settings(workspace: Workspace, options: Options) -> None:
-    """Shards of one folder are made with one set of options and one set of codecs."""
+def _check_settings(workspace: Workspace, options: Options, source_format: str) -> None:
+    """Shards of one folder are made with one set of options and one set of codecs.
+
+    What an older version did not write down was as the default is.
+    """
     current: dict[str, Any] = {
+        "format": source_format,
         "options": options.as_json(),
         "versions": {name: version(name) for name in ("pillow", "simplejpeg")},
     }
@@ -265,10 +270,12 @@ def _check_settings(workspace: Workspace, options: Options) -> None:
         write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
         return
     before = orjson.loads(workspace.settings.read_bytes())
+    then = {"format": before.get("format", "llava")} | Options().as_json() | before["options"]
+    now = {"format": source_format} | current["options"]
     changed = [
-        f"{flag(name)} was {before['options'].get(name)}, is {value}"
-        for name, value in current["options"].items()
-        if before["options"].get(name) != value
+        f"{flag(name)} was {then[name]}, is {value}"
+        for name, value in now.items()
+        if then[name] != value
     ]
     changed += [
         f"{name} was {before['versions'].get(name)}, is {value}"

@@ -11,7 +11,7 @@ import orjson
 
 from data_prep.durable import write_durably
 from data_prep.images import StoredImage, store_image
-from data_prep.locate import ImageReader
+from data_prep.media_reader import MediaReader
 from data_prep.options import Options
 from data_prep.plan import PlannedEntry, PlannedShard, read_planned
 from data_prep.quarantine import Rejected, reject_line
@@ -51,7 +51,7 @@ class ShardRecord:
     samples: int = 0  #: 0: every entry was rejected, and there is no file
     images: int = 0
     bytes: int = 0  #: of the shard
-    source_bytes: int = 0  #: of all images that were located, stored or not
+    source_bytes: int = 0  #: of all media that were located, stored or not
     sha256: str = ""
     sources: Counter[str] = field(default_factory=Counter)  #: samples by source
     conversions: Counter[str] = field(default_factory=Counter)  #: images by conversion
@@ -74,7 +74,7 @@ def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: No
     path = workspace.shard(task.shard.number)
     record = ShardRecord(number=task.shard.number, name=path.name)
     meter = _Meter(report)
-    reader = ImageReader(task.data_dir, workspace.index)
+    reader = MediaReader(task.data_dir, workspace.index, source.spool)
     try:
         with ShardWriter(path) as writer:
             for planned in read_planned(source, task.shard):
@@ -92,13 +92,13 @@ def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: No
 
 def _add_entry(
     planned: PlannedEntry,
-    reader: ImageReader,
+    reader: MediaReader,
     options: Options,
     writer: ShardWriter,
     record: ShardRecord,
     meter: "_Meter",
 ) -> None:
-    source_bytes = sum(location.size for location in planned.images)
+    source_bytes = planned.source_bytes
     record.source_bytes += source_bytes
     entry = planned.entry
     stored: list[StoredImage] = []

@@ -48,6 +48,11 @@ class Round:
         """Quarantine lines of entries that were rejected before any image was read."""
         return self.folder / "rejects.jsonl"
 
+    @property
+    def spool(self) -> Path:
+        """Bytes of media that came inside their entries, end to end."""
+        return self.folder / "media.bin"
+
     def record(self, number: int) -> Path:
         return self.folder / "shards" / f"{number:06d}.json"
 

@@ -10,7 +10,7 @@ from data_prep.energon import parse_split, shards_needed, split_counts
 from data_prep.locate import Locator
 from data_prep.options import MIN_SHARDS, OptionError, Options, parse_presize
 from data_prep.plan import load_plan, make_plan, read_planned, shard_counts
-from data_prep.sources import SourceError, find_tars, identity, iter_entries
+from data_prep.sources import SourceError, iter_entries, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, WorkspaceError
 
@@ -69,16 +69,17 @@ def plan_of(folder, entries, options, only=None):
     folder.mkdir(exist_ok=True)
     write_tar(folder / "s.tar", {"s/a.jpg": jpeg(1)})
     path = write_json(folder, entries)
-    tars = find_tars(folder)
+    source = open_source(folder, path, "llava")
+    tars = list(source.tars)
     target = Round(folder / "state" / "round-0")
     with TarIndex(folder / "state" / "index") as index:
         index.update(tars)
         make_plan(
             target,
-            path,
+            source,
             Locator(folder, tars, index),
             options,
-            inputs=identity(path, tars),
+            inputs=source.inputs(),
             only=only,
         )
     return target, load_plan(target.plan)

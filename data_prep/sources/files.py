@@ -1,12 +1,8 @@
-"""Find the inputs in a data folder: the JSON of entries, and the tars of images beside it."""
+"""Find the inputs in a data folder: the JSON of entries, and the tars of media beside it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ijson
-import orjson
+from typing import Literal
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -30,14 +26,21 @@ class TarSource:
         return not self.name.endswith(".tar")
 
 
+#: What a location's ``file`` and ``offset`` mean: a file of its own or the bytes of a tar, the
+#: round's spool of bytes that lay in their entry, or a row of a table.
+Place = Literal["file", "spool", "row"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where an image lies."""
+    """Where an image or a video lies."""
 
     source: str  #: dataset by the name of its tar or folder: "ai2d"
-    file: str  #: tar name, or path relative to the data folder
-    offset: int  #: bytes into the tar; -1 for a file of its own
+    file: str  #: tar name, or path relative to the data folder; of spooled bytes: whence they came
+    offset: int  #: bytes into the tar or the spool, row of the table; -1 for a file of its own
     size: int  #: bytes
+    place: Place = "file"
+    column: str = ""  #: of a row: its column
 
     def __str__(self) -> str:
         return self.file if self.offset < 0 else f"{self.file}@{self.offset}"
@@ -87,14 +90,6 @@ def find_tars(data_dir: Path) -> list[TarSource]:
     return list(tars.values())
 
 
-def identity(json_path: Path, tars: list[TarSource]) -> dict[str, list[int]]:
-    """Size and mtime of every input file by name: whether a rerun sees the same input."""
-    stat = json_path.stat()
-    files = {json_path.name: [stat.st_size, stat.st_mtime_ns]}
-    files.update({tar.name: [tar.size, tar.mtime_ns] for tar in tars})
-    return files
-
-
 def _refuse_lfs_pointer(path: Path) -> None:
     """A clone without Git LFS leaves small text files instead of the tars."""
     with path.open("rb") as file:
@@ -104,44 +99,3 @@ def _refuse_lfs_pointer(path: Path) -> None:
             f"{path} is a Git LFS pointer, not the tar; "
             f"run `git lfs install && git lfs pull` in {path.parent}"
         )
-
-
-def iter_entries(path: Path) -> Iterator[Any]:
-    """Entries of a JSON list, or of a JSONL file, in order; SourceError where it is neither.
-
-    Of a list, numbers with a fraction come as Decimal: with floats the parser would also refuse
-    integers of more than 64 bits. An empty line of JSONL is skipped.
-    """
-    if path.suffix == ".jsonl":
-        yield from _iter_lines(path)
-        return
-    with path.open("rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
-            file.seek(0)
-        start = file.tell()
-        if _first_byte(file) != b"[":
-            raise SourceError(f"{path} is no JSON list; expected [{{…}}, …] or a .jsonl file")
-        file.seek(start)
-        try:
-            yield from ijson.items(file, "item")
-        except ijson.JSONError as error:
-            raise SourceError(
-                f"{path} is no sound JSON ({str(error).splitlines()[0]}); fetch it again"
-            ) from error
-
-
-def _iter_lines(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise SourceError(f"{path}, line {number}, is no JSON: {error}") from error
-
-
-def _first_byte(file: Any) -> bytes:
-    while (byte := file.read(1)).isspace():
-        pass
-    return byte

@@ -1,0 +1,178 @@
+"""``python -m data_prep convert`` and ``cambrian``: one conversion, two ways to name the source."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from data_prep.cli_stats import NUM_CORES, Workers
+from data_prep.executor import Executor, InProcessExecutor, ProcessExecutor
+from data_prep.manifest import Summary
+from data_prep.options import (
+    DEFAULT_SHARD_SIZE,
+    OptionError,
+    Options,
+    TextOnly,
+    Verify,
+    parse_presize,
+)
+from data_prep.progress import Reporter
+from data_prep.quarantine import Reason, missing_by_folder
+from data_prep.run import Job, run
+from data_prep.sources import SourceError
+
+
+def _conversion(
+    output_dir: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    workers: Workers = NUM_CORES,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local (processes) or ray (the cluster of RAY_ADDRESS, else one started here)."
+        ),
+    ] = "local",
+    verify: Annotated[
+        str, typer.Option(help="Check of JPEGs: structure, decode or none.")
+    ] = "decode",
+    text_only: Annotated[
+        str, typer.Option(help="Entries without an image: drop or keep.")
+    ] = "drop",
+    reencode: Annotated[
+        bool, typer.Option("--reencode", help="Re-encode every image as Pillow does by default.")
+    ] = False,
+    presize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MINPIXELS:MAXPIXELS[:FACTOR]",
+            help="Store images at the size that the model sees.",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(help=f"Samples per shard (default: {DEFAULT_SHARD_SIZE}; small sets: fewer)."),
+    ] = None,
+    shard_bytes: Annotated[
+        int | None, typer.Option(help="Maximum bytes of source images per shard.")
+    ] = None,
+    shuffle_seed: Annotated[
+        int | None,
+        typer.Option(help="Shuffle the entries with this seed (default: no shuffle)."),
+    ] = None,
+    max_image_pixels: Annotated[
+        int, typer.Option(help="Reject images with more pixels.")
+    ] = Options.max_image_pixels,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Retry only what was rejected before.")
+    ] = False,
+    *,
+    source: dict[str, Any],
+) -> None:
+    """Convert a source, given as fields of `Job`; the options are those of every such verb."""
+    reporter = Reporter()
+    options = Options(
+        verify=cast(Verify, verify),
+        text_only=cast(TextOnly, text_only),
+        reencode=reencode,
+        presize=parse_presize(presize),
+        shard_size=shard_size,
+        shard_bytes=shard_bytes,
+        shuffle_seed=shuffle_seed,
+        max_image_pixels=max_image_pixels,
+    )
+    job = Job(output_dir=output_dir, options=options, retry_quarantined=retry_quarantined, **source)
+    summary = run(job, _executor(engine, workers), reporter)
+    _say_summary(summary, output_dir, reporter)
+    if not summary.kept:
+        raise typer.Exit(1)
+
+
+def _converts(choose: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """A verb that converts what ``choose`` makes of its own parameters, with the shared options."""
+    own = inspect.signature(choose).parameters
+    shared = {
+        name: parameter
+        for name, parameter in inspect.signature(_conversion).parameters.items()
+        if name != "source"
+    }
+
+    @wraps(choose)
+    def verb(**given: Any) -> None:
+        chosen = choose(**{name: given.pop(name) for name in own})
+        _conversion(**given, source=chosen)
+
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*own.values(), *shared.values())]
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {one.name: one.annotation for one in parameters}
+    return verb
+
+
+@_converts
+def cambrian(
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder with the JSON and the image tars or folders.")
+    ],
+    json: Annotated[
+        Path | None, typer.Option(help="JSON or JSONL of the entries, if there are several.")
+    ] = None,
+) -> dict[str, Any]:
+    """Convert a dataset in the layout of Cambrian737k to shards; a rerun resumes."""
+    return {"data_dir": data_dir, "json": json}
+
+
+@_converts
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="File of entries, or a folder with one; media lie beside it.")
+    ],
+    format: Annotated[
+        str | None, typer.Option(help="Format of the entries (default: as the content has it).")
+    ] = None,
+) -> dict[str, Any]:
+    """Convert a dataset of any known format to shards; a rerun resumes."""
+    if not source.exists():
+        raise SourceError(f"{source} is neither a file nor a folder; expected one of entries")
+    chosen: dict[str, Any] = {"data_dir": source, "json": None}
+    if source.is_file():
+        chosen = {"data_dir": source.parent, "json": Path(source.name)}
+    return chosen | {"format": format}
+
+
+def _executor(name: str, workers: int) -> Executor:
+    if name == "ray":
+        # an optional extra, and a second to import
+        from data_prep.ray_executor import RayExecutor
+
+        return RayExecutor(workers)
+    if name != "local":
+        raise OptionError(f"--engine is {name!r}; expected local or ray")
+    return InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
+
+
+def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None:
+    reporter.note(f"{summary.kept:,} of {summary.entries:,} conversations are kept.")
+    for title, counts in (
+        ("Rejected", summary.rejected),
+        ("Repaired", summary.repairs),
+        ("Converted", summary.conversions),
+    ):
+        if counts:
+            listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            reporter.note(f"{title}: {listed}.")
+    if Reason.MISSING_IMAGE.value in summary.rejected:
+        folders = missing_by_folder(output_dir / "quarantine.jsonl").most_common(8)
+        listed = ", ".join(f"{folder} {count:,}" for folder, count in folders)
+        reporter.note(f"Missing images by folder: {listed} (is the tar there, under that name?).")
+    if summary.rejected:
+        reporter.note(f"Each rejected entry is a line in {output_dir / 'quarantine.jsonl'}.")
+    reporter.note(f"Filtering done and saved to {summary.filtered_json}.")
+    if summary.kept:
+        reporter.note(
+            f"Dataset successfully converted to the webdataset format: {summary.images:,} images, "
+            f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output_dir}."
+        )
+        reporter.note(f"Next: python -m data_prep prepare {output_dir} --split 8,1,1")
+    else:
+        reporter.note("error: no entry was kept; see the quarantine for what is missing")
