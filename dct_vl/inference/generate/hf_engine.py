@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
     smart_resize,
 )
 
+from data_prep.video_file import read_header
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_tokenizer.decode import decode_rgb
 from dct_vl.inference.decode import cut_at
@@ -38,7 +39,7 @@ from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling, TokenChooser
 from dct_vl.inputs.chat import ChatTokenizer, render
 from dct_vl.inputs.clips import VideoRules, make_clip
-from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.inputs.video import read_frames
 
 
 @dataclass(frozen=True, kw_only=True)
