@@ -1,7 +1,8 @@
 """Check an entry's conversation, and repair what has only one possible repair.
 
 Stored conversations are a system turn or none, then question and answer in turn, and hold exactly
-one ``<image>`` mark an image, in questions only. A mark may stand anywhere in its question.
+one ``<image>`` mark an image and one ``<video>`` mark a video, in questions only. A mark may stand
+anywhere in its question.
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 from data_prep.quarantine import Reason, Rejected
 from data_prep.schema import ROLES, shortened
 
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +23,32 @@ class Conversation:
     repairs: tuple[str, ...]  #: names of the repairs that were made
 
 
-def check_conversation(raw: Any, num_images: int) -> Conversation:
+def check_conversation(raw: Any, num_images: int, num_videos: int = 0) -> Conversation:
     """Check, and repair where there is one way to; raise Rejected otherwise.
 
     Repairs: an integer as value becomes its digits; a last question without answer goes, unless
-    an image belongs to it; without any ``<image>`` the images are put before the first question.
+    an image or video belongs to it; without any ``<image>`` the images are put before the first
+    question, and likewise the videos, behind such images.
     """
     repairs: Counter[str] = Counter()
     turns = _read_turns(raw, repairs)
     has_system = ROLES[turns[0]["from"]] == "system"
     dialogue = turns[1:] if has_system else turns
     last = dialogue[-1] if len(dialogue) > 2 and len(dialogue) % 2 else None
-    if last and ROLES[last["from"]] == "user" and IMAGE_MARK not in last["value"]:
+    if last and ROLES[last["from"]] == "user" and not _has_mark(last["value"]):
         dialogue = dialogue[:-1]
         repairs["unanswered_question_dropped"] += 1
     roles = [ROLES[turn["from"]] for turn in dialogue]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
-    _place_images(turns[:1] if has_system else [], dialogue, num_images, repairs)
+    others = [turn["value"] for turn in [*turns[: int(has_system)], *dialogue[1::2]]]
+    questions = [turn["value"] for turn in dialogue[::2]]
+    added = ""
+    for kind, number in (("image", num_images), ("video", num_videos)):
+        if missing := _missing_marks(kind, number, questions, others):
+            added += missing
+            repairs[f"{kind}_marks_added"] += 1
+    dialogue[0]["value"] = added + dialogue[0]["value"]
     _check_texts(dialogue)
     return Conversation(turns=[*turns[: int(has_system)], *dialogue], repairs=tuple(repairs))
 
@@ -63,23 +72,23 @@ def _read_turns(raw: Any, repairs: Counter[str]) -> list[dict[str, str]]:
     return turns
 
 
-def _place_images(
-    system: list[dict[str, str]],
-    dialogue: list[dict[str, str]],
-    num_images: int,
-    repairs: Counter[str],
-) -> None:
-    in_questions = sum(turn["value"].count(IMAGE_MARK) for turn in dialogue[::2])
-    elsewhere = sum(turn["value"].count(IMAGE_MARK) for turn in [*system, *dialogue[1::2]])
-    if num_images and not in_questions and not elsewhere:
-        first = dialogue[0]
-        first["value"] = f"{IMAGE_MARK}\n" * num_images + first["value"]
-        repairs["image_marks_added"] += 1
-    elif in_questions != num_images or elsewhere:
+def _has_mark(text: str) -> bool:
+    return IMAGE_MARK in text or VIDEO_MARK in text
+
+
+def _missing_marks(kind: str, number: int, questions: list[str], others: list[str]) -> str:
+    """Marks to put before the first question: those of all images or videos, or none."""
+    mark = f"<{kind}>"
+    in_questions = sum(text.count(mark) for text in questions)
+    elsewhere = sum(text.count(mark) for text in others)
+    if number and not in_questions and not elsewhere:
+        return f"{mark}\n" * number
+    if in_questions != number or elsewhere:
         raise Rejected(
-            Reason.IMAGE_MARKS_MISMATCH,
-            f"{in_questions} marks in questions and {elsewhere} elsewhere for {num_images} images",
+            Reason(f"{kind}_marks_mismatch"),
+            f"{in_questions} marks in questions and {elsewhere} elsewhere for {number} {kind}s",
         )
+    return ""
 
 
 def _check_texts(dialogue: list[dict[str, str]]) -> None:

@@ -35,7 +35,7 @@ def store_image(data: bytes, options: Options) -> StoredImage:
         raise Rejected(Reason.EMPTY_FILE, "the file has no bytes")
     header = _read_header(data)
     if header is not None:
-        _check_size(header.height, header.width, options)
+        check_size(header.height, header.width, options)
         if not header.whole and options.verify != "none":
             raise Rejected(Reason.TRUNCATED_IMAGE, "the JPEG has no end marker")
         if _passes(header, options):
@@ -74,7 +74,7 @@ def _passes(header: JpegHeader, options: Options) -> bool:
 def _encode(decoded: Decoded, conversions: list[str], options: Options) -> StoredImage:
     pixels = decoded.pixels
     source_height, source_width = pixels.shape[:2]
-    _check_size(source_height, source_width, options)
+    check_size(source_height, source_width, options)
     height, width = _stored_size(source_height, source_width, options)
     if (height, width) != (source_height, source_width):
         # bicubic with antialiasing, as Qwen's image processor resizes
@@ -111,7 +111,8 @@ def _stored_size(height: int, width: int, options: Options) -> tuple[int, int]:
     return smart_resize(height, width, min_pixels=low, max_pixels=high, factor=factor)
 
 
-def _check_size(height: int, width: int, options: Options) -> None:
+def check_size(height: int, width: int, options: Options) -> None:
+    """Raises Rejected where no model can take an image or frame of that size."""
     if not height * width:
         raise Rejected(Reason.CORRUPT_IMAGE, f"{width}x{height} in the header")
     if height * width > options.max_image_pixels:

@@ -93,6 +93,23 @@ def read_header(data: bytes) -> VideoHeader:
     return VideoHeader(height=height, width=width, num_frames=len(times), duration=duration)
 
 
+def first_frame(data: bytes) -> np.ndarray:
+    """uint8 (H, W, 3) RGB, upright.
+
+    Raises:
+        VideoError: none can be decoded.
+    """
+    try:
+        with open_container(data) as container:
+            stream = video_stream(container)
+            for frame in decoded(stream, packets_of(container, stream)):
+                rgb = upright_pixels(frame.to_ndarray(format="rgb24"), frame)
+                return np.ascontiguousarray(rgb)
+    except READ_ERRORS as error:
+        raise as_video_error(error) from error
+    raise VideoError("the video has no frame")
+
+
 def open_container(data: bytes) -> InputContainer:
     """Raises one of `READ_ERRORS`."""
     return av.open(io.BytesIO(data), mode="r", metadata_errors="replace")

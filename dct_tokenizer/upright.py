@@ -110,7 +110,7 @@ def exif_orientation(exif: bytes, xmp: bytes) -> int:
     """The same of blocks as they lie in a file, empty where it has none."""
     # Pillow's own order of the two, in the one place where it is written
     image = Image.Image()
-    image.info = {"exif": exif, "xmp": xmp}
+    image.info.update(exif=exif, xmp=xmp)
     return orientation(image)
 
 

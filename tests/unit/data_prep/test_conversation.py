@@ -114,3 +114,25 @@ def test_whatever_is_kept_is_sound(raw, num_images):
     assert not any(IMAGE_MARK in turn["value"] for turn in dialogue[1::2])
     assert all(turn["value"].strip() for turn in dialogue)
     assert check_conversation(kept, num_images).repairs == (), "a repaired one needs no repair"
+
+
+def test_marks_of_videos_are_counted_like_those_of_images():
+    placed = turns("a <video>, <image>", "b")
+    assert check_conversation(placed, 1, 1).turns == placed
+    checked = check_conversation(turns("a", "b"), 1, 2)
+    assert checked.turns == turns("<image>\n<video>\n<video>\na", "b")
+    assert checked.repairs == ("image_marks_added", "video_marks_added")
+    checked = check_conversation(turns("<image>a", "b"), 1, 1)
+    assert checked.turns == turns("<video>\n<image>a", "b")
+    for raw, number in [
+        (turns("<video>", "b"), 0),
+        (turns("<video>", "b"), 2),
+        (turns("a", "<video>"), 1),
+        ([{"from": "system", "value": "<video>"}, *turns("<video>a", "b")], 1),
+    ]:
+        with pytest.raises(Rejected) as caught:
+            check_conversation(raw, 0, number)
+        assert caught.value.reason is Reason.VIDEO_MARKS_MISMATCH
+    with pytest.raises(Rejected) as caught:
+        check_conversation(turns("a", "b", "<video>c"), 0, 1)
+    assert caught.value.reason is Reason.ROLES_DO_NOT_ALTERNATE
