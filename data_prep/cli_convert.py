@@ -2,15 +2,18 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from data_prep.check import check as dry_run
 from data_prep.cli_stats import NUM_CORES, Workers
 from data_prep.executor import Executor, InProcessExecutor, ProcessExecutor
 from data_prep.manifest import Summary
+from data_prep.model_folder import CONTROL_TOKENS, control_tokens
 from data_prep.options import (
     DEFAULT_SHARD_SIZE,
     OptionError,
@@ -22,7 +25,8 @@ from data_prep.options import (
 from data_prep.progress import Reporter
 from data_prep.quarantine import Reason, missing_by_folder
 from data_prep.run import Job, run
-from data_prep.sources import SourceError
+from data_prep.sources import FORMATS, ReadOptions, SourceError
+from data_prep.stats import find_tokenizers
 
 
 def _conversion(
@@ -67,9 +71,33 @@ def _conversion(
     max_video_bytes: Annotated[
         int, typer.Option(help="Reject entries with larger videos.")
     ] = Options.max_video_bytes,
+    tokenizer_path: Annotated[
+        Path | None,
+        typer.Option(help="Model's folder, whose control tokens texts must not hold."),
+    ] = None,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Retry only what was rejected before.")
     ] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Leave out this key of the entries; may be repeated."),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing: count, and show the first three samples."),
+    ] = False,
+    tokenizer: Annotated[
+        str, typer.Option(help="With --check: preset or YAML file that counts visual tokens.")
+    ] = "pixel",
+    min_pixels: Annotated[
+        int, typer.Option(min=1, help="With --check: minimum pixels of a resized image.")
+    ] = 784,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="With --check: maximum pixels of a resized image.")
+    ] = 43_904,
+    model: Annotated[
+        Path | None, typer.Option(help="With --check: model folder, to count tokens of text.")
+    ] = None,
     *,
     source: dict[str, Any],
 ) -> None:
@@ -85,12 +113,33 @@ def _conversion(
         shuffle_seed=shuffle_seed,
         max_image_pixels=max_image_pixels,
         max_video_bytes=max_video_bytes,
+        control_tokens=control_tokens(tokenizer_path) if tokenizer_path else CONTROL_TOKENS,
     )
-    job = Job(output_dir=output_dir, options=options, retry_quarantined=retry_quarantined, **source)
+    reading = replace(source.pop("reading", ReadOptions()), ignore=tuple(ignore or ()))
+    job = Job(
+        output_dir=output_dir,
+        options=options,
+        retry_quarantined=retry_quarantined,
+        reading=reading,
+        **source,
+    )
+    if check:
+        _check(job, tokenizer, model, min_pixels=min_pixels, max_pixels=max_pixels)
+        return
     summary = run(job, _executor(engine, workers), reporter)
     _say_summary(summary, output_dir, reporter)
     if not summary.kept:
         raise typer.Exit(1)
+
+
+def _check(job: Job, tokenizer: str, model: Path | None, **bounds: int) -> None:
+    if bounds["min_pixels"] > bounds["max_pixels"]:
+        raise OptionError(
+            f"--min-pixels {bounds['min_pixels']} is over --max-pixels {bounds['max_pixels']}"
+        )
+    tokenizers = [one.within(**bounds) for one in find_tokenizers([tokenizer])]
+    for line in dry_run(job, tokenizers=tokenizers, model=model):
+        typer.echo(line)
 
 
 def _converts(choose: Callable[..., dict[str, Any]]) -> Callable[..., None]:
@@ -132,16 +181,53 @@ def convert(
         Path, typer.Argument(help="File of entries, or a folder with one; media lie beside it.")
     ],
     format: Annotated[
-        str | None, typer.Option(help="Format of the entries (default: as the content has it).")
+        str | None, typer.Option(help=f"{', '.join(FORMATS)} (default: as the content has it).")
     ] = None,
+    media_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the media (default: that of the entries).")
+    ] = None,
+    image_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of tables: images; may be repeated."),
+    ] = None,
+    video_column: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Of tables: videos.")
+    ] = None,
+    conversations_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of tables: conversations or messages.")
+    ] = None,
+    question_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of tables: questions.")
+    ] = None,
+    answer_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of tables: their answers.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of tables: captions.")
+    ] = None,
+    caption_prompt: Annotated[
+        str, typer.Option(help="What a caption is the answer to.")
+    ] = ReadOptions.caption_prompt,
 ) -> dict[str, Any]:
     """Convert a dataset of any known format to shards; a rerun resumes."""
     if not source.exists():
         raise SourceError(f"{source} is neither a file nor a folder; expected one of entries")
-    chosen: dict[str, Any] = {"data_dir": source, "json": None}
-    if source.is_file():
-        chosen = {"data_dir": source.parent, "json": Path(source.name)}
-    return chosen | {"format": format}
+    reading = ReadOptions(
+        image_column=tuple(image_column or ()),
+        video_column=tuple(video_column or ()),
+        conversations_column=conversations_column,
+        question_column=question_column,
+        answer_column=answer_column,
+        text_column=text_column,
+        caption_prompt=caption_prompt,
+    )
+    is_file = source.is_file()
+    return {
+        "data_dir": media_dir or (source.parent if is_file else source),
+        "json": source.absolute() if is_file else None,
+        "format": format,
+        "reading": reading,
+    }
 
 
 def _executor(name: str, workers: int) -> Executor:

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from data_prep.locate import ImageReader
 from data_prep.quarantine import Reason, Rejected
-from data_prep.sources import Location
+from data_prep.sources import Location, SourceError
+
+if TYPE_CHECKING:
+    from data_prep.sources.table_cells import CellReader
 
 
 class MediaReader:
@@ -22,17 +25,34 @@ class MediaReader:
         self._files = ImageReader(data_dir, index_folder)
         self._spool_path = spool
         self._spool: BinaryIO | None = None
+        self._data_dir = data_dir
+        self._cells: CellReader | None = None
 
     def read(self, location: Location) -> bytes:
         """Encoded bytes of an image or a video; raises Rejected where they are not all there."""
         if location.place == "file":
             return self._files.read(location)
+        if location.place == "row":
+            return self._read_row(location)
         return self._read_spool(location)
 
     def close(self) -> None:
         self._files.close()
+        if self._cells is not None:
+            self._cells.close()
         if self._spool is not None:
             self._spool.close()
+
+    def _read_row(self, location: Location) -> bytes:
+        if self._cells is None:
+            # pyarrow takes a second to import
+            from data_prep.sources.table_cells import CellReader
+
+            self._cells = CellReader(self._data_dir)
+        try:
+            return self._cells.read(location.file, location.offset, location.column)
+        except (OSError, LookupError, SourceError) as error:
+            raise Rejected(Reason.UNREADABLE_SOURCE, str(error)) from error
 
     def _read_spool(self, location: Location) -> bytes:
         try:

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from data_prep.model_folder import CONTROL_TOKENS
+
 Verify = Literal["structure", "decode", "none"]
 TextOnly = Literal["drop", "keep"]
 
@@ -33,6 +35,7 @@ class Options:
     shuffle_seed: int | None = None  #: None keeps the order of the JSON
     max_image_pixels: int = 178_956_970  #: Pillow's bound for decompression bombs
     max_video_bytes: int = 1 << 30  #: a sample's media are in memory as one
+    control_tokens: tuple[str, ...] = CONTROL_TOKENS  #: that no text may hold, in order
 
     def __post_init__(self) -> None:
         for name, allowed in (("verify", Verify), ("text_only", TextOnly)):
@@ -59,7 +62,8 @@ class Options:
                 )
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"presize": list(self.presize) if self.presize else None}
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def flag(name: str) -> str:

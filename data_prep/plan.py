@@ -160,11 +160,10 @@ def make_plan(
                 continue
             on_entry()
             try:
-                planned, repaired = _check_entry(entry, locator, spool, options)
+                planned, repaired = check_entry(entry, locator, spool, options)
             except Rejected as rejection:
                 rejected[rejection.reason.value] += 1
-                line = entry.line if isinstance(entry, Refusal) else None
-                rejects.write(reject_line(entry.index, entry.raw, rejection, line=line))
+                rejects.write(reject_line(entry.index, entry.raw, rejection, line=entry.line))
                 continue
             repairs.update(repaired)
             offsets.append(accepted.tell())
@@ -241,7 +240,7 @@ def _order(indices: array, seed: int | None) -> np.ndarray:
     return np.argsort(np.frombuffer(hashes, dtype="<u8"), kind="stable")
 
 
-def _check_entry(
+def check_entry(
     entry: Entry | Refusal, locator: Locator, spool: BinaryIO, options: Options
 ) -> tuple[PlannedEntry, tuple[str, ...]]:
     """The entry as planned and the repairs made to it; raises Rejected."""
@@ -250,7 +249,9 @@ def _check_entry(
     images, videos = entry.of_kind("image"), entry.of_kind("video")
     if not entry.media and options.text_only == "drop":
         raise Rejected(Reason.TEXT_ONLY, "the entry has no image or video")
-    conversation = check_conversation(entry.conversations, len(images), len(videos))
+    conversation = check_conversation(
+        entry.conversations, len(images), len(videos), control=options.control_tokens
+    )
     # in two steps: nothing is spooled for an entry that is then rejected
     found = [_find(media, locator, options) for media in entry.media]
     try:

@@ -7,7 +7,9 @@ from typing import Any
 
 import orjson
 
-from data_prep.sources import Location
+from data_prep.sources import ID_KEYS, MEDIA_KEYS, Location
+
+_MAX_TEXT = 1000
 
 
 class Reason(str, Enum):
@@ -22,11 +24,15 @@ class Reason(str, Enum):
     EMPTY_QUESTION = "empty_question"
     EMPTY_ANSWER = "empty_answer"
     IMAGE_MARKS_MISMATCH = "image_marks_mismatch"  # <image> marks against images
-    VIDEO_MARKS_MISMATCH = "video_marks_mismatch"  # <video> marks against videos
+    VIDEO_MARKS_MISMATCH = "video_marks_mismatch"  # <video> marks against videos, where it has any
+    CONTROL_TOKEN = "control_token"  # a turn holds a token of the template, vision or padding
     TEXT_ONLY = "text_only"  # with --text-only drop
+    UNKNOWN_KEY = "unknown_key"  # a key that may hold media or turns which shards would not hold
+    NO_ANSWER = "no_answer"  # messages without one of the assistant
     # finding its media
     MISSING_IMAGE = "missing_image"
     MISSING_VIDEO = "missing_video"
+    REMOTE = "remote"  # an address on another machine
     UNSAFE_PATH = "unsafe_path"  # absolute, or leads out of the data folder
     NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder or sparse member
     UNREADABLE_SOURCE = "unreadable_source"  # the tar or file ends early or cannot be read
@@ -67,20 +73,23 @@ def reject_line(
 ) -> bytes:
     """One line of JSON: index, id, paths of the media, file and offset where known, reason, detail.
 
-    ``line``: of the source's file, where the entry could not be read.
+    ``line``: of the source's file, where the entry was not planned.
     """
     entry = raw if isinstance(raw, dict) else {}
+    id_key = next((key for key in ID_KEYS if entry.get(key) is not None), "id")
+    image_key = next((key for key in MEDIA_KEYS["image"] if entry.get(key)), "image")
+    video_key = next((key for key in MEDIA_KEYS["video"] if entry.get(key)), None)
     fields = {
         "index": index,
         **({} if line is None else {"line": line}),
-        "id": _plain(entry.get("id")),
-        "image": _plain(entry.get("image")),
-        **({"video": _plain(entry["video"])} if entry.get("video") else {}),
+        "id": _plain(entry.get(id_key)),
+        "image": _plain(entry.get(image_key)),
+        **({"video": _plain(entry[video_key])} if video_key else {}),
         "source": location.source if location else None,
         "file": location.file if location else None,
         "offset": location.offset if location and location.offset >= 0 else None,
         "reason": rejection.reason.value,
-        "detail": rejection.detail,
+        "detail": _plain(rejection.detail),
     }
     return orjson.dumps(fields) + b"\n"
 
@@ -101,17 +110,25 @@ def missing_by_folder(path: Path) -> Counter[str]:
             reject = orjson.loads(line)
             kind = {"missing_image": "image", "missing_video": "video"}.get(reject["reason"])
             if kind is not None:
-                first = reject[kind] if isinstance(reject[kind], str) else reject[kind][0]
-                folders[first.removeprefix("./").partition("/")[0]] += 1
+                found = reject.get(kind)
+                paths = found if isinstance(found, list) else [found]
+                # none where the media stand inside the turns
+                folders[(paths[0] or "").removeprefix("./").partition("/")[0]] += 1
     return folders
 
 
 def _plain(value: Any) -> Any:
-    """Ids and image fields as they stand; whatever is no text or number as its repr."""
-    if value is None or isinstance(value, str | float):
+    """Ids and image fields as they stand; whatever is no text or number as its repr.
+
+    Long texts are bytes in base64; lone surrogates, which JSON cannot hold, are written as escapes.
+    """
+    if isinstance(value, str):
+        text = value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + "…"
+        return text.encode("utf-8", "backslashreplace").decode()
+    if value is None or isinstance(value, float):
         return value
     if isinstance(value, int) and abs(value) < 2**63:
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    return repr(value)[:200]
+        return [_plain(item) for item in value]
+    return _plain(repr(value)[:200])

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from data_prep.plan import PlannedShard, RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
-from data_prep.sources import Source, TarSource, open_source
+from data_prep.sources import ReadOptions, Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, Workspace, WorkspaceError
 
@@ -32,7 +32,13 @@ class Job:
     json: Path | None  #: file of the entries; None: the only one in the data folder
     options: Options
     format: str | None = "llava"  #: of `data_prep.sources`; None: as the content has it
+    reading: ReadOptions = field(default_factory=ReadOptions)
     retry_quarantined: bool = False
+
+    def open_source(self) -> Source:
+        """The source that it names; raises SourceError where that is not clear."""
+        in_order = self.options.shuffle_seed is None
+        return open_source(self.data_dir, self.json, self.format, self.reading, in_order=in_order)
 
 
 def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
@@ -41,14 +47,16 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     Raises SourceError, WorkspaceError or ExecutorError, with what to do; a rejected entry is no
     error.
     """
-    source = open_source(job.data_dir, job.json, job.format)
+    source = job.open_source()
+    if job.format is None:
+        reporter.note(f"format: {source.format} ({source.name})")
     workspace = Workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
     with workspace.locked():
         _refuse_foreign_tars(workspace)
         remove_partials(workspace.root)
-        _check_settings(workspace, job.options, source.format)
+        _check_settings(workspace, job.options, source)
         planner = _Planner(job, workspace, source, reporter)
         rounds = workspace.rounds()
         planner.check_same_json(rounds)
@@ -256,13 +264,14 @@ def _refuse_foreign_tars(workspace: Workspace) -> None:
         )
 
 
-def _check_settings(workspace: Workspace, options: Options, source_format: str) -> None:
+def _check_settings(workspace: Workspace, options: Options, source: Source) -> None:
     """Shards of one folder are made with one set of options and one set of codecs.
 
     What an older version did not write down was as the default is.
     """
     current: dict[str, Any] = {
-        "format": source_format,
+        "format": source.format,
+        "reading": source.options.as_json(),
         "options": options.as_json(),
         "versions": {name: version(name) for name in ("pillow", "simplejpeg")},
     }
@@ -270,8 +279,10 @@ def _check_settings(workspace: Workspace, options: Options, source_format: str) 
         write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
         return
     before = orjson.loads(workspace.settings.read_bytes())
+    reading = ReadOptions().as_json() | before.get("reading", {})
     then = {"format": before.get("format", "llava")} | Options().as_json() | before["options"]
-    now = {"format": source_format} | current["options"]
+    then |= reading
+    now = {"format": source.format} | current["options"] | current["reading"]
     changed = [
         f"{flag(name)} was {then[name]}, is {value}"
         for name, value in now.items()

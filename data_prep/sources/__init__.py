@@ -3,7 +3,18 @@
 Nothing here knows of plans and shards; `data_prep.plan` takes what the readers yield.
 """
 
-from data_prep.sources.entry import Entry, Inline, Media, MediaKind, Refusal, Row, Source
+from data_prep.sources.chats import ID_KEYS, MEDIA_KEYS, Chat, read_chat, read_id
+from data_prep.sources.entry import (
+    Entry,
+    Inline,
+    Media,
+    MediaKind,
+    ReadOptions,
+    Refusal,
+    Refused,
+    Row,
+    Source,
+)
 from data_prep.sources.files import (
     Location,
     Place,
@@ -12,24 +23,33 @@ from data_prep.sources.files import (
     find_json,
     find_tars,
 )
-from data_prep.sources.formats import open_source, read_entries
-from data_prep.sources.json_entries import iter_entries
+from data_prep.sources.formats import FORMATS, open_source, read_entries
+from data_prep.sources.json_entries import Unreadable, iter_entries
 
 __all__ = [
+    "FORMATS",
+    "ID_KEYS",
+    "MEDIA_KEYS",
+    "Chat",
     "Entry",
     "Inline",
     "Location",
     "Media",
     "MediaKind",
     "Place",
+    "ReadOptions",
     "Refusal",
+    "Refused",
     "Row",
     "Source",
     "SourceError",
     "TarSource",
+    "Unreadable",
     "find_json",
     "find_tars",
     "iter_entries",
     "open_source",
+    "read_chat",
     "read_entries",
+    "read_id",
 ]

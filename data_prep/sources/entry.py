@@ -1,5 +1,6 @@
 """What readers of all formats take, a source, and what they yield: normalised entries."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,36 @@ from data_prep.sources.files import TarSource
 
 MediaKind = Literal["image", "video"]
 #: why a reader refuses an entry: values of `data_prep.quarantine.Reason`
-RefusalReason = Literal["malformed_entry"]
+RefusalReason = Literal[
+    "malformed_entry",
+    "malformed_turn",
+    "no_answer",
+    "no_conversation",
+    "remote",
+    "unknown_key",
+    "value_not_text",
+]
+#: what the answer of a captioning conversation is asked with
+CAPTION_PROMPT = "Describe this image."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How entries are read; part of what determines the bytes of the shards."""
+
+    ignore: tuple[str, ...] = ()  #: keys or columns that are left out on purpose
+    image_column: tuple[str, ...] = ()  #: of tables; (): found by name and type
+    video_column: tuple[str, ...] = ()
+    conversations_column: str | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    text_column: str | None = None  #: of captions
+    caption_prompt: str = CAPTION_PROMPT  #: the question of captioning conversations
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields by name, as JSON reads them back."""
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,20 +47,31 @@ class Source:
 
     format: str
     data_dir: Path  #: paths of media are relative to it
-    file: Path  #: of the entries
+    file: Path  #: of the entries; the folder where the format is one of many files
+    files: tuple[Path, ...]  #: all that hold entries, in order
     tars: tuple[TarSource, ...]  #: of media, in `data_dir`
+    options: ReadOptions
+    in_order: bool = True  #: shards take entries in the order of the source
 
     @property
     def name(self) -> str:
         """What the plan, the manifest and the filtered JSON call it."""
-        return self.file.name
+        return self.file.name or self.file.resolve().name
 
     def inputs(self) -> dict[str, list[int]]:
         """Size and mtime of every input file by name: whether a rerun sees the same input."""
-        stat = self.file.stat()
-        files = {self.file.name: [stat.st_size, stat.st_mtime_ns]}
-        files.update({tar.name: [tar.size, tar.mtime_ns] for tar in self.tars})
-        return files
+        found = {}
+        if self.file.is_dir():
+            stats = [file.stat() for file in self.files]
+            found[self.name] = [
+                sum(stat.st_size for stat in stats),
+                max(stat.st_mtime_ns for stat in stats),
+            ]
+        else:
+            stat = self.file.stat()
+            found[self.name] = [stat.st_size, stat.st_mtime_ns]
+        found.update({tar.name: [tar.size, tar.mtime_ns] for tar in self.tars})
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +111,7 @@ class Entry:
     """A normalised entry; its conversation is unchecked, its media are not yet looked for."""
 
     index: int  #: position in the source, from 0
+    line: int | None  #: of the file, from 1, where the format has lines
     raw: dict[str, Any]  #: LLaVA shape: what the filtered JSON gets, conversations replaced
     id: str | int | None
     conversations: Any  #: ``[{"from", "value"}]`` with a mark for each image and video
@@ -85,7 +127,7 @@ class Refusal:
     """An entry that cannot be read as one."""
 
     index: int
-    line: int | None  #: of the file, from 1, where the format has lines
+    line: int | None
     raw: Any  #: what was read; None where nothing was
     reason: RefusalReason
     detail: str

@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_IMAGES = (
+    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jxl avif heic heif "
+    "ico svg"
+)
+IMAGE_SUFFIXES = frozenset(_IMAGES.split())
+_VIDEOS = "mp4 m4v mov mkv webm avi mpg mpeg wmv flv ts ogv 3gp"
+VIDEO_SUFFIXES = frozenset(_VIDEOS.split())
 
 
 class SourceError(ValueError):
@@ -59,15 +66,32 @@ def find_json(data_dir: Path, chosen: Path | None) -> Path:
             if candidate.is_file():
                 return candidate
         raise SourceError(f"--json {chosen} is neither a file here nor in {data_dir}")
-    found = sorted(p for p in data_dir.iterdir() if p.suffix in (".json", ".jsonl") and p.is_file())
-    unfiltered = [p for p in found if not p.stem.endswith("_filtered")]
-    candidates = unfiltered or found
+    candidates = json_files(data_dir)
     if len(candidates) != 1:
         names = ", ".join(p.name for p in candidates) or "none"
         raise SourceError(
-            f"{len(candidates)} JSON files in {data_dir} ({names}); name the one with --json"
+            f"{len(candidates)} JSON files in {data_dir} ({names}); name one, with "
+            "--json or as SOURCE"
         )
     return candidates[0]
+
+
+def json_files(data_dir: Path) -> list[Path]:
+    """Files of a folder that may hold its entries, by name.
+
+    Neither what lies beside an image of its name, nor what `datasets` and img2dataset say of
+    their own files.
+    """
+    files = sorted(path for path in data_dir.iterdir() if path.is_file())
+    pictured = {p.stem for p in files if p.suffix[1:].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES}
+    found = [
+        path
+        for path in files
+        if path.suffix in (".json", ".jsonl", ".ndjson")
+        and not path.name.endswith(("_stats.json", "dataset_info.json", "dataset_infos.json"))
+        and not (path.suffix == ".json" and path.stem in pictured)
+    ]
+    return [path for path in found if not path.stem.endswith("_filtered")] or found
 
 
 def find_tars(data_dir: Path) -> list[TarSource]:

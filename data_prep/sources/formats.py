@@ -1,30 +1,162 @@
-"""The formats that are read, by name."""
+"""The formats that are read: their names, how each is recognised, and what reads it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from data_prep.sources.entry import Entry, Refusal, Source
-from data_prep.sources.files import SourceError, find_json, find_tars
-from data_prep.sources.llava import read_llava
+from data_prep.sources import captions, chats, tables
+from data_prep.sources.entry import Entry, ReadOptions, Refusal, Source
+from data_prep.sources.files import SourceError, find_json, find_tars, json_files
+from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
 
-_READERS: dict[str, Callable[[Source], Iterator[Entry | Refusal]]] = {"llava": read_llava}
+#: Entries that are looked at for their format; the first may be broken.
+_NUM_LOOKED_AT = 100
+Reader = Callable[[Source], Iterator[Entry | Refusal]]
 
 
-def open_source(data_dir: Path, file: Path | None, format_name: str | None) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format: what it looks like, and its reader."""
+
+    looks: str
+    read: Reader
+
+
+FORMATS: dict[str, Format] = {
+    "llava": Format(
+        looks='JSON or JSONL of {"id", "image", "conversations": [{"from", "value"}]}',
+        read=chats.read_chats,
+    ),
+    "messages": Format(
+        looks='JSON or JSONL of {"messages": [{"role", "content"}], "images"}',
+        read=chats.read_chats,
+    ),
+    "parquet": Format(looks="a .parquet file, or a folder of them", read=tables.read_tables),
+    "hf": Format(
+        looks="a folder written by datasets' save_to_disk (state.json and .arrow files)",
+        read=tables.read_tables,
+    ),
+    "webdataset": Format(
+        looks="tars of KEY.jpg with KEY.txt or KEY.json, as img2dataset writes them",
+        read=captions.read_webdataset,
+    ),
+    "folder": Format(
+        looks="a folder of images with a .txt or .json of the same name beside each",
+        read=captions.read_folder,
+    ),
+}
+
+
+def open_source(
+    data_dir: Path,
+    file: Path | None,
+    format_name: str | None,
+    options: ReadOptions | None = None,
+    *,
+    in_order: bool = True,
+) -> Source:
     """Find the entries and the tars in a data folder; SourceError where that is not clear.
 
     Args:
         data_dir: folder of the media, and of the file where none is named.
-        file: of the entries; None for the only one in the folder.
-        format_name: one of the known ones; None: as the content has it.
+        file: of the entries; None for what the folder holds.
+        format_name: one of `FORMATS`; None: as the content has it.
+        options: how entries are read.
+        in_order: shards will take entries in the order of the source.
     """
-    name = format_name or "llava"
-    if name not in _READERS:
-        raise SourceError(f"--format is {name!r}; expected one of {', '.join(_READERS)}")
-    found = find_json(data_dir, file)
-    return Source(format=name, data_dir=data_dir, file=found, tars=tuple(find_tars(data_dir)))
+    name = format_name or recognise(data_dir, file)
+    if name not in FORMATS:
+        raise SourceError(f"--format is {name!r}; expected one of {', '.join(FORMATS)}")
+    tars = tuple(find_tars(data_dir)) if data_dir.is_dir() else ()
+    if name in ("llava", "messages"):
+        found = find_json(data_dir, file)
+        files: tuple[Path, ...] = (found,)
+    else:
+        found = data_dir if file is None else _named(data_dir, file)
+        if name == "webdataset":
+            tars = tuple(tar for tar in tars if file is None or tar.path.name == found.name)
+            files = tuple(tar.path for tar in tars)
+        elif name == "folder":
+            files = tuple(captions.image_files(found))
+        else:
+            files = tuple(tables.table_files(found, name))
+        if not files:
+            raise SourceError(f"{found} holds nothing of the format {name}: {FORMATS[name].looks}")
+    return Source(
+        format=name,
+        data_dir=data_dir,
+        file=found,
+        files=files,
+        tars=tars,
+        options=options or ReadOptions(),
+        in_order=in_order,
+    )
 
 
 def read_entries(source: Source) -> Iterator[Entry | Refusal]:
     """All entries of a source, in order, with their index from 0."""
-    return _READERS[source.format](source)
+    return FORMATS[source.format].read(source)
+
+
+def recognise(data_dir: Path, file: Path | None) -> str:
+    """Name of the format that the content has; SourceError lists what is known otherwise."""
+    if file is not None:
+        return _recognise_file(_named(data_dir, file))
+    if (data_dir / "dataset_dict.json").is_file():
+        parts = ", ".join(sorted(p.parent.name for p in data_dir.glob("*/state.json")))
+        raise SourceError(f"{data_dir} holds several splits ({parts}); give the folder of one")
+    if (data_dir / "state.json").is_file() and any(data_dir.glob("*.arrow")):
+        return "hf"
+    if json_files(data_dir):
+        return _recognise_file(find_json(data_dir, None))
+    if captions.holds_samples(find_tars(data_dir)):
+        return "webdataset"
+    if tables.table_files(data_dir, "parquet"):
+        return "parquet"
+    if next(captions.image_files(data_dir), None):
+        return "folder"
+    names = ", ".join(sorted(path.name for path in data_dir.iterdir())[:8]) or "nothing"
+    raise SourceError(f"{data_dir} holds {names}: no format that is known. {_known()}")
+
+
+def _recognise_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return "parquet"
+    if suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz")):
+        return "webdataset"
+    if suffix != ".json" and suffix not in LINE_SUFFIXES:
+        raise SourceError(f"{path} is a file of no format that is known. {_known()}")
+    some = [value for _, value in islice(iter_entries(path), _NUM_LOOKED_AT)]
+    found = next(filter(None, map(_format_of, some)), None)
+    if found is not None:
+        return found
+    first = next((value for value in some if not isinstance(value, Unreadable)), None)
+    if not isinstance(first, dict):
+        what = "nothing that can be read" if first is None else f"a {type(first).__name__}"
+        raise SourceError(f"{path} begins with {what}; expected objects. {_known()}")
+    raise SourceError(
+        f"the first entry of {path} has the keys {', '.join(map(repr, first)) or 'none'}, "
+        f"of no format that is known. {_known()}"
+    )
+
+
+def _format_of(entry: Any) -> str | None:
+    if not isinstance(entry, dict):
+        return None
+    turns = entry.get("messages") or entry.get("conversations")
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if not isinstance(first, dict) or not first.keys() & {"role", "from"}:
+        return None
+    return "messages" if "role" in first or "messages" in entry else "llava"
+
+
+def _named(data_dir: Path, file: Path) -> Path:
+    return next((path for path in (data_dir / file, file) if path.exists()), data_dir / file)
+
+
+def _known() -> str:
+    listed = "; ".join(f"{name}: {one.looks}" for name, one in FORMATS.items())
+    return f"Known are {listed}. --format NAME decides where the content is unclear"

@@ -1,51 +1,173 @@
-"""Stream the entries of a JSON list or of a JSONL file."""
+"""Stream the entries of a JSON list or of a JSONL file; one that cannot be read costs itself only.
 
+A list is read piece by piece with the json module's own scanner: it takes every number and string
+that Python can hold, so that NaN, Infinity and lone surrogates are found entry by entry.
+"""
+
+import codecs
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import ijson
 import orjson
 
 from data_prep.sources.files import SourceError
 
+#: Suffixes of files with an entry a line.
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+_CHUNK = 1 << 20
+#: Characters at the end of what was read in which a scanner's error may come from the cut.
+_MARGIN = 16
+_SPACE = " \t\n\r"
 
-def iter_entries(path: Path) -> Iterator[Any]:
-    """Entries of a JSON list, or of a JSONL file, in order; SourceError where it is neither.
 
-    Of a list, numbers with a fraction come as Decimal: with floats the parser would also refuse
-    integers of more than 64 bits. An empty line of JSONL is skipped.
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for an entry that is no JSON."""
+
+    detail: str
+
+
+def iter_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line (from 1) and value of every entry, in order; an `Unreadable` where it is no JSON.
+
+    ``.jsonl`` and ``.ndjson`` files have an entry a line; others hold a list, or lines of objects.
+    A byte order mark and empty lines are skipped. Raises SourceError where the file is neither.
     """
-    if path.suffix == ".jsonl":
-        yield from _iter_lines(path)
-        return
     with path.open("rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+        if file.read(3) != codecs.BOM_UTF8:
             file.seek(0)
         start = file.tell()
-        if _first_byte(file) != b"[":
-            raise SourceError(f"{path} is no JSON list; expected [{{…}}, …] or a .jsonl file")
+        if path.suffix in LINE_SUFFIXES or _holds_lines(file):
+            file.seek(start)
+            yield from _iter_lines(file)
+            return
         file.seek(start)
-        try:
-            yield from ijson.items(file, "item")
-        except ijson.JSONError as error:
+        if _first_byte(file) != b"[":
             raise SourceError(
-                f"{path} is no sound JSON ({str(error).splitlines()[0]}); fetch it again"
-            ) from error
+                f"{path} is no JSON list; expected [{{…}}, …], or a .jsonl file of one entry a line"
+            )
+        file.seek(start)
+        yield from _ListReader(path, file)
 
 
-def _iter_lines(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise SourceError(f"{path}, line {number}, is no JSON: {error}") from error
+def _iter_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield number, Unreadable(f"the line is no JSON: {error}")
 
 
-def _first_byte(file: Any) -> bytes:
+def _holds_lines(file: BinaryIO) -> bool:
+    """Two lines, of which the first is an object: JSON lines under another suffix."""
+    first, second = file.readline(), file.readline()
+    if not first.lstrip().startswith(b"{") or not second.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(orjson.loads(first), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _first_byte(file: BinaryIO) -> bytes:
     while (byte := file.read(1)).isspace():
         pass
     return byte
+
+
+class _ListReader:
+    """Iterates over the items of a JSON list, holding little more than one of them."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        # bytes that are no UTF-8 become lone surrogates, which cost their entry
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._constants: list[str] = []
+        self._scanner = json.JSONDecoder(parse_constant=self._constants.append)
+        self._text = ""
+        self._position = 0
+        self._line = 1
+        self._counted = 0
+        self._ended = False
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        self._next_character()
+        self._position += 1
+        if self._next_character() == "]":
+            self._position += 1
+        else:
+            while True:
+                yield self._item()
+                separator = self._next_character()
+                self._position += 1
+                if separator == "]":
+                    break
+                if separator != ",":
+                    self._position -= 1
+                    raise self._broken(f"expected a comma or ], found {separator!r}")
+                self._next_character()
+        if self._next_character():
+            raise self._broken("there is more behind the list")
+
+    def _item(self) -> tuple[int, Any]:
+        line = self._line_here()
+        size = _CHUNK
+        while True:
+            self._constants.clear()
+            try:
+                value, end = self._scanner.raw_decode(self._text, self._position)
+            except RecursionError as error:
+                raise self._broken("it is nested too deeply") from error
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self._text) - _MARGIN or error.msg.startswith("Untermin")
+                if self._ended or not cut:
+                    raise self._broken(error.msg, error.pos) from error
+            else:
+                # a number at the end of what was read may go on
+                if self._ended or end < len(self._text):
+                    break
+            self._read(size)
+            size *= 2
+        self._position = end
+        if self._constants:
+            return line, Unreadable(f"{self._constants[0]} is no JSON")
+        return line, value
+
+    def _next_character(self) -> str:
+        """Skip white space; "" at the end of the file."""
+        while True:
+            while self._position < len(self._text) and self._text[self._position] in _SPACE:
+                self._position += 1
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if self._ended:
+                return ""
+            self._read(_CHUNK)
+
+    def _read(self, size: int) -> None:
+        """Forget what is behind, read on."""
+        self._line_here()
+        piece = self._file.read(size)
+        self._ended = len(piece) < size
+        self._text = self._text[self._position :] + self._decoder.decode(piece, self._ended)
+        self._position = self._counted = 0
+
+    def _line_here(self) -> int:
+        self._line += self._text.count("\n", self._counted, self._position)
+        self._counted = self._position
+        return self._line
+
+    def _broken(self, detail: str, position: int | None = None) -> SourceError:
+        line = self._line_here()
+        if position is not None:
+            line += self._text.count("\n", self._position, position)
+        return SourceError(
+            f"{self._path} is no sound JSON (line {line}: {detail}); fetch it again, or write it "
+            "as .jsonl, of which one bad line costs one entry"
+        )

@@ -131,7 +131,7 @@ def test_entries_of_any_layout(tmp_path):
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-        assert list(iter_entries(tmp_path / name)) == entries
+        assert [value for _, value in iter_entries(tmp_path / name)] == entries
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,6 @@ def test_entries_of_any_layout(tmp_path):
         ("a.json", "", "is no JSON list"),
         ("a.json", '[{"a": 1}, {"b"', "is no sound JSON"),
         ("a.json", "[1, 2", "is no sound JSON"),
-        ("a.jsonl", '{"a": 1}\n{', "line 2, is no JSON"),
     ],
 )
 def test_broken_json(tmp_path, name, text, message):

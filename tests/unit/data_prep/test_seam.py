@@ -1,10 +1,12 @@
 """Whatever a reader yields goes through the same plan, tasks and close."""
 
+import base64
 import json
+from typing import get_args
 
 import orjson
 import pytest
-from raw_set import conversation, jpeg, output_bytes, read_shards, write_plain_set
+from raw_set import jpeg, output_bytes, read_shards, write_plain_set
 from rich.console import Console
 
 from data_prep.executor import InProcessExecutor, ProcessExecutor
@@ -13,7 +15,7 @@ from data_prep.plan import PlannedEntry, from_line, to_line
 from data_prep.progress import Reporter
 from data_prep.quarantine import Reason
 from data_prep.run import Job, run
-from data_prep.sources import Entry, Inline, Location, Media, Refusal, formats
+from data_prep.sources import Location
 from data_prep.sources.entry import RefusalReason
 from data_prep.workspace import Workspace, WorkspaceError
 
@@ -54,45 +56,40 @@ def test_plan_lines_of_older_workspaces_are_read():
 
 
 @pytest.fixture
-def spoken(monkeypatch, tmp_path):
-    """A format whose entries hold their images, beside one that cannot be read."""
-
-    def read(source):
-        for index in range(8):
-            media = Media(
-                kind="image",
-                path=f"set.json#{index}",
-                held=Inline(file="set.json", data=jpeg(index)),
-            )
-            raw = {"id": index, "image": media.path}
-            yield Entry(
-                index=index, raw=raw, id=index, conversations=conversation(), media=(media,)
-            )
-        yield Refusal(index=8, line=9, raw=None, reason="malformed_entry", detail="no JSON")
-
-    monkeypatch.setitem(formats._READERS, "spoken", read)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "set.json").write_text("[]")
-    return tmp_path / "data"
+def inline(tmp_path):
+    """Messages that hold their images, and a line that cannot be read."""
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = []
+    for index in range(8):
+        image = "data:image/jpeg;base64," + base64.b64encode(jpeg(index)).decode()
+        messages = [
+            {"role": "user", "content": "<image>What?"},
+            {"role": "assistant", "content": "A dog."},
+        ]
+        lines.append(json.dumps({"id": index, "messages": messages, "images": [image]}))
+    (data / "set.jsonl").write_text("\n".join([*lines, '{"id": NaN}']))
+    return data
 
 
-def test_bytes_inside_entries_are_stored(spoken, tmp_path):
-    summary = go(spoken, tmp_path / "one", source_format="spoken")
+def test_bytes_inside_entries_are_stored(inline, tmp_path):
+    summary = go(inline, tmp_path / "one", source_format="messages")
     assert (summary.entries, summary.kept, summary.rejected) == (9, 8, {"malformed_entry": 1})
     samples = list(read_shards(tmp_path / "one").values())
     assert [parts["jpg"] for parts in samples] == [jpeg(index) for index in range(8)]
-    assert json.loads(samples[5]["json"])["image"] == "set.json#5"
+    assert json.loads(samples[5]["json"])["image"] == "set.jsonl#5"
     assert json.loads(samples[5]["json"])["source"] == "set"
     (line,) = map(json.loads, (tmp_path / "one" / "quarantine.jsonl").open())
-    assert (line["index"], line["line"], line["detail"]) == (8, 9, "no JSON")
-    go(spoken, tmp_path / "two", engine=ProcessExecutor(2), source_format="spoken")
+    assert (line["index"], line["line"]) == (8, 9)
+    assert "is no JSON" in line["detail"]
+    go(inline, tmp_path / "two", engine=ProcessExecutor(2), source_format="messages")
     assert output_bytes(tmp_path / "one") == output_bytes(tmp_path / "two")
 
 
-def test_another_format_is_another_workspace(spoken, tmp_path):
-    go(spoken, tmp_path / "out", source_format="spoken")
-    with pytest.raises(WorkspaceError, match="--format was spoken, is llava"):
-        go(spoken, tmp_path / "out")
+def test_another_format_is_another_workspace(inline, tmp_path):
+    go(inline, tmp_path / "out", source_format="messages")
+    with pytest.raises(WorkspaceError, match="--format was messages, is llava"):
+        go(inline, tmp_path / "out")
 
 
 def test_a_workspace_of_an_older_version_is_completed(tmp_path):
@@ -110,4 +107,4 @@ def test_a_workspace_of_an_older_version_is_completed(tmp_path):
 
 
 def test_every_refusal_has_a_reason_of_the_closed_list():
-    assert set(RefusalReason.__args__) <= {reason.value for reason in Reason}
+    assert set(get_args(RefusalReason)) <= {reason.value for reason in Reason}

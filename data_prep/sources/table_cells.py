@@ -1,0 +1,90 @@
+"""Read images again from the rows of tables, for the worker that makes a shard."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from data_prep.sources.tables import BATCH_ROWS, arrow_batches, open_parquet
+
+
+class CellReader:
+    """Reads cells of the tables below a folder, in the order of their rows or in any other.
+
+    Arrow files are mapped into memory. Of a Parquet file a few rows are held, and later rows are
+    found by reading on from there.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._open: dict[tuple[str, str], _Column] = {}
+
+    def read(self, file: str, number: int, cell: str) -> bytes:
+        """Bytes of a cell, ``column/item``; raises OSError or LookupError where it is not there."""
+        column, _, item = cell.rpartition("/")
+        reader = self._open.get((file, column))
+        if reader is None:
+            path = self._data_dir / file
+            made = _ArrowColumn if path.suffix == ".arrow" else _ParquetColumn
+            reader = self._open[file, column] = made(path, column)
+        value = reader.cell(number)
+        one = value[int(item)] if isinstance(value, list) else value
+        data = one["bytes"] if isinstance(one, dict) else one
+        if not isinstance(data, bytes):
+            raise LookupError(f"row {number} of {file} holds no bytes in {column}")
+        return data
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+class _Column:
+    """A column of one file."""
+
+    def cell(self, number: int) -> Any:
+        """The value in a row."""
+        raise NotImplementedError
+
+
+class _ArrowColumn(_Column):
+    def __init__(self, path: Path, column: str) -> None:
+        self._batches = [batch.column(column) for batch in arrow_batches(path)]
+        self._starts = [0, *accumulate(map(len, self._batches))]
+
+    def cell(self, number: int) -> Any:
+        place = _place(self._starts, number)
+        return self._batches[place][number - self._starts[place]].as_py()
+
+
+class _ParquetColumn(_Column):
+    def __init__(self, path: Path, column: str) -> None:
+        self._file = open_parquet(path)
+        self._column = column
+        described = self._file.metadata
+        groups = range(described.num_row_groups)
+        self._starts = [0, *accumulate(described.row_group(group).num_rows for group in groups)]
+        self._group = -1
+        self._batches: Iterator[Any] = iter(())
+        self._first = 0
+        self._values: Any = ()
+
+    def cell(self, number: int) -> Any:
+        group = _place(self._starts, number)
+        if group != self._group or number < self._first:
+            self._group = group
+            self._first, self._values = self._starts[group], ()
+            self._batches = self._file.iter_batches(
+                batch_size=BATCH_ROWS, row_groups=[group], columns=[self._column]
+            )
+        while number >= self._first + len(self._values):
+            self._first += len(self._values)
+            self._values = next(self._batches).column(0)
+        return self._values[number - self._first].as_py()
+
+
+def _place(starts: list[int], number: int) -> int:
+    """Of the batch or group with a row; ``starts`` ends with the number of rows."""
+    if not 0 <= number < starts[-1]:
+        raise LookupError(f"row {number} of {starts[-1]}")
+    return bisect_right(starts, number) - 1

@@ -1,0 +1,292 @@
+"""Rows of Parquet files and of the Arrow files that ``datasets`` saves, as entries.
+
+Text columns go to `chats.read_chat` as an object's keys do. Bytes of images stay where they are:
+the worker that makes the shard reads the row again (`table_cells.py`). They are spooled beside the
+plan only where that would mean reading far more than the row: rows in another order, or a row group
+of Parquet that is larger than `MAX_GROUP_BYTES`.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from data_prep.sources.chats import MEDIA_KEYS, read_entry
+from data_prep.sources.entry import Entry, Inline, Media, MediaKind, Refusal, Row, Source
+from data_prep.sources.files import SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Uncompressed bytes of a column in a row group up to which its rows are read again.
+MAX_GROUP_BYTES = 256 * 1024 * 1024
+#: Rows that are held at a time.
+BATCH_ROWS = 64
+#: Columns that hold media where no option names them, beside those of entries in JSON.
+_MEDIA_NAMES: dict[MediaKind, tuple[str, ...]] = {
+    "image": (*MEDIA_KEYS["image"], "img", "jpg", "png", "picture", "image_bytes"),
+    "video": (*MEDIA_KEYS["video"], "mp4", "video_bytes"),
+}
+_MEDIA_KEYS = {key for keys in MEDIA_KEYS.values() for key in keys}
+_SPLIT = re.compile(r"(train|validation|valid|val|test|dev)(?=[-_.]|$)")
+_CAPTION_NAMES = ("caption", "text")
+_QUESTION_NAMES, _ANSWER_NAMES = ("question", "query"), ("answer", "response")
+
+
+def table_files(path: Path, format_name: str) -> list[Path]:
+    """The files of a table, in order; SourceError where they are of several splits."""
+    if path.is_file():
+        return [path]
+    if format_name == "hf":
+        return _saved_files(path)
+    files = sorted(path.rglob("*.parquet"))
+    splits = {_split_of(file.relative_to(path)) for file in files}
+    if len(splits) > 1:
+        named = ", ".join(sorted(split or "none" for split in splits))
+        raise SourceError(
+            f"{path} holds Parquet files of several splits ({named}); give the files of one in a "
+            "folder of their own, or one file"
+        )
+    return files
+
+
+def read_tables(source: Source) -> Iterator[Entry | Refusal]:
+    """An entry a row, in order of the files and of their rows."""
+    index = 0
+    for path in source.files:
+        layout = _Layout(source, path, _schema(path))
+        below = path.is_relative_to(source.data_dir)
+        name = (path.relative_to(source.data_dir) if below else path.absolute()).as_posix()
+        for first, batch, in_place in _batches(path, layout.columns, source.in_order):
+            for number, row in enumerate(batch.to_pylist(), start=first):
+                raw = layout.entry(row, name, number, in_place=in_place)
+                yield read_entry(source, index, None, raw)
+                index += 1
+
+
+def open_parquet(path: Path) -> Any:
+    """A Parquet file, of which only the pages that are read are in memory."""
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read as Parquet ({error}); fetch it again") from error
+
+
+def arrow_batches(path: Path) -> Iterator["pa.RecordBatch"]:
+    """Batches of an Arrow file, mapped into memory."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            yield from reader
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read as Arrow ({error}); save it again") from error
+
+
+def _schema(path: Path) -> "pa.Schema":
+    if path.suffix == ".arrow":
+        return next(arrow_batches(path)).schema
+    return open_parquet(path).schema_arrow
+
+
+def _batches(
+    path: Path, columns: list[str], in_order: bool
+) -> Iterator[tuple[int, "pa.RecordBatch", bool]]:
+    """Number of the first row, the rows, and whether their bytes stay in the file."""
+    first = 0
+    if path.suffix == ".arrow":
+        for batch in arrow_batches(path):
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                part = batch.slice(start, BATCH_ROWS).select(columns)
+                yield first, part, True
+                first += part.num_rows
+        return
+    file = open_parquet(path)
+    for group in range(file.num_row_groups):
+        described = file.metadata.row_group(group)
+        sizes = [
+            described.column(number).total_uncompressed_size
+            for number in range(described.num_columns)
+        ]
+        in_place = in_order and max(sizes, default=0) <= MAX_GROUP_BYTES
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+            yield first, batch, in_place
+            first += batch.num_rows
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """Files of a dataset that ``save_to_disk`` wrote."""
+    state = folder / "state.json"
+    if not state.is_file():
+        raise SourceError(f"{folder} has no state.json; expected what datasets' save_to_disk wrote")
+    fields = orjson.loads(state.read_bytes())
+    if fields.get("_indices_data_files"):
+        raise SourceError(f"{folder} is a selection of rows; save it after flatten_indices()")
+    return [folder / one["filename"] for one in fields["_data_files"]]
+
+
+def _split_of(path: Path) -> str:
+    match = _SPLIT.match(path.name) or _SPLIT.match(path.parent.name)
+    return match[1] if match else ""
+
+
+class _Layout:
+    """Which columns of a table hold what; SourceError where that is not clear."""
+
+    def __init__(self, source: Source, path: Path, schema: "pa.Schema") -> None:
+        self._source = source
+        self._path = path
+        self._schema = schema
+        options = source.options
+        self._media = {
+            "image": self._media_columns("image", options.image_column),
+            "video": self._media_columns("video", options.video_column),
+        }
+        used = {*self._media["image"], *self._media["video"]}
+        self._check_unused(used)
+        self._says = self._find_text()
+        self.columns = [name for name in schema.names if name not in options.ignore]
+
+    def entry(self, row: dict[str, Any], file: str, number: int, *, in_place: bool) -> Any:
+        """The row as an object of `chats.read_entry`."""
+        raw = dict(row)
+        media: dict[str, list[Media]] = {}
+        for kind, columns in self._media.items():
+            found = [
+                self._cell(kind, item, f"{column}/{place}", file, number, in_place)
+                for column in columns
+                for place, item in enumerate(_items(raw.pop(column)))
+            ]
+            media |= {kind: [one for one in found if one is not None]} if found else {}
+        return self._say(raw) | media
+
+    def _cell(
+        self, kind: Any, item: Any, column: str, file: str, number: int, in_place: bool
+    ) -> Any:
+        """Media whose bytes are in the table; a path or null as it stands."""
+        data, path = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (item, "")
+        if not isinstance(data, bytes):
+            return item
+        held = (
+            Row(file=file, number=number, column=column, size=len(data))
+            if in_place
+            else Inline(file=file, data=data)
+        )
+        return Media(kind=kind, path=path or f"{file}#{number}", held=held)
+
+    def _say(self, raw: dict[str, Any]) -> dict[str, Any]:
+        ask, answer = self._says
+        said = raw.pop(answer)
+        if ask is None:
+            if isinstance(said, str):
+                said = _parsed(said)
+            if _is_struct_of_lists(said):
+                turns = zip(*said.values(), strict=True)
+                said = [dict(zip(said, turn, strict=True)) for turn in turns]
+            if isinstance(said, list) and said and _is_pair(said[0]):
+                said = [turn for pair in said for turn in _turns(pair["user"], pair["assistant"])]
+            key = "messages" if _has_role(said) else "conversations"
+            return raw | {key: said}
+        question = raw.pop(ask) if ask else self._source.options.caption_prompt
+        return raw | {"conversations": _turns(question, said)}
+
+    def _media_columns(self, kind: MediaKind, named: tuple[str, ...]) -> tuple[str, ...]:
+        for name in named:
+            self._require(name, f"--{kind}-column")
+        if named:
+            return named
+        found = [n for n in self._schema.names if n.lower() in _MEDIA_NAMES[kind]]
+        return tuple(name for name in found if name not in self._source.options.ignore)
+
+    def _find_text(self) -> tuple[str | None, str]:
+        """Columns of question and answer: (None, conversation), ("", caption) or both."""
+        options, names = self._source.options, self._schema.names
+        for option, first in (
+            ("conversations_column", None),
+            ("text_column", ""),
+        ):
+            if (name := getattr(options, option)) is not None:
+                self._require(name, f"--{option.replace('_', '-')}")
+                return first, name
+        found = next((n for n in ("messages", "conversations", "texts") if n in names), None)
+        asked = (options.question_column, options.answer_column)
+        if found is not None and asked == (None, None):
+            return None, found
+        question = options.question_column or _first(_QUESTION_NAMES, names)
+        answer = options.answer_column or _first(_ANSWER_NAMES, names)
+        if question is not None and answer is not None:
+            self._require(question, "--question-column")
+            self._require(answer, "--answer-column")
+            return question, answer
+        caption = _first(_CAPTION_NAMES, names)
+        if caption is None:
+            raise SourceError(
+                f"{self._path} has the columns {', '.join(names)}; say which hold the text by "
+                "--conversations-column, by --question-column and --answer-column, or, of "
+                "captions, by --text-column"
+            )
+        return "", caption
+
+    def _require(self, name: str, option: str) -> None:
+        if name not in self._schema.names:
+            raise SourceError(
+                f"{option} is {name!r}; {self._path} has the columns "
+                f"{', '.join(self._schema.names)}"
+            )
+
+    def _check_unused(self, used: set[str]) -> None:
+        """A column of bytes that is not named may be images that would be lost."""
+        import pyarrow.types as types
+
+        for field in self._schema:
+            kind = field.type
+            while types.is_list(kind) or types.is_large_list(kind):
+                kind = kind.value_type
+            holds = (
+                field.name in _MEDIA_KEYS or types.is_binary(kind) or types.is_large_binary(kind)
+            )
+            if types.is_struct(kind):
+                holds = any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+            if holds and field.name not in used and field.name not in self._source.options.ignore:
+                raise SourceError(
+                    f"{self._path} may have media in the column {field.name}; --image-column or "
+                    f"--video-column {field.name} stores them, --ignore {field.name} does not"
+                )
+
+
+def _items(cell: Any) -> list[Any]:
+    return cell if isinstance(cell, list) else [cell]
+
+
+def _first(names: tuple[str, ...], columns: list[str]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+def _turns(question: Any, answer: Any) -> list[dict[str, Any]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _is_struct_of_lists(said: Any) -> bool:
+    """Older versions of datasets keep a list of structs so."""
+    if not isinstance(said, dict) or not all(isinstance(one, list) for one in said.values()):
+        return False
+    return len(set(map(len, said.values()))) == 1
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, dict) and {"user", "assistant"} <= item.keys()
+
+
+def _has_role(said: Any) -> bool:
+    return isinstance(said, list) and bool(said) and isinstance(said[0], dict) and "role" in said[0]
