@@ -15,6 +15,7 @@ from data_prep.cli_stats import NUM_CORES, Root, Workers, preview, stats
 from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
 from data_prep.drawn.entries import COLLECTIONS, Detail
 from data_prep.executor import ExecutorError
+from data_prep.model_folder import FolderError
 from data_prep.options import OptionError
 from data_prep.sources import SourceError
 from data_prep.verify import verify as verify_shards
@@ -32,7 +33,14 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(130) from error
         except BrokenPipeError:
             raise  # the reader of the output has gone: Click ends without a word
-        except (OSError, ExecutorError, OptionError, SourceError, WorkspaceError) as error:
+        except (
+            OSError,
+            ExecutorError,
+            FolderError,
+            OptionError,
+            SourceError,
+            WorkspaceError,
+        ) as error:
             # OSError: a full disk or missing rights; finished shards stay, and a rerun resumes
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error

@@ -1,17 +1,22 @@
 """Check an entry's conversation, and repair what has only one possible repair.
 
-Stored conversations are a system turn or none, then question and answer in turn, and hold exactly
-one ``<image>`` mark an image, in questions only. A mark may stand anywhere in its question.
+Stored conversations are a system turn or none, then question and answer in turn. Their questions
+hold exactly one ``<image>`` mark an image and one ``<video>`` mark a video, anywhere in them. In an
+answer these words are text, and so is ``<video>`` where there is no video; a question with a mark
+and no image has lost its image.
 """
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.model_folder import CONTROL_TOKENS
 from data_prep.quarantine import Reason, Rejected
 from data_prep.schema import ROLES, shortened
 
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +27,35 @@ class Conversation:
     repairs: tuple[str, ...]  #: names of the repairs that were made
 
 
-def check_conversation(raw: Any, num_images: int) -> Conversation:
+def check_conversation(
+    raw: Any, num_images: int, num_videos: int = 0, *, control: Sequence[str] = CONTROL_TOKENS
+) -> Conversation:
     """Check, and repair where there is one way to; raise Rejected otherwise.
 
     Repairs: an integer as value becomes its digits; a last question without answer goes, unless
-    an image belongs to it; without any ``<image>`` the images are put before the first question.
+    an image or video belongs to it; without any mark the images, and then the videos, are put
+    before the first question.
+
+    ``control`` are the tokens that no text may hold, see `data_prep.model_folder`.
     """
+    media = {IMAGE_MARK: num_images, VIDEO_MARK: num_videos}
     repairs: Counter[str] = Counter()
     turns = _read_turns(raw, repairs)
     has_system = ROLES[turns[0]["from"]] == "system"
     dialogue = turns[1:] if has_system else turns
     last = dialogue[-1] if len(dialogue) > 2 and len(dialogue) % 2 else None
-    if last and ROLES[last["from"]] == "user" and IMAGE_MARK not in last["value"]:
+    shows = last and any(_count(mark, [last], number) for mark, number in media.items())
+    if last and ROLES[last["from"]] == "user" and not shows:
         dialogue = dialogue[:-1]
         repairs["unanswered_question_dropped"] += 1
     roles = [ROLES[turn["from"]] for turn in dialogue]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
-    _place_images(turns[:1] if has_system else [], dialogue, num_images, repairs)
+    # videos first: what is put in front last stands first
+    for mark in (VIDEO_MARK, IMAGE_MARK):
+        _place(mark, turns[:1] if has_system else [], dialogue, media[mark], repairs)
     _check_texts(dialogue)
+    _refuse_control_tokens(turns, control)
     return Conversation(turns=[*turns[: int(has_system)], *dialogue], repairs=tuple(repairs))
 
 
@@ -63,23 +78,32 @@ def _read_turns(raw: Any, repairs: Counter[str]) -> list[dict[str, str]]:
     return turns
 
 
-def _place_images(
+def _place(
+    mark: str,
     system: list[dict[str, str]],
     dialogue: list[dict[str, str]],
-    num_images: int,
+    number: int,
     repairs: Counter[str],
 ) -> None:
-    in_questions = sum(turn["value"].count(IMAGE_MARK) for turn in dialogue[::2])
-    elsewhere = sum(turn["value"].count(IMAGE_MARK) for turn in [*system, *dialogue[1::2]])
-    if num_images and not in_questions and not elsewhere:
+    in_questions, elsewhere = _count(mark, dialogue[::2], number), _count(mark, system, number)
+    kind = mark.strip("<>")
+    if number and not in_questions and not elsewhere:
         first = dialogue[0]
-        first["value"] = f"{IMAGE_MARK}\n" * num_images + first["value"]
-        repairs["image_marks_added"] += 1
-    elif in_questions != num_images or elsewhere:
+        first["value"] = f"{mark}\n" * number + first["value"]
+        repairs[f"{kind}_marks_added"] += 1
+    elif in_questions != number or elsewhere:
+        reason = Reason.IMAGE_MARKS_MISMATCH if mark == IMAGE_MARK else Reason.VIDEO_MARKS_MISMATCH
         raise Rejected(
-            Reason.IMAGE_MARKS_MISMATCH,
-            f"{in_questions} marks in questions and {elsewhere} elsewhere for {num_images} images",
+            reason,
+            f"{in_questions} marks in questions and {elsewhere} elsewhere for {number} {kind}s",
         )
+
+
+def _count(mark: str, turns: list[dict[str, str]], number: int) -> int:
+    """Marks of a kind of which the entry has a number."""
+    if mark == VIDEO_MARK and not number:
+        return 0
+    return sum(turn["value"].count(mark) for turn in turns)
 
 
 def _check_texts(dialogue: list[dict[str, str]]) -> None:
@@ -89,3 +113,10 @@ def _check_texts(dialogue: list[dict[str, str]]) -> None:
         if position % 2:
             raise Rejected(Reason.EMPTY_ANSWER, f"answer {position // 2} is empty")
         raise Rejected(Reason.EMPTY_QUESTION, f"question {position // 2} is empty")
+
+
+def _refuse_control_tokens(turns: list[dict[str, str]], control: Sequence[str]) -> None:
+    pattern = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+    for position, turn in enumerate(turns):
+        if pattern and (found := re.search(pattern, turn["value"])):
+            raise Rejected(Reason.CONTROL_TOKEN, f"turn {position} holds {found[0]!r}")

@@ -25,7 +25,7 @@ from data_prep.durable import sync_folder, write_durably
 from data_prep.locate import Location, Locator
 from data_prep.options import DEFAULT_SHARD_SIZE, MIN_SHARDS, Options
 from data_prep.quarantine import Reason, Rejected, reject_line
-from data_prep.sources import Entry, Inline, Place, Refusal, Row, Source, read_entries
+from data_prep.sources import Entry, Inline, Media, Place, Refusal, Row, Source, read_entries
 from data_prep.workspace import Round
 
 
@@ -247,15 +247,13 @@ def check_entry(
     if isinstance(entry, Refusal):
         raise Rejected(Reason(entry.reason), entry.detail)
     images, videos = entry.of_kind("image"), entry.of_kind("video")
-    if videos:
-        raise Rejected(
-            Reason.VIDEO, "the entry has a video; write its shards by data_prep/schema.py"
-        )
     if not entry.media and options.text_only == "drop":
-        raise Rejected(Reason.TEXT_ONLY, "the entry has no image")
-    conversation = check_conversation(entry.conversations, len(images))
+        raise Rejected(Reason.TEXT_ONLY, "the entry has no image or video")
+    conversation = check_conversation(
+        entry.conversations, len(images), len(videos), control=options.control_tokens
+    )
     # in two steps: nothing is spooled for an entry that is then rejected
-    found = [locator.find(media.path) if media.held is None else None for media in entry.media]
+    found = [_find(media, locator, options) for media in entry.media]
     try:
         checked = orjson.dumps(entry.raw | {"conversations": conversation.turns}, default=float)
     except TypeError as error:
@@ -273,6 +271,25 @@ def check_entry(
         raw=checked,
     )
     return planned, conversation.repairs
+
+
+def _find(media: Media, locator: Locator, options: Options) -> Location | None:
+    """Where a path leads to; None for bytes that came with their entry."""
+    held = media.held
+    try:
+        found = locator.find(media.path) if held is None else None
+    except Rejected as rejection:
+        if media.kind == "video" and rejection.reason is Reason.MISSING_IMAGE:
+            raise Rejected(Reason.MISSING_VIDEO, rejection.detail) from rejection
+        raise
+    place = held or found
+    if media.kind == "video" and place and place.size > options.max_video_bytes:
+        raise Rejected(
+            Reason.TOO_MANY_BYTES,
+            f"{media.path} of {place.size} bytes is over --max-video-bytes "
+            f"{options.max_video_bytes}",
+        )
+    return found
 
 
 def _place_held(held: Inline | Row | None, spool: BinaryIO) -> Location:

@@ -81,6 +81,11 @@ class Inline:
     file: str  #: that the entry is from
     data: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:

@@ -19,7 +19,7 @@ from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer  # noqa: E402
-from dct_vl.inputs.chat import ChatTokenizer, read_text_tokenizer  # noqa: E402
+from dct_vl.inputs.chat import ChatTokenizer, read_chat_tokenizer  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
@@ -166,7 +166,7 @@ def load_checkpoint(
         step=read_meta(checkpoint)["step"],
         module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
         visual=RunSettings(run).visual,
-        chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
+        chat=read_chat_tokenizer(run.model.path),
     )
 
 

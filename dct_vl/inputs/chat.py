@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_prep.model_folder import FolderError, chat_template, control_among, template_text
 from data_prep.schema import Turn
 from dct_tokenizer import Plan
 from dct_vl.errors import ConfigError
@@ -29,7 +30,6 @@ VISUAL_TOKEN_INDEX = -200
 _KIND_OF_MARK: dict[str, Kind] = {IMAGE_MARK: "image", VIDEO_MARK: "video"}
 #: characters of pieces whose ids are kept, and how many pieces
 _SHORT, _MOST_KNOWN = 256, 1000
-_MARK = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 
 
 class ChatError(ValueError):
@@ -69,8 +69,11 @@ class ChatTokenizer:
             if pad_id in (None, tokenizer.unk_token_id):
                 raise ValueError(f"the tokenizer has no {name} token: not a Qwen2-VL tokenizer")
         self._known: dict[str, tuple[int, ...]] = {}
-        specials = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, specials)))
+        ends = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+        template = template_text(tokenizer.chat_template)
+        control = control_among(tokenizer.get_added_vocab(), template, ends)
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)))
 
     def tokenize(
         self, turns: Sequence[Turn], num_images: int, num_videos: int = 0
@@ -79,7 +82,7 @@ class ChatTokenizer:
 
         Args:
             turns: user and assistant turns in order, an optional system turn first; `<image>` and
-                `<video>` in a turn mark the place of an image or video.
+                `<video>` in them mark the place of an image or video, see `count_marks`.
             num_images: images of the sample. Without any mark they precede the first question.
             num_videos: likewise; they follow images without marks.
 
@@ -130,25 +133,28 @@ class ChatTokenizer:
     ) -> list[dict[str, Any]]:
         """The conversation in the form that chat templates take."""
         unplaced: list[dict[str, str]] = []
-        for mark, number in ((IMAGE_MARK, num_images), (VIDEO_MARK, num_videos)):
+        num_of_mark = {IMAGE_MARK: num_images, VIDEO_MARK: num_videos}
+        for mark, number in num_of_mark.items():
             kind = _KIND_OF_MARK[mark]
-            marks = sum(turn.text.count(mark) for turn in turns)
+            marks = sum(count_marks(turn, mark, number) for turn in turns)
             if marks not in (0, number):
                 raise ChatError(f"{kind}_count", f"{marks} {mark} marks for {number} {kind}s")
             unplaced += [{"type": kind}] * (number - marks)
         first = next((turn.role for turn in turns if turn.role != "system"), None)
         if first != "user":
             raise ChatError("first_turn", f"the conversation starts with {first}; expected user")
+        places = [mark for mark, number in num_of_mark.items() if number]
         messages = []
         for turn in turns:
-            found = self._special.search(turn.text)
+            found = self._control.search(turn.text)
             if found:
                 raise ChatError("control_token", f"the text holds {found[0]!r}")
             content: list[dict[str, str]] = []
             if turn.role == "user":
                 content, unplaced = unplaced, []
-            for piece in _MARK.split(turn.text):
-                if piece in _KIND_OF_MARK:
+            marks_here = places if turn.role != "assistant" else []
+            for piece in _pieces(turn.text, marks_here):
+                if piece in marks_here:
                     content.append({"type": _KIND_OF_MARK[piece]})
                 elif text := piece.strip("\n"):
                     content.append({"type": "text", "text": text})
@@ -173,6 +179,20 @@ class ChatTokenizer:
         return found
 
 
+def count_marks(turn: Turn, mark: str, number: int) -> int:
+    """Marks of a turn that stand for images or videos of a sample that has `number` of them.
+
+    In an answer they are text, and so is `<video>` without any video. `<image>` without any image
+    counts all the same: its image is lost.
+    """
+    is_text = turn.role == "assistant" or (mark == VIDEO_MARK and not number)
+    return 0 if is_text else turn.text.count(mark)
+
+
+def _pieces(text: str, marks: Sequence[str]) -> list[str]:
+    return re.split(f"({'|'.join(marks)})", text) if marks else [text]
+
+
 def render(holder: Any, messages: list[dict[str, Any]], *, is_prompt: bool = True) -> str:
     """Text of messages in the chat template of `holder`, a tokenizer or processor of transformers;
     of a prompt up to the point where the model answers.
@@ -180,12 +200,41 @@ def render(holder: Any, messages: list[dict[str, Any]], *, is_prompt: bool = Tru
     return holder.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt)
 
 
-def read_text_tokenizer(folder: str | Path) -> Any:
+def read_chat_tokenizer(folder: str | Path, **options: Any) -> ChatTokenizer:
+    """The tokenizer of a model's folder with the folder's template, which shows images.
+
+    Args:
+        options: of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ConfigError: files are missing or damaged, or the template is one for text.
+    """
+    try:
+        tokenizer = read_text_tokenizer(folder, **options)
+        tokenizer.chat_template = chat_template(folder) or tokenizer.chat_template
+        chat = ChatTokenizer(tokenizer)
+    except (FolderError, OSError) as error:
+        raise ConfigError(f"the chat template of {folder} cannot be read: {error}") from error
+    sample = (Turn(role="user", text="What is here?"), Turn(role="assistant", text="A cat."))
+    try:
+        shown = chat.tokenize(sample, num_images=1).media
+        fault = f"renders one image as {len(shown)} {IMAGE_PAD}" if shown != ("image",) else ""
+    except Exception as error:  # a template may raise whatever it likes
+        fault = f"cannot render an image ({type(error).__name__}: {error})"
+    if fault:
+        raise ConfigError(
+            f"the chat template of {folder} {fault}: it is one for text. Fetch chat_template.json "
+            "of Qwen/Qwen2-VL-2B-Instruct or Qwen/Qwen2.5-VL-3B-Instruct into the folder"
+        )
+    return chat
+
+
+def read_text_tokenizer(folder: str | Path, **options: Any) -> Any:
     """transformers' tokenizer of a folder; a ConfigError where files are missing or damaged."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # a damaged tokenizer.json is a bare Exception of its library
         raise ConfigError(
             f"the tokenizer of {folder} cannot be read ({error}): tokenizer.json and "

@@ -64,8 +64,9 @@ class LedgerSummary:
         if len(self.epochs) > 1 or any(e.num_twice or e.num_more for e in self.epochs):
             lines.append(
                 "(an epoch here ends after as many samples as there are; a loader process that is "
-                "through with its part sooner begins it again, and the shuffle buffer mixes the "
-                "end of one with the start of the next, so that some are twice in one of them)"
+                "through with its part begins it again, a little sooner than others where samples "
+                "were rejected or packed; with data.mix_epochs=true the buffers mix the end of one "
+                "epoch with the start of the next)"
             )
         if self.missing_steps:
             shown = ", ".join(map(str, self.missing_steps[:10]))

@@ -12,7 +12,7 @@ activate()
 
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 
-from dct_vl.inputs.chat import ChatTokenizer, read_text_tokenizer  # noqa: E402
+from dct_vl.inputs.chat import read_chat_tokenizer  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.inputs.rejects import RejectLog  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
@@ -84,7 +84,7 @@ def build_data(run: RunConfig) -> ChatDataModule:
     """The Energon data module."""
     settings = RunSettings(run)
     inputs = InputSpec(
-        chat=ChatTokenizer(read_text_tokenizer(run.model.path)),
+        chat=read_chat_tokenizer(run.model.path),
         visual=settings.visual,
         seq_length=run.data.seq_length,
         video=settings.video_rules,

@@ -36,6 +36,7 @@ from dct_vl.training.restart.resume import (  # noqa: E402
     began_at,
     find_resume,
     is_own,
+    with_epochs_of,
 )
 from dct_vl.training.restart.stop_signals import StopSignals  # noqa: E402
 from dct_vl.training.trainer import build_trainer  # noqa: E402
@@ -77,6 +78,7 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
             print(finished, file=sys.stderr)
             try_run_summary(folder)
         return folder
+    run = with_epochs_of(run, resume)
     if is_first:
         # 0 as well for a run that starts from a checkpoint in another run's folder
         resumed_at = checkpoint_step(resume) if resume and is_own(resume, folder) else 0

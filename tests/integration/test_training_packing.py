@@ -8,8 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-#: packs of 256 tokens hold two to five samples; the buffer is far from empty at the checkpoint.
-#: A larger shuffle buffer would mix epochs of these few samples
+#: packs of 256 tokens hold two to five samples; the buffer is far from empty at the checkpoint
 PACKED = (
     "data.packing=on",
     "data.packing_buffer_size=24",

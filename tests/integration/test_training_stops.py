@@ -17,7 +17,7 @@ from dct_vl.training.watch.guard_rails import BAD_STEPS_NAME
 
 pytestmark = pytest.mark.slow
 
-#: 88 of the 119 samples; a larger shuffle buffer would begin the next epoch before this one ends
+#: 88 of the 119 samples
 NUM_STEPS = 22
 OVERRIDES = (
     f"trainer.max_steps={NUM_STEPS}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -16,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.schema import Turn
+from data_prep.video_file import read_header
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.pixels import resize_frames
 from dct_tokenizer.show import View, look, write_html, write_png
 from dct_tokenizer.show.figure import psnr_text
@@ -23,11 +24,9 @@ from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, Kind
 from dct_vl.inputs.clips import make_clip
-from dct_vl.inputs.images import decode_rgb
-from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.inputs.video import read_frames
 
 _MARKS: dict[Kind, str] = {"image": IMAGE_MARK, "video": VIDEO_MARK}
-_MARK = re.compile("<(image|video)>")
 #: what a tokenizer writes for the first bytes of a character whose last ones are still to come
 _INCOMPLETE = "\ufffd"
 #: engines answer one question at a time, whoever asks: they share a device, and Megatron's state
@@ -73,7 +72,7 @@ class Conversation:
         with `<image>` and `<video>` where they belong.
         """
         text = question
-        if not _MARK.search(question):
+        if not any(_MARKS[one.kind] in question for one in self.pending):
             text = "\n".join([*(_MARKS[one.kind] for one in self.pending), question])
         return Request(
             # seeds what is drawn: each turn from a stream of its own, again the same after a reset
@@ -92,9 +91,7 @@ class Conversation:
         with closing(stream(engine, engine.encode(request))) as pieces:
             for piece in pieces:
                 if isinstance(piece, Reply):
-                    # a mark in what the model said would ask for an image in the next turn
-                    said = _MARK.sub(r"< \1>", piece.text)
-                    self.turns = [*request.turns, Turn(role="assistant", text=said)]
+                    self.turns = [*request.turns, Turn(role="assistant", text=piece.text)]
                     self.media, self.pending = self.everything, []
                 yield piece
 

@@ -17,7 +17,7 @@ from dct_vl.inference.generate.requests import Request, Requests, digest_of
 from dct_vl.inference.generate.run import generate
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inference.sampling import AnswerSettings
-from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError
+from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, ChatError, count_marks
 from dct_vl.inputs.rejects import RejectedSamples
 from dct_vl.inputs.shard_reader import HeldOut, OnFault, read_split
 from dct_vl.runs.result_files import beside
@@ -74,7 +74,7 @@ def questions_of(
     turns = sample.record.turns
 
     def shown(media: tuple[bytes, ...], mark: str, number: int) -> tuple[bytes, ...]:
-        marks = [turn.text.count(mark) for turn in turns]
+        marks = [count_marks(turn, mark, len(media)) for turn in turns]
         return media[: sum(marks[:number])] if any(marks) else media
 
     return [

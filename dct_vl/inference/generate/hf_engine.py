@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
 )
@@ -24,7 +23,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
     smart_resize,
 )
 
+from data_prep.video_file import read_header
 from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_tokenizer.decode import decode_rgb
 from dct_vl.inference.decode import cut_at
 from dct_vl.inference.generate.engine import (
     AnswerSettings,
@@ -35,10 +36,9 @@ from dct_vl.inference.generate.engine import (
 )
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling, TokenChooser
-from dct_vl.inputs.chat import ChatTokenizer, render
+from dct_vl.inputs.chat import read_chat_tokenizer, render
 from dct_vl.inputs.clips import VideoRules, make_clip
-from dct_vl.inputs.images import decode_rgb
-from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.inputs.video import read_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ class HfEngine:
         )
         # use_fast is about images, where the fast processor needs more packages and differs; the
         # processor hands it on to the text tokenizer, whose slow one cannot decode unused ids
-        self.processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.chat = read_chat_tokenizer(folder, padding_side="left")
+        self.processor.tokenizer = self.chat.tokenizer
         self.model = (
             AutoModelForImageTextToText.from_pretrained(
                 folder, torch_dtype=dtype, trust_remote_code=trust_remote_code
@@ -99,9 +100,6 @@ class HfEngine:
             .to(device)
             .eval()
         )
-        if self.processor.tokenizer.chat_template is None:
-            self.processor.tokenizer.chat_template = self.processor.chat_template
-        self.chat = ChatTokenizer(self.processor.tokenizer)
         images = self.processor.image_processor
         self.min_pixels, self.max_pixels = images.min_pixels, images.max_pixels
         self.visual = _visual(folder).within(self.min_pixels, self.max_pixels)
@@ -137,7 +135,7 @@ class HfEngine:
             damage += [read.damage] if read.damage else []
         return HfPrompt(
             key=request.key,
-            text=render(self.processor, messages),
+            text=render(self.processor.tokenizer, messages),
             images=decoded,
             videos=tuple(frames),
             rates=tuple(rates),

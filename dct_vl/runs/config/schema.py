@@ -75,8 +75,12 @@ class DataConfig:
     video_total_pixels: int | None = None
     #: loader processes a rank; 0 loads in the trainer itself
     num_workers: int = 2
-    #: samples; 0 keeps the order of the shards
+    #: samples, of each loader process; 0 keeps the order of the shards
     shuffle_buffer_size: int = 1000
+    #: false: a loader process delivers each sample of its share once before any twice, as its
+    #: buffers are emptied at the end of an epoch. true: they draw from the next epoch already.
+    #: null is what the checkpoint has that the run resumes from, and false without one
+    mix_epochs: bool | None = None
     #: samples that are read in sequence from one place of a shard; smaller shuffles better
     max_samples_per_sequence: int = 100
     #: several samples a row, in packs of exactly seq_length tokens; batch sizes then count packs.

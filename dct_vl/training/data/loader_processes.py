@@ -146,29 +146,3 @@ def check_shares(dataset: Any, path: str, config: WorkerConfig) -> None:
                 f"data.num_workers={config.num_workers} share the samples of each dataset among "
                 f"{streams}: lower data.num_workers, or add samples"
             )
-
-
-def mixed_epochs(
-    dataset: Any, config: WorkerConfig, *, packing_buffer_size: int, shuffle_buffer_size: int
-) -> str | None:
-    """What is to be said where packs are chosen from more samples than a loader process has, some
-    of them twice; None where they are not.
-
-    Args:
-        packing_buffer_size: samples that packs are chosen from.
-        shuffle_buffer_size: samples that the next one is drawn from before; 0 for none.
-    """
-    streams = max(config.num_workers, 1) * config.world_size
-    share = sum(len(loader.join_readers[0]) // streams for loader in sample_loaders(dataset))
-    if packing_buffer_size <= share:
-        return None
-    shuffled = (
-        f"; data.shuffle_buffer_size={shuffle_buffer_size} mixes them likewise"
-        if shuffle_buffer_size > share
-        else ""
-    )
-    return (
-        f"data.packing_buffer_size={packing_buffer_size} is more than the {share} samples of a "
-        f"loader process (of {streams}): packs are chosen from several epochs at once, and may "
-        f"hold a sample twice. {share} at most keeps them apart{shuffled}"
-    )

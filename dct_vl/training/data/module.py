@@ -18,7 +18,6 @@ from megatron.energon import (
     SavableDataLoader,
     WorkerConfig,
     get_savable_loader,
-    get_train_dataset,
     get_val_dataset,
 )
 from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
@@ -28,11 +27,11 @@ from tqdm import tqdm
 from dct_vl.inputs.batch import DeviceFields
 from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.training.data.epochs import mixed_epochs, train_dataset
 from dct_vl.training.data.loader_processes import (
     WorkerBoard,
     check_shares,
     limit_answers,
-    mixed_epochs,
     watch,
 )
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -148,7 +147,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             micro_batch_size=run.trainer.micro_batch_size,
             global_batch_size=run.trainer.global_batch_size,
             num_workers=run.data.num_workers,
-            shuffle_buffer_size=run.data.shuffle_buffer_size or None,
+            shuffle_buffer_size=run.data.shuffle_buffer_size,
             max_samples_per_sequence=run.data.max_samples_per_sequence,
             task_encoder=task_encoder,
             validation_task_encoder=validation_task_encoder,
@@ -157,6 +156,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
         #: packing concerns training only: validation keeps one sample a row, so that its loss
         #: means the same whatever the training does
         self.packing_buffer_size = run.data.packing_buffer_size if run.data.packing else None
+        self.mix_epochs = bool(run.data.mix_epochs)
         self.worker_timeout_s = run.data.worker_timeout_s
         self.train_dataloader_object: EndlessLoader | None = None
         self.val_dataloader_object: RepeatedLoader | None = None
@@ -175,15 +175,15 @@ class ChatDataModule(EnergonMultiModalDataModule):
                 split_part="val",
             )
             return pass_over_damage(dataset, self.validation_task_encoder.rejects)
-        dataset = get_train_dataset(
+        dataset = train_dataset(
             self.path,
+            self.task_encoder,
+            worker_config,
             batch_size=self.micro_batch_size,
-            task_encoder=self.task_encoder,
-            worker_config=worker_config,
-            split_part="train",
             packing_buffer_size=self.packing_buffer_size,
             shuffle_buffer_size=self.shuffle_buffer_size,
             max_samples_per_sequence=self.max_samples_per_sequence,
+            mix_epochs=self.mix_epochs,
         )
         return pass_over_damage(dataset, self.task_encoder.rejects)
 
@@ -202,7 +202,9 @@ class ChatDataModule(EnergonMultiModalDataModule):
             config = self.worker_config(self.num_workers, self.task_encoder)
             dataset = self.datasets_provider(config, "train")
             check_shares(dataset, self.path, config)
-            self._warn_of_mixed_epochs(dataset, config)
+            warning = mixed_epochs(dataset, config)
+            if warning and os.environ.get("RANK", "0") == "0":
+                print(f"warning: {warning}", file=sys.stderr)
             # Energon's own watchdog prints stacks and goes on; `watch` names the process and ends
             loader = get_savable_loader(dataset, watchdog_timeout_seconds=None)
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
@@ -210,18 +212,6 @@ class ChatDataModule(EnergonMultiModalDataModule):
             atexit.register(_end_loader_processes)
             self.train_dataloader_object = EndlessLoader(loader, board, self.worker_timeout_s)
         return self.train_dataloader_object
-
-    def _warn_of_mixed_epochs(self, dataset: Any, config: WorkerConfig) -> None:
-        if self.packing_buffer_size is None or os.environ.get("RANK", "0") != "0":
-            return
-        warning = mixed_epochs(
-            dataset,
-            config,
-            packing_buffer_size=self.packing_buffer_size,
-            shuffle_buffer_size=self.shuffle_buffer_size or 0,
-        )
-        if warning:
-            print(f"warning: {warning}", file=sys.stderr)
 
     def val_dataloader(self) -> RepeatedLoader:
         """Loader of the validation split; the same batches in every validation."""

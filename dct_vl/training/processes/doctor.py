@@ -1,6 +1,6 @@
 """Checks a machine and a run's inputs: one line each, with the fix, in a few seconds.
 
-Nothing is loaded and no device memory is taken.
+No weights are loaded and no device memory is taken.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from packaging.markers import Marker
 
 from dct_vl.errors import ConfigError
+from dct_vl.inputs.chat import read_chat_tokenizer
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES, check_model_file, read_model_file
 from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.schema import RunConfig
@@ -177,8 +178,14 @@ def check_model(folder: str) -> Iterator[Finding]:
     missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
     if missing:
         yield _fail("tokenizer files", f"missing: {', '.join(missing)}; fetch them again")
+        return
+    yield _ok("tokenizer files", "all there")
+    try:
+        read_chat_tokenizer(path)
+    except ConfigError as error:
+        yield _fail("chat template", str(error))
     else:
-        yield _ok("tokenizer files", "all there")
+        yield _ok("chat template", "shows an image")
 
 
 def _check_config(path: Path) -> Finding:

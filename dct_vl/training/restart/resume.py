@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from dct_vl.runs.derived import RunSettings  # noqa: E402
 from dct_vl.runs.run_files import CONFIG_NAME, read_config  # noqa: E402
 from dct_vl.training.restart.loader_state import check_streams  # noqa: E402
 
-#: settings that may differ: they say where a run begins and lies, not what it computes
-_PLACES = ("trainer.resume", "log_dir")
+_MIX_EPOCHS = "data.mix_epochs"
+#: settings that may differ: they say where a run begins and lies, not what it computes, or are
+#: compared with what the checkpoint says
+_NOT_COMPARED = ("trainer.resume", "log_dir", _MIX_EPOCHS)
 
 
 class RunFinished(Exception):
@@ -54,7 +56,8 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
     path = _choose(run.trainer.resume, folder)
     if path is None:
         return None
-    meta = read_meta(path)
+    run = with_epochs_of(run, path)
+    meta = {_MIX_EPOCHS: _mixes_epochs(path), **read_meta(path)}
     tuned = meta.get("tuning", {})
     shared = {name: value for name, value in tensor_settings(run).items() if name in tuned}
     for name, value in {**stream_settings(run), **shared}.items():
@@ -82,6 +85,21 @@ def find_resume(run: RunConfig, folder: Path, data_parallel_size: int = 1) -> Pa
         f"{path} is at step {meta['step']} already and this run ends at {last}: raise {ends}, or "
         f"use another experiment_name{differs}"
     )
+
+
+def with_epochs_of(run: RunConfig, checkpoint: Path | None) -> RunConfig:
+    """The run with `data.mix_epochs`, where its settings leave that open, as the checkpoint has it
+    that it resumes from: the loaders of the two ways have no state in common.
+    """
+    if run.data.mix_epochs is not None:
+        return run
+    mixes = checkpoint is not None and _mixes_epochs(checkpoint)
+    return replace(run, data=replace(run.data, mix_epochs=mixes))
+
+
+def _mixes_epochs(checkpoint: Path) -> bool:
+    # checkpoints that do not say are of a time when all runs did
+    return bool(read_meta(checkpoint).get(_MIX_EPOCHS, True))
 
 
 def _choose(wanted: str, folder: Path) -> Path | None:
@@ -156,6 +174,7 @@ def stream_settings(run: RunConfig) -> dict[str, object]:
         "data.max_pixels": run.data.max_pixels,
         "data.video": asdict(RunSettings(run).video_rules),
         "data.shuffle_buffer_size": run.data.shuffle_buffer_size,
+        _MIX_EPOCHS: bool(run.data.mix_epochs),
         "data.max_samples_per_sequence": run.data.max_samples_per_sequence,
         "data.packing": packing_settings(run),
         "trainer.micro_batch_size": run.trainer.micro_batch_size,
@@ -212,7 +231,7 @@ def changed_settings(run: RunConfig, folder: Path) -> list[str]:
     return [
         f"{name} {now.get(name)} instead of {before.get(name)}"
         for name in dict.fromkeys((*now, *before))
-        if name not in _PLACES and now.get(name) != before.get(name)
+        if name not in _NOT_COMPARED and now.get(name) != before.get(name)
     ]
 
 

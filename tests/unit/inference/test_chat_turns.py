@@ -247,7 +247,7 @@ def test_marks_in_an_answer_ask_for_no_picture(engine, monkeypatch):
     monkeypatch.setattr(engine, "answer", lambda encoded, watch=None: [reply])
     terminal.run(["one?", "two?"])
     assert terminal.num_failed == 0
-    assert terminal.conversation.turns[1].text == "see < image>"
+    assert terminal.conversation.turns[1].text == "see <image>"
 
 
 def test_a_pipe_gets_answers_and_an_exit_status(run, engines, files):

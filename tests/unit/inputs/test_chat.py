@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_chats import messages
 from transformers import AutoTokenizer
 
+from data_prep.model_folder import CONTROL_TOKENS, control_tokens
 from data_prep.schema import Turn
-from dct_vl.inputs.chat import ChatError, ChatTokenizer
+from dct_vl.errors import ConfigError
+from dct_vl.inputs.chat import ChatError, ChatTokenizer, read_chat_tokenizer
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -135,6 +140,68 @@ def test_what_cannot_be_rendered_says_why(chat, pairs, images, reason, detail):
         chat.tokenize(turns(*pairs), images)
     assert caught.value.reason == reason
     assert detail in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["<|box_start|>(1,2)<|box_end|>", "<|object_ref_start|>a", "<ours>"]
+)
+def test_content_tokens_are_learnt_as_the_tokens_that_they_are(tiny_model, text):
+    """Qwen's own grounding, and tokens that a user has added."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<ours>"]}, False)
+    found = ChatTokenizer(tokenizer).tokenize(turns(("user", text), ("assistant", text)), 0)
+    learnt = [t for t, m in zip(found.input_ids, found.is_answer, strict=True) if m]
+    assert learnt == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    assert max(learnt) in tokenizer.get_added_vocab().values()
+
+
+def test_tokens_of_template_vision_and_padding_are_no_text(chat, tiny_model):
+    assert control_tokens(tiny_model) == CONTROL_TOKENS
+    for token in CONTROL_TOKENS:
+        with pytest.raises(ChatError, match="control_token"):
+            chat.tokenize(turns(("user", "a"), ("assistant", f"b{token}")), 0)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "images", "videos"),
+    [
+        ("How do I embed a clip?", "With <video> and <image>.", 0, 0),
+        ("<image>\nWhat tag shows it?", "<image>, not <video>", 1, 0),
+        ("Is <video> a tag?", "yes", 0, 0),
+        ("<image>Is <video> a tag?", "yes", 1, 0),
+        ("<video>\nWhat tag?", "<video>", 0, 1),
+    ],
+)
+def test_marks_that_stand_for_nothing_are_text(chat, question, answer, images, videos):
+    pairs = turns(("user", question), ("assistant", answer))
+    found = chat.tokenize(pairs, images, videos)
+    assert found.media == ("image",) * images + ("video",) * videos
+    text = chat.tokenizer.decode(found.input_ids)
+    assert f"<|im_start|>assistant\n{answer}<|im_end|>" in text
+    asked = text.partition("<|im_start|>assistant")[0]
+    assert ("<video>" in asked) == ("<video>" in question and not videos)
+
+
+def test_the_processors_template_comes_first(tiny_model, tmp_path):
+    """Qwen2.5-VL's folders on the hub have one for text beside their tokenizer."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "chat_template": "{{ messages[0].content + '' }}"}))
+    pairs = turns(("user", "What?"), ("assistant", "b"))
+    expected = read_chat_tokenizer(tiny_model).tokenize(pairs, 1)
+    assert expected.media == ("image",)
+    assert read_chat_tokenizer(folder).tokenize(pairs, 1) == expected
+    template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ 1 }}"}')
+    with pytest.raises(ConfigError, match=r"renders one image as 0 .*it is one for text"):
+        read_chat_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    assert read_chat_tokenizer(folder).tokenize(pairs, 1) == expected
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"chat_template\.json is damaged"):
+        read_chat_tokenizer(folder)
 
 
 def test_a_prompt_ends_where_the_answer_begins(chat):

@@ -163,40 +163,17 @@ def test_fewer_samples_than_loader_processes_is_said_before_any_starts(make_data
         make_data(copied, f"data.num_workers={count + 1}").train_dataloader()
 
 
-@pytest.mark.parametrize("more", [0, 1])
-def test_packs_from_several_epochs_at_once_are_warned_of(make_data, shards, capsys, more):
-    """From one sample more than the loader process has on, a full buffer holds one twice."""
-    share = len(keys_by_split(shards)["train"])
-    size = share + more
-    options = ("data.packing=true", "data.shuffle_buffer_size=0", "data.seq_length=1024")
-    loader = make_data(shards, *options, f"data.packing_buffer_size={size}").train_dataloader()
-    warning = capsys.readouterr().err
-    buffered: list[str] = []
-    for batch in loader:
-        buffered += batch.sample_keys
-        if len(buffered) >= size:
-            break
-    assert len(set(buffered)) == share
-    assert len(buffered) == size
-    assert warning == (
-        f"warning: data.packing_buffer_size={size} is more than the {share} samples of a loader "
-        "process (of 1): packs are chosen from several epochs at once, and may hold a "
-        f"sample twice. {share} at most keeps them apart\n"
-        if more
-        else ""
-    )
-
-
-def test_the_share_that_is_warned_of_is_the_smallest(make_data, shards, capsys):
+def test_only_buffers_that_mix_epochs_are_warned_of(make_data, shards, capsys):
     total = len(keys_by_split(shards)["train"])
-    assert total % 2, "one process has one sample more"
-    options = ("data.packing=true", "data.num_workers=2", "data.shuffle_buffer_size=99")
-    for size in (total // 2, total // 2 + 1):
-        make_data(shards, *options, f"data.packing_buffer_size={size}").train_dataloader()
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1
-    assert f"{total // 2 + 1} is more than the {total // 2} samples of" in said
-    assert f"{total // 2} at most keeps them apart; data.shuffle_buffer_size=99 mixes" in said
+    assert total % 2, "one process has one sample more, and the share is the smaller one's"
+    options = ("data.packing=true", "data.num_workers=2", "data.shuffle_buffer_size=8")
+    for size, mix in ((total, "null"), (total // 2, "true"), (total // 2 + 1, "true")):
+        more = (f"data.packing_buffer_size={size}", f"data.mix_epochs={mix}")
+        make_data(shards, *options, *more).train_dataloader()
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        f"warning: data.packing_buffer_size={total // 2 + 1} is more than the {total // 2} samples "
+    )
 
 
 def test_loader_processes_draw_no_bars(make_data, shards, capfd):

@@ -45,7 +45,7 @@ def write_pins(path: Path, **changed: str) -> Path:
 )
 def test_a_sound_model_passes(kind, name, request):
     findings = list(check_model(str(request.getfixturevalue(kind))))
-    assert [f.status for f in findings] == ["ok", "ok", "ok"]
+    assert [f.status for f in findings] == ["ok", "ok", "ok", "ok"]
     assert findings[0].detail == name
     assert "1 files, 0.00 GiB" in findings[1].detail
 
@@ -69,6 +69,24 @@ def test_every_shard_of_an_index_is_looked_for(model):
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     found = failures(model)["weights"]
     assert "one.safetensors is missing; two.safetensors is missing" in found
+
+
+def text_template(model: Path) -> None:
+    """As Qwen2.5-VL's folders on the hub: one for text beside the tokenizer."""
+    path = model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    plain = "{% for m in messages %}{{ '<|im_start|>' + m.role + m.content }}{% endfor %}"
+    path.write_text(json.dumps({**config, "chat_template": plain}))
+
+
+def test_a_template_that_shows_no_image(model):
+    text_template(model)
+    assert failures(model) == {}, "the processor's comes first"
+    for kept in model.glob("chat_template.*"):
+        kept.unlink()
+    found = failures(model)["chat template"]
+    assert found.startswith(f"the chat template of {model} cannot render an image (TypeError: ")
+    assert "it is one for text. Fetch chat_template.json of Qwen" in found
 
 
 def test_tokenizer_files_that_are_missing(model):

@@ -23,6 +23,7 @@ from dct_vl.training.restart.resume import (
     find_resume,
     stream_settings,
     tensor_settings,
+    with_epochs_of,
 )
 
 
@@ -123,6 +124,28 @@ def test_a_finished_run_with_other_settings_is_refused(find, tmp_path, override,
 def test_a_finished_run_whose_settings_are_unknown_is_refused(find):
     with pytest.raises(ConfigError, match=r"latest start: what config\.yaml says, which is"):
         find("trainer.max_steps=50")
+
+
+@pytest.mark.parametrize(("said", "mixes"), [(None, True), (True, True), (False, False)])
+def test_epochs_are_mixed_as_in_the_checkpoint(find, tmp_path, said, mixes):
+    """One that does not say is of a time when all runs mixed them."""
+    made = tmp_path / "run" / "checkpoints" / "step-00000050"
+    meta = json.loads((made / META_NAME).read_text())
+    assert meta.pop("data.mix_epochs") is False
+    (made / META_NAME).write_text(
+        json.dumps(meta | ({} if said is None else {"data.mix_epochs": said}))
+    )
+    write_config(find.compose("trainer.max_steps=50"), tmp_path / "run")
+    assert find() == made
+    assert with_epochs_of(find.compose(), made).data.mix_epochs is mixes
+    assert with_epochs_of(find.compose(), None).data.mix_epochs is False
+    with pytest.raises(RunFinished):
+        find("trainer.max_steps=50")
+    other = "false" if mixes else "true"
+    with pytest.raises(
+        ConfigError, match=rf"trained with data\.mix_epochs = {mixes}, this run has"
+    ):
+        find(f"data.mix_epochs={other}")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(find):
