@@ -22,7 +22,6 @@ MEDIA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video", "videos", "video_path", "video_paths"),
 }
 _KIND_OF_KEY = {key: kind for kind, keys in MEDIA_KEYS.items() for key in keys}
-_PLAIN_KEYS = {"id", "image", "conversations"}
 _NAMES = {"source", "dataset", "data_source"}
 _KNOWN_KEYS = {*ID_KEYS, *_KIND_OF_KEY, *_NAMES, "conversations", "messages", "system"}
 #: Keys that change what an entry says, in ways that shards do not hold.
@@ -37,7 +36,8 @@ class Chat:
     """What an entry says, and its media."""
 
     conversations: Any  #: ``[{"from", "value"}]`` with marks; of LLaVA entries unchecked
-    media: tuple[Media, ...]  #: images, then videos
+    images: tuple[Media, ...]
+    videos: tuple[Media, ...]
     plain: bool  #: the entry says it in LLaVA's own keys
 
 
@@ -49,6 +49,8 @@ def read_chats(source: Source) -> Iterator[Entry | Refusal]:
 
 def read_entry(source: Source, index: int, line: int | None, raw: Any) -> Entry | Refusal:
     """An entry from its object; ``line`` is where it stands."""
+    if type(raw) is dict and len(raw) == 3 and (entry := _usual_entry(index, line, raw)):
+        return entry
     try:
         if isinstance(raw, Unreadable):
             raise Refused("malformed_entry", raw.detail)
@@ -61,12 +63,6 @@ def read_entry(source: Source, index: int, line: int | None, raw: Any) -> Entry 
 
 def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
     """Turns and media of an entry's object; raises Refused."""
-    image = raw.get("image")
-    if raw.keys() <= _PLAIN_KEYS and type(image) is str and is_plain_path(image):
-        # nearly all entries of large sets
-        turns = raw.get("conversations")
-        if not _has_roles(turns):
-            return Chat(conversations=turns, media=(Media(kind="image", path=image),), plain=True)
     if source.options.ignore:
         raw = {key: value for key, value in raw.items() if key not in source.options.ignore}
     _refuse_unsupported(raw)
@@ -91,15 +87,14 @@ def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
         listed = reader.media()
     if raw.get("system"):
         turns, plain = _with_system(turns, raw["system"]), False
-    media = (*listed["image"], *listed["video"])
     if raw.keys() - _KNOWN_KEYS:
-        _refuse_lost_media(raw, media)
+        _refuse_lost_media(raw, (*listed["image"], *listed["video"]))
     plain = plain and all(
         [one.path for one in listed[_KIND_OF_KEY[key]] if one.held is None]
         == (value if isinstance(value, list) else [value])
         for key, value in found.items()
     )
-    return Chat(conversations=turns, media=media, plain=plain)
+    return Chat(conversations=turns, images=listed["image"], videos=listed["video"], plain=plain)
 
 
 def read_id(raw: dict[str, Any]) -> str | int | None:
@@ -110,14 +105,32 @@ def read_id(raw: dict[str, Any]) -> str | int | None:
     return found
 
 
+def _usual_entry(index: int, line: int | None, raw: dict[str, Any]) -> Entry | None:
+    """What nearly all entries of large sets are: an id, an image by its path, a conversation."""
+    original_id, image, turns = raw.get("id"), raw.get("image"), raw.get("conversations")
+    if type(original_id) not in (str, int) or type(image) is not str or _has_roles(turns):
+        return None
+    if turns is None or not is_plain_path(image):
+        return None
+    return Entry(
+        index=index,
+        line=line,
+        raw=raw,
+        id=original_id,
+        conversations=turns,
+        images=(Media(kind="image", path=image),),
+        videos=(),
+    )
+
+
 def _entry(source: Source, index: int, line: int | None, raw: dict[str, Any]) -> Entry:
     original_id = read_id(raw)
     chat = read_chat(source, index, raw)
     if not chat.plain or original_id != raw.get("id"):
         raw = {"id": original_id} | {
-            kind: paths[0] if len(paths) == 1 else paths
-            for kind in MEDIA_KEYS
-            if (paths := [one.path for one in chat.media if one.kind == kind])
+            kind: media[0].path if len(media) == 1 else [one.path for one in media]
+            for kind, media in (("image", chat.images), ("video", chat.videos))
+            if media
         }
     return Entry(
         index=index,
@@ -125,7 +138,8 @@ def _entry(source: Source, index: int, line: int | None, raw: dict[str, Any]) ->
         raw=raw,
         id=original_id,
         conversations=chat.conversations,
-        media=chat.media,
+        images=chat.images,
+        videos=chat.videos,
     )
 
 
