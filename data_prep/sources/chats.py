@@ -61,8 +61,10 @@ def read_entry(source: Source, index: int, line: int | None, raw: Any) -> Entry 
         return Refusal(index=index, line=line, raw=raw, reason=error.reason, detail=error.detail)
 
 
-def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
-    """Turns and media of an entry's object; raises Refused."""
+def read_chat(
+    source: Source, index: int, raw: dict[str, Any], *, needs_answer: bool = True
+) -> Chat:
+    """Turns and media of an entry's object; raises Refused, also of messages without an answer."""
     if source.options.ignore:
         raw = {key: value for key, value in raw.items() if key not in source.options.ignore}
     _refuse_unsupported(raw)
@@ -83,7 +85,7 @@ def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
         turns, plain = conversations, found.keys() <= {"image", "video"}
     else:
         reader = MessageReader(source, index, listed)
-        turns, plain = reader.read(messages), False
+        turns, plain = reader.read(messages, needs_answer=needs_answer), False
         listed = reader.media()
     if raw.get("system"):
         turns, plain = _with_system(turns, raw["system"]), False
