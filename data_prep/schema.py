@@ -20,6 +20,14 @@ from typing import Any
 
 import orjson
 
+from data_prep.sources.media_values import media_in
+
+#: Keys of a sample's JSON, and names that are no path whatever they look like.
+_KEYS = {
+    *("id", "key", "sample_id", "source", "dataset", "data_source", "conversations", "system"),
+    *("image", "images", "video", "videos", "width", "height"),
+}
+
 __all__ = [
     "ROLES",
     "ChatRecord",
@@ -71,6 +79,8 @@ class ChatRecord:
     images: tuple[str, ...]  #: original paths, in the order of the image parts
     sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels per image; () where unknown
     videos: tuple[str, ...] = ()  #: original paths, in the order of the video parts
+    #: other keys whose values look like media; a sample that holds none has lost them
+    unread: tuple[str, ...] = ()
 
 
 def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
@@ -86,15 +96,20 @@ def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
         raise SchemaError(
             f"the sample's JSON is a {type(data).__name__}; expected an object or a list of turns"
         )
-    images = _string_list(data.get("image"), "image")
-    videos = _string_list(data.get("video"), "video")
+    images, videos = _paths(data, "image"), _paths(data, "video")
+    turns = parse_turns(data.get("conversations"))
+    if data.get("system"):
+        turns = _with_system(turns, data["system"])
     return ChatRecord(
         id=_scalar_text(data.get("id"), "id"),
         source=_scalar_text(data.get("source"), "source"),
-        turns=parse_turns(data.get("conversations")),
+        turns=turns,
         images=images,
         sizes=_sizes(data.get("height"), data.get("width"), len(images), len(videos)),
         videos=videos,
+        unread=tuple(
+            sorted(key for key in data.keys() - _KEYS if any(True for _ in media_in(data[key])))
+        ),
     )
 
 
@@ -161,6 +176,27 @@ def json_part(sample: Mapping[str, object]) -> str:
         parts = ", ".join(p for p in sample if not p.startswith("__")) or "none"
         raise SchemaError(f"{len(found)} JSON parts among the sample's parts ({parts}); expected 1")
     return found[0]
+
+
+def _with_system(turns: tuple[Turn, ...], system: object) -> tuple[Turn, ...]:
+    """A system text beside the conversation, as ShareGPT has it, is its first turn."""
+    if not isinstance(system, str):
+        raise SchemaError(f"system is {shortened(system)}; expected a text")
+    if turns[0].role != "system":
+        return (Turn(role="system", text=system), *turns)
+    if turns[0].text != system:
+        raise SchemaError(f"system is {shortened(system)}, unlike the system turn; expected one")
+    return turns
+
+
+def _paths(data: dict[str, Any], kind: str) -> tuple[str, ...]:
+    """Paths under ``image``, or under ``images`` as others call it."""
+    found = _string_list(data.get(kind), kind)
+    plural = data.get(f"{kind}s")
+    others = () if isinstance(plural, int) else _string_list(plural, f"{kind}s")
+    if found and others and found != others:
+        raise SchemaError(f"{kind} and {kind}s name different {kind}s; expected one of the keys")
+    return found or others
 
 
 def _string_list(value: object, name: str) -> tuple[str, ...]:

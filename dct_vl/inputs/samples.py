@@ -124,6 +124,11 @@ def read_record(sample: CrudeChat) -> ChatRecord:
                 f"the JSON names {wanted} {kind}s, the sample holds {len(held)}: a part is "
                 "missing, or its extension is none of those that data_prep/schema.py knows"
             )
+    if record.unread and not sample.images and not sample.videos:
+        raise SchemaError(
+            f"the JSON has what looks like an image or a video under {record.unread[0]}, the "
+            "sample holds none: its part is missing, or the set is to be converted again"
+        )
     return record
 
 
