@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.sources import SourceError, Unreadable, iter_entries, json_entries
@@ -23,6 +23,11 @@ VALUES = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("entries")
+
+
 def read(path):
     return [value for _, value in iter_entries(path)]
 
@@ -32,17 +37,19 @@ def read(path):
     indent=st.sampled_from([None, 2]),
     chunk=st.integers(1, 40),
 )
-def test_any_list_reads_back_whatever_the_chunks(tmp_path_factory, entries, indent, chunk):
-    path = tmp_path_factory.mktemp("json") / "a.json"
+def test_any_list_reads_back_whatever_the_chunks(folder, entries, indent, chunk):
+    path = folder / "a.json"
     path.write_text(json.dumps(entries, indent=indent, ensure_ascii=indent is None), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_entries, "_CHUNK", chunk)
         assert read(path) == entries
 
 
-@given(entries=st.lists(st.dictionaries(st.text("abc"), VALUES), min_size=2, max_size=6))
-def test_lines_read_back_under_any_name(tmp_path_factory, entries):
-    folder = tmp_path_factory.mktemp("lines")
+@settings(max_examples=25)
+@given(
+    entries=st.lists(st.dictionaries(st.text("abc", max_size=3), VALUES, max_size=3), min_size=2)
+)
+def test_lines_read_back_under_any_name(folder, entries):
     text = "\n".join(json.dumps(entry) for entry in entries)
     for name in ("a.jsonl", "a.ndjson", "a.json"):
         (folder / name).write_text(text)
