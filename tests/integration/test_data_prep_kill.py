@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
     """Messages with images, some of them inside the entry, with videos and text alone; a JSONL."""
-    return write_mixed_set(tmp_path_factory.mktemp("mixed"), 360, messages=True)
+    return write_mixed_set(tmp_path_factory.mktemp("mixed"), 270, messages=True)
 
 
 def calm_run(source: Path, output: Path) -> tuple[dict[str, bytes], float]:
