@@ -52,8 +52,7 @@ def check(
         folder = Path(stack.enter_context(TemporaryDirectory()))
         index = stack.enter_context(TarIndex(folder / "index"))
         index.update(list(source.tars))
-        for name in index.damaged():
-            yield f"{name} breaks off before its end; images behind that are missing"
+        yield from index.faults()
         locator = Locator(job.data_dir, list(source.tars), index)
         kept_spool = stack.enter_context((folder / "media.bin").open("wb"))
         no_spool = stack.enter_context(Path(os.devnull).open("wb"))

@@ -14,7 +14,7 @@ everything after the first dot of a member's name for the part's extension, so a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,16 @@ import orjson
 __all__ = [
     "ROLES",
     "ChatRecord",
+    "SampleParts",
     "SchemaError",
     "Turn",
+    "check_all_there",
     "decode_key",
     "encode_key",
     "image_parts",
     "json_part",
     "parse_record",
+    "sample_parts",
     "video_parts",
 ]
 
@@ -47,6 +50,13 @@ _VIDEO_PART = re.compile(
     r"(?:(\d+)\.)?(?:mp4|m4v|mov|mkv|webm|avi|gif|flv|ts|mpe?g|wmv|ogv)", re.IGNORECASE
 )
 _JSON_PART = re.compile(r"(?:[A-Za-z]+\.)?json", re.IGNORECASE)
+
+
+#: of media and JSON, for errors
+KNOWN_PARTS = (
+    "known are json, jpg, jpeg, png, webp, mp4, m4v, mov, mkv, webm, avi, gif, flv, ts, mpg, "
+    "mpeg, wmv and ogv, of several 0.jpg, 1.jpg …"
+)
 
 
 class SchemaError(ValueError):
@@ -161,6 +171,60 @@ def json_part(sample: Mapping[str, object]) -> str:
         parts = ", ".join(p for p in sample if not p.startswith("__")) or "none"
         raise SchemaError(f"{len(found)} JSON parts among the sample's parts ({parts}); expected 1")
     return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleParts:
+    """The names of a sample's parts by what they hold."""
+
+    json: str
+    images: list[str]  #: in order; [] for text only
+    videos: list[str]  #: likewise
+
+
+def sample_parts(sample: Mapping[str, object], read: Callable[[str], bytes]) -> SampleParts:
+    """What the parts of a sample hold, as `image_parts` and its like have it.
+
+    Args:
+        read: content of a part. Only parts of unknown names are read here: text beside the media is
+            nobody's loss, but whatever is not text may be a picture.
+
+    Raises:
+        SchemaError: also for a part of an unknown name that is no text.
+    """
+    known = (_JSON_PART, _IMAGE_PART, _VIDEO_PART)
+    for part in sample:
+        is_known = part.startswith("__") or any(pattern.fullmatch(part) for pattern in known)
+        if not is_known and not _is_text(read(part)):
+            raise SchemaError(f"part {part} is of a name that is not known; {KNOWN_PARTS}")
+    return SampleParts(
+        json=json_part(sample), images=image_parts(sample), videos=video_parts(sample)
+    )
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data
+
+
+def check_all_there(record: ChatRecord, num_images: int, num_videos: int) -> None:
+    """Raise SchemaError where the JSON names more media than the sample holds.
+
+    An image that is missing would leave a question about nothing where no mark counts it.
+    """
+    for kind, named, held in (
+        ("image", record.images, num_images),
+        ("video", record.videos, num_videos),
+    ):
+        wanted = sum(map(bool, named))
+        if held < wanted:
+            raise SchemaError(
+                f"the JSON names {wanted} {kind}s, the sample holds {held}: a part is missing, or "
+                f"its name is not known; {KNOWN_PARTS}"
+            )
 
 
 def _string_list(value: object, name: str) -> tuple[str, ...]:
