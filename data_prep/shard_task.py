@@ -15,7 +15,7 @@ from data_prep.media_reader import MediaReader
 from data_prep.options import Options
 from data_prep.plan import PlannedEntry, PlannedShard, read_planned
 from data_prep.quarantine import Rejected, reject_line
-from data_prep.schema import encode_key
+from data_prep.sample_key import encode_key
 from data_prep.shards import ShardWriter
 from data_prep.workspace import Workspace, read_json, unreadable
 
