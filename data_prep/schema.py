@@ -1,6 +1,6 @@
-"""The schema of a sample in a shard: its key, its media parts and its JSON.
+"""The schema of a sample in a shard: its media parts and its JSON; for its key see `sample_key`.
 
-A sample is ``<key>.json`` (see `data_prep.sample_key`) beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
+A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
 (several), and ``<key>.mp4`` or ``<key>.0.mp4`` … (videos, numbered on their own). The JSON holds
 ``conversations`` (a list of ``{"from", "value"}``), ``id``, ``source``, ``image`` and ``video``
 (original paths, lists where several), ``width`` and ``height`` (lists where several: of the images,
