@@ -81,7 +81,7 @@ def _samples(tar: TarSource) -> Iterator[_Sample]:
     """Neighbouring members of one key; a dot parts it from the part's name, as in WebDataset."""
     sample: _Sample | None = None
     try:
-        with tarfile.open(tar.path, "r|gz" if tar.compressed else "r:") as file:
+        with tarfile.open(tar.path, "r|*") as file:
             for member in file:
                 file.members.clear()  # type: ignore[attr-defined]
                 folder, slash, name = member.name.removeprefix("./").rpartition("/")

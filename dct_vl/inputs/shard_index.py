@@ -13,13 +13,17 @@ import orjson
 from braceexpand import braceexpand
 from omegaconf import OmegaConf
 
+from data_prep.remote import folder_at, local_copy
+
 _META = ".nv-meta"
+#: bytes of the zeros that end a tar
+_END_MARK = 1024
 _FILES = (".info.json", "split.yaml", "index.sqlite")
 
 
 def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
     """Keys of the samples of each split; None where `path` is no folder that Energon prepared."""
-    meta = Path(path) / _META
+    meta = folder_at(path) / _META
     files = [meta / name for name in _FILES]
     if not all(file.is_file() for file in files):
         return None
@@ -42,7 +46,7 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
 
 def used_shards(path: str | Path) -> list[str]:
     """Names of the shards that the splits of a folder are made of, without those left out."""
-    file = Path(path) / _META / "split.yaml"
+    file = folder_at(path) / _META / "split.yaml"
     if not file.is_file():
         return []
     parts = _split_parts(file)
@@ -52,9 +56,32 @@ def used_shards(path: str | Path) -> list[str]:
     return [name for name in names if name not in excluded]
 
 
+def unread_ends(path: str | Path) -> list[str]:
+    """Shards that hold something behind the end of their index, which nobody would ever read.
+
+    Energon's own `prepare` ends a shard at a damaged header, and at the joint of tars that were put
+    together; that of `data_prep` reads on.
+    """
+    return [name for name in used_shards(path) if _holds_more(Path(path) / name)]
+
+
+def _holds_more(shard: Path) -> bool:
+    try:
+        offsets = shard.with_suffix(".tar.idx").read_bytes()
+        size = shard.stat().st_size
+    except FileNotFoundError:
+        return False
+    end = int.from_bytes(offsets[-8:], "little")
+    if size - end <= _END_MARK:
+        return False
+    with shard.open("rb") as file:
+        file.seek(end)
+        return any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(2**16), b""))
+
+
 def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
     """Key of the sample that begins at a byte of a shard; None where Energon's index is silent."""
-    meta = Path(path) / _META
+    meta = folder_at(path) / _META
     if not all((meta / name).is_file() for name in _FILES):
         return None
     shards = list(orjson.loads((meta / _FILES[0]).read_bytes())["shard_counts"])
@@ -68,7 +95,9 @@ def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
 
 
 def _open_index(file: Path) -> sqlite3.Connection:
-    database = file.absolute().as_uri()  # in which # and ? of a path stand as %23 and %3F
+    database = (
+        local_copy(file).absolute().as_uri()
+    )  # in which # and ? of a path stand as %23 and %3F
     return sqlite3.connect(f"{database}?mode=ro", uri=True)
 
 
@@ -84,7 +113,7 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
     Returns:
         `{"shards", "split"}`, 16 hexadecimal digits each; None where nothing is there.
     """
-    root = Path(path)
+    root = folder_at(path)
     if root.is_file():
         text = root.read_bytes()
         return {"shards": _digest(text), "split": _digest(text)}
@@ -94,15 +123,20 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
     manifest = root / "manifest.json"
     listed = orjson.loads(manifest.read_bytes()).get("shards", []) if manifest.is_file() else []
     hashes = {shard["name"]: shard["sha256"] for shard in listed if shard.get("sha256")}
-    shards = []
-    for name, count in sorted(orjson.loads(info.read_bytes())["shard_counts"].items()):
-        size = (root / name).stat().st_size if (root / name).is_file() else None
-        shards.append([name, count, hashes.get(name) or size])
+    counts = orjson.loads(info.read_bytes())["shard_counts"]
+    shards = [
+        [name, count, hashes.get(name) or _size(root / name)]
+        for name, count in sorted(counts.items())
+    ]
     parts = _split_parts(split)
     return {
         "shards": _digest(orjson.dumps(shards)),
         "split": _digest(orjson.dumps([parts["split_parts"], parts.get("exclude") or []])),
     }
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _expand(patterns: Sequence[str] | None) -> Iterator[str]:
@@ -111,7 +145,7 @@ def _expand(patterns: Sequence[str] | None) -> Iterator[str]:
 
 
 def _split_parts(file: Path) -> dict[str, Any]:
-    parts = OmegaConf.to_container(OmegaConf.load(file))
+    parts = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
     assert isinstance(parts, dict)
     return {str(name): value for name, value in parts.items()}
 

@@ -6,11 +6,13 @@ import math
 import os
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 
+from data_prep.prepared import check_prepared
+from data_prep.remote import explained, folder_at, is_remote, readable, sizes
+from data_prep.workspace import WorkspaceError
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.shard_index import used_shards
+from dct_vl.inputs.shard_index import unread_ends, used_shards
 from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
@@ -225,9 +227,14 @@ def check_parts(run: RunConfig) -> None:
 
 
 def check_data_path(path: str) -> None:
-    """A ConfigError unless Energon has prepared the folder, or it is a metadataset YAML."""
-    where = Path(path)
-    if not where.exists():
+    """A ConfigError unless Energon has prepared the folder, or all those of a metadataset YAML."""
+    try:
+        where = folder_at(path)
+        with explained(where):
+            is_there = where.exists()
+    except WorkspaceError as error:
+        raise ConfigError(f"DATA_PATH: {error}") from error
+    if not is_there:
         raise ConfigError(
             f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
             f"--data-dir D --output-dir {path}`"
@@ -236,19 +243,26 @@ def check_data_path(path: str) -> None:
         raise ConfigError(
             f"DATA_PATH={path} is a file: expected the folder of the shards, or a metadataset YAML"
         )
-    if where.is_dir() and not (where / ".nv-meta" / "dataset.yaml").is_file():
-        raise ConfigError(
-            f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
-            f"`python -m data_prep prepare {path} --split 8,1,1` first"
-        )
+    try:
+        check_prepared(where)
+    except WorkspaceError as error:
+        raise ConfigError(f"DATA_PATH={path}: {readable(str(error))}") from error
     if where.is_dir():
-        there = set(os.listdir(where))
+        there = set(sizes(where) if is_remote(where) else os.listdir(where))
         gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
         if gone:
             shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
             raise ConfigError(
                 f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
-                f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
+                f"copy them again, or run `python -m data_prep prepare {path}` anew"
+            )
+        # of shards in a store, this would be two requests each
+        if not is_remote(where) and (short := unread_ends(where)):
+            shown = ", ".join(short[:4]) + (" …" if len(short) > 4 else "")
+            raise ConfigError(
+                f"DATA_PATH={path}: Energon's index of {len(short)} shards ends before they do "
+                f"({shown}), and what is behind would never be read: run `python -m data_prep "
+                f"prepare {path}`, which reads on and names what is damaged"
             )
 
 

@@ -24,6 +24,7 @@ from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataM
 from nemo.utils import logging
 from tqdm import tqdm
 
+from data_prep.remote import energon_url
 from dct_vl.inputs.batch import DeviceFields
 from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
@@ -140,7 +141,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
         validation_task_encoder: ChatTaskEncoder,
     ) -> None:
         super().__init__(
-            path=run.data.path,
+            path=energon_url(run.data.path),
             tokenizer=None,
             image_processor=None,
             seq_length=run.data.seq_length,
