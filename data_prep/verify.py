@@ -11,7 +11,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.images import JpegEndsEarly, read_jpeg_header
 from data_prep.manifest import load_manifest
 from data_prep.prepared import DATABASE, META, prepare_command, read_index
 from data_prep.quarantine import quarantined_indices
@@ -19,6 +18,7 @@ from data_prep.schema import SchemaError
 from data_prep.shards import ShardSample, iter_samples, read_sample, shard_names
 from data_prep.tar_walk import Damage
 from data_prep.workspace import Workspace, WorkspaceError
+from dct_tokenizer.image_headers import JpegEndsEarly, read_jpeg_header
 
 _CHUNK = 4 * 1024 * 1024
 #: Problems reported per shard; a broken one would report every sample.

@@ -6,6 +6,7 @@ that Python can hold, so that NaN, Infinity and lone surrogates are found entry 
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 _CHUNK = 1 << 20
 #: Characters at the end of what was read in which a scanner's error may come from the cut.
 _MARGIN = 16
+_BETWEEN = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r])")
 _SPACE = " \t\n\r"
 
 
@@ -104,16 +106,23 @@ class _ListReader:
         else:
             while True:
                 yield self._item()
-                separator = self._next_character()
-                self._position += 1
-                if separator == "]":
+                match = _BETWEEN.match(self._text, self._position)
+                if match:
+                    self._position = match.end()
+                elif self._ends():
                     break
-                if separator != ",":
-                    self._position -= 1
-                    raise self._broken(f"expected a comma or ], found {separator!r}")
-                self._next_character()
         if self._next_character():
             raise self._broken("there is more behind the list")
+
+    def _ends(self) -> bool:
+        """Whether the list ends here; where it goes on, stand before the next item."""
+        separator = self._next_character()
+        if separator not in (",", "]"):
+            raise self._broken(f"expected a comma or ], found {separator!r}")
+        self._position += 1
+        if separator == ",":
+            self._next_character()
+        return separator == "]"
 
     def _item(self) -> tuple[int, Any]:
         line = self._line_here()
@@ -129,8 +138,9 @@ class _ListReader:
                 if self._ended or not cut:
                     raise self._broken(error.msg, error.pos) from error
             else:
-                # a number at the end of what was read may go on
-                if self._ended or end < len(self._text):
+                # a number near the end of what was read may go on: 1 of 1.5, 1 of 1e+5
+                may_go_on = isinstance(value, int | float) and end >= len(self._text) - _MARGIN
+                if self._ended or not may_go_on:
                     break
             self._read(size)
             size *= 2

@@ -3,7 +3,7 @@
 from typing import Any
 
 from data_prep.sources.entry import Media, MediaKind, Refused, Source
-from data_prep.sources.media_values import STRUCT_KEYS, media_strings, read_media
+from data_prep.sources.media_values import STRUCT_KEYS, media_in, read_media
 
 #: LLaVA's name of a role by the name in messages.
 ROLE_NAMES = {
@@ -54,12 +54,12 @@ class MessageReader:
         self._in_parts: dict[MediaKind, list[Media]] = {"image": [], "video": []}
         self._num_empty: dict[MediaKind, int] = {"image": 0, "video": 0}
 
-    def read(self, messages: Any) -> list[dict[str, str]]:
+    def read(self, messages: Any, *, needs_answer: bool) -> list[dict[str, str]]:
         """Turns ``{"from", "value"}`` with a mark for every typed medium; raises Refused."""
         if not isinstance(messages, list) or not messages:
             raise Refused("no_conversation", "messages is no list of at least one message")
         turns = [self._turn(number, message) for number, message in enumerate(messages)]
-        if not any(turn["from"] == "gpt" for turn in turns):
+        if needs_answer and not any(turn["from"] == "gpt" for turn in turns):
             raise Refused(
                 "no_answer",
                 "no message is the assistant's; `dct-vl generate` takes the file as questions",
@@ -102,7 +102,7 @@ class MessageReader:
         if message.get("loss") is False or message.get("weight") == 0:
             raise Refused("unknown_key", f"{where} is not to be learnt, which shards do not hold")
         for key in message.keys() - {"role", "from", "content", "value"}:
-            if lost := media_strings(message[key]):
+            if lost := list(media_in(message[key])):
                 raise Refused("unknown_key", f"{where} holds {lost[0]} under {key}; expected parts")
         content = message.get("content", message.get("value"))
         if isinstance(content, str):
