@@ -27,7 +27,7 @@ from dct_vl.inputs.images import ImageError
 from dct_vl.inputs.video import VideoError
 
 #: what befalls a sample, in this order; a run of rejections is one of the same stage
-Stage = Literal["reading", "planning", "packing", "decoding"]
+Stage = Literal["reading", "cooking", "planning", "packing", "decoding", "batching"]
 
 
 @edataclass

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.shard_index import used_shards
 from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
+from dct_vl.runs.data_checks import check_data_path, check_validation
 from dct_vl.runs.derived import RunSettings
 
 
@@ -53,6 +51,7 @@ def check_run(run: RunConfig, world_size: int) -> Division:
         raise ConfigError(f"tokenizer: {error}") from error
     check_tuning(run)
     check_data_path(run.data.path)
+    check_validation(run, division.data_parallel_size)
     check_model_file(run.model.path)
     check_model_layout(run)
     return division
@@ -222,34 +221,6 @@ def check_parts(run: RunConfig) -> None:
             f"data.seq_length={length} does not divide into {' times '.join(why)}: set it to "
             f"{length // parts * parts}"
         )
-
-
-def check_data_path(path: str) -> None:
-    """A ConfigError unless Energon has prepared the folder, or it is a metadataset YAML."""
-    where = Path(path)
-    if not where.exists():
-        raise ConfigError(
-            f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
-            f"--data-dir D --output-dir {path}`"
-        )
-    if where.is_file() and where.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"DATA_PATH={path} is a file: expected the folder of the shards, or a metadataset YAML"
-        )
-    if where.is_dir() and not (where / ".nv-meta" / "dataset.yaml").is_file():
-        raise ConfigError(
-            f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
-            f"`python -m data_prep prepare {path} --split 8,1,1` first"
-        )
-    if where.is_dir():
-        there = set(os.listdir(where))
-        gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
-        if gone:
-            shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
-            raise ConfigError(
-                f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
-                f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
-            )
 
 
 #: key → smallest value; null, where a key may be null, is left alone

@@ -17,8 +17,9 @@ from typing import Literal
 
 from data_prep.schema import SchemaError, parse_record
 from dct_vl.errors import ConfigError
-from dct_vl.runs.checks import check_data_path
+from dct_vl.inputs.jsonl import is_jsonl, read_chats
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.data_checks import check_data_path
 
 #: value of model.path that asks for a generated model → its shape
 AUTO: dict[str, Literal["tiny", "tiny25"]] = {"auto": "tiny", "auto25": "tiny25"}
@@ -70,7 +71,10 @@ def _make(folder: Path, run: RunConfig) -> None:
 
 
 def shard_texts(path: str) -> Iterator[str]:
-    """The conversations of a dataset's shards, one text a sample, in order."""
+    """The conversations of a dataset, one text a sample, in the order of its shards or lines."""
+    if is_jsonl(path):
+        yield from (_text(chat.record) for chat in read_chats(path) if not chat.fault)
+        return
     for shard in sorted(Path(path).glob("**/*.tar")):
         with tarfile.open(shard) as tar:
             for member in tar:
@@ -78,7 +82,11 @@ def shard_texts(path: str) -> Iterator[str]:
                 if file is None:
                     continue
                 try:
-                    turns = parse_record(file.read()).turns
+                    yield _text(file.read())
                 except SchemaError:
                     continue
-                yield " ".join(turn.text.replace("<image>", "").strip() for turn in turns)
+
+
+def _text(record: bytes) -> str:
+    turns = parse_record(record).turns
+    return " ".join(turn.text.replace("<image>", "").strip() for turn in turns)
