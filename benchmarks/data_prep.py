@@ -1,6 +1,6 @@
 """Preparing raw images for training: ours against the algorithm that it replaces.
 
-    python benchmarks/data_prep.py [--quick] [--json FILE] [--only speed|scaling|size|prepare]
+    python benchmarks/data_prep.py [--quick] [--json FILE] [--only PART]
 
 The peer is written from its description: read the whole JSON, keep entries whose file exists in
 the extracted folder, then for each one decode with Pillow, convert to RGB, encode as JPEG, and hand
@@ -11,6 +11,7 @@ figures are medians. Times cover all work on an empty output folder: index, plan
 
 import argparse
 import io
+import itertools
 import json
 import os
 import platform
@@ -114,10 +115,63 @@ def write_source(folder: Path, kind: str, num_images: int, entries_per_image: in
     (folder / "entries.json").write_text(json.dumps(entries))
 
 
-def write_large_source(folder: Path, num_entries: int) -> None:
-    """A JSON of many entries over small tars of small images, streamed to disk."""
+def as_messages(entry: dict[str, Any]) -> dict[str, Any]:
+    """A LLaVA entry in the words of chat APIs."""
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = [
+        {"role": roles[turn["from"]], "content": turn["value"]} for turn in entry["conversations"]
+    ]
+    return {"id": entry["id"], "messages": messages, "images": [entry["image"]]}
+
+
+def write_parquet(path: Path, images: Iterator[tuple[int, bytes]]) -> None:
+    """Rows of an id, an image with its bytes and messages, in groups of a hundred."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    messages = as_messages({"id": 0, "image": "", "conversations": CONVERSATION})["messages"]
+    writer = None
+    while group := list(itertools.islice(images, 100)):
+        rows = [
+            {"id": i, "image": {"bytes": data, "path": f"{i}.jpg"}, "messages": messages}
+            for i, data in group
+        ]
+        table = pa.Table.from_pylist(rows)
+        # plain: images as they repeat here would be kept once
+        writer = writer or pq.ParquetWriter(path, table.schema, use_dictionary=False)
+        writer.write_table(table)
+    assert writer is not None, "there is at least one image"
+    writer.close()
+
+
+def write_formats(work: Path, num_images: int) -> dict[str, Path]:
+    """Folders by format, of the same photos in the same order."""
+    files = [data for _, data in distinct_files("jpeg")]
+    folders = {name: work / name for name in ("llava", "messages", "parquet")}
+    write_source(folders["llava"], "jpeg", num_images)
+    shutil.rmtree(folders["llava"] / "extracted")
+    folders["messages"].mkdir()
+    (folders["messages"] / "jpeg.tar").hardlink_to(folders["llava"] / "jpeg.tar")
+    entries = json.loads((folders["llava"] / "entries.json").read_text())
+    with (folders["messages"] / "entries.jsonl").open("w") as file:
+        file.writelines(json.dumps(as_messages(entry)) + "\n" for entry in entries)
+    folders["parquet"].mkdir()
+    images = ((i, files[i % len(files)]) for i in range(num_images))
+    write_parquet(folders["parquet"] / "entries.parquet", images)
+    return folders
+
+
+def small_image() -> bytes:
+    return encoded(Image.effect_noise((32, 32), 40).convert("RGB"), "JPEG", quality=50)
+
+
+def write_large_source(folder: Path, num_entries: int, name: str = "llava") -> None:
+    """Many entries over small images, streamed to disk: a JSON or JSONL beside tars, or Parquet."""
     folder.mkdir(parents=True)
-    small = encoded(Image.effect_noise((32, 32), 40).convert("RGB"), "JPEG", quality=50)
+    small = small_image()
+    if name == "parquet":
+        write_parquet(folder / "entries.parquet", ((i, small) for i in range(num_entries)))
+        return
     per_tar = num_entries // 10
     for number in range(10):
         with tarfile.open(folder / f"part{number}.tar", "w") as tar:
@@ -126,12 +180,16 @@ def write_large_source(folder: Path, num_entries: int) -> None:
             for i in range(per_tar):
                 member.name = f"part{number}/{i}.jpg"
                 tar.addfile(member, io.BytesIO(small))
-    with (folder / "entries.json").open("w") as file:
+    in_list = name == "llava"
+    with (folder / ("entries.json" if in_list else "entries.jsonl")).open("w") as file:
         for i in range(num_entries):
             image = f"part{i % 10}/{i // 10}.jpg"
             entry = {"id": i, "image": image, "conversations": CONVERSATION}
-            file.write(("[" if i == 0 else ",\n") + json.dumps(entry))
-        file.write("]")
+            if in_list:
+                file.write(("[" if i == 0 else ",\n") + json.dumps(entry))
+            else:
+                file.write(json.dumps(as_messages(entry)) + "\n")
+        file.write("]" if in_list else "")
 
 
 # --- what is measured ------------------------------------------------------------------------
@@ -159,7 +217,7 @@ def prepare_as_before(source: Path, output: Path) -> None:
 
 def prepare_ours(source: Path, output: Path, verify: str, workers: int) -> None:
     options = Options(verify=verify)  # type: ignore[arg-type]
-    job = Job(data_dir=source, output_dir=output, json=None, options=options)
+    job = Job(data_dir=source, output_dir=output, json=None, options=options, format=None)
     engine = InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
     run(job, engine, Reporter(Console(quiet=True)))
 
@@ -260,6 +318,25 @@ def measure_speed(work: Path, results: Results, num_images: int, rounds: int) ->
         shutil.rmtree(source)
 
 
+def measure_formats(work: Path, results: Results, num_images: int, rounds: int) -> None:
+    """The same photos as messages and as Parquet; the peer's value is our rate of LLaVA's JSON."""
+    folders = write_formats(work, num_images)
+    rates: dict[str, list[float]] = {name: [] for name in folders}
+    for _ in range(rounds):
+        for name, folder in folders.items():
+            found = measure_apart("decode", folder, work / "output")
+            shutil.rmtree(work / "output")
+            rates[name].append(num_images / found["seconds"])
+    for name in ("messages", "parquet"):
+        by_round = list(zip(rates[name], rates["llava"], strict=True))
+        rate, peer = (statistics.median(found) for found in zip(*by_round, strict=True))
+        results.add(f"{name}_decode", rate, "images/s", "LLaVA JSON", peer)
+        ratio = statistics.median(ours / peer for ours, peer in by_round)
+        results.add(f"{name}_ratio", ratio, "x", "LLaVA JSON", 1.0)
+    for folder in folders.values():
+        shutil.rmtree(folder)
+
+
 def measure_scaling(work: Path, results: Results, num_images: int, rounds: int) -> None:
     """Two workers against one; the peer's value is what the machine itself gave in the same round:
     two processes that only decode, against one. Needs two idle cores, and work enough for the
@@ -312,6 +389,12 @@ def measure_size(work: Path, results: Results, num_entries: int) -> None:
     results.add(f"second_run_{label}_percent", 100 * second["seconds"] / first["seconds"], "%")
     shutil.rmtree(source)
     shutil.rmtree(output)
+    for name in ("messages", "parquet"):
+        write_large_source(source, num_entries, name)
+        found = measure_apart("structure", source, output)
+        results.add(f"{name}_rss_{label}_mb", found["rss_mb"], "MiB", "LLaVA JSON", first["rss_mb"])
+        shutil.rmtree(source)
+        shutil.rmtree(output)
 
 
 def measure_prepare(work: Path, results: Results, num_shards: int) -> None:
@@ -332,11 +415,13 @@ def measure_prepare(work: Path, results: Results, num_shards: int) -> None:
 def parts(quick: bool) -> Iterator[tuple[str, Callable[[Path, Results], None]]]:
     if quick:
         yield "speed", lambda work, results: measure_speed(work, results, 96, 1)
+        yield "formats", lambda work, results: measure_formats(work, results, 96, 1)
         yield "scaling", lambda work, results: measure_scaling(work, results, 24, 1)
         yield "size", lambda work, results: measure_size(work, results, 2000)
         yield "prepare", lambda work, results: measure_prepare(work, results, 20)
     else:
         yield "speed", lambda work, results: measure_speed(work, results, 4000, 5)
+        yield "formats", lambda work, results: measure_formats(work, results, 4000, 5)
         yield "scaling", lambda work, results: measure_scaling(work, results, 6000, 3)
         yield "size", lambda work, results: measure_size(work, results, 737_000)
         yield "prepare", lambda work, results: measure_prepare(work, results, 5000)
@@ -348,7 +433,7 @@ def main() -> None:
         "--quick", action="store_true", help="a smoke run; its figures mean nothing"
     )
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--only", choices=["speed", "scaling", "size", "prepare"])
+    parser.add_argument("--only", choices=["speed", "formats", "scaling", "size", "prepare"])
     parser.add_argument("--work-dir", type=Path, help="where to put the data (a few GB)")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -361,7 +446,9 @@ def main() -> None:
         for name, part in parts(arguments.quick):
             if arguments.only in (None, name):
                 part(Path(work), results)
-                Console().print(results.table())
+    Console().print(results.table())
+    if arguments.quick:
+        print("a smoke run: these figures of --quick mean nothing")
     if arguments.json:
         machine = {
             "python": platform.python_version(),

@@ -39,10 +39,10 @@ def _conversion(
         ),
     ] = "local",
     verify: Annotated[
-        str, typer.Option(help="Check of JPEGs: structure, decode or none.")
+        str, typer.Option(help="Check of JPEGs and videos: structure, decode or none.")
     ] = "decode",
     text_only: Annotated[
-        str, typer.Option(help="Entries without an image: drop or keep.")
+        str, typer.Option(help="Entries without image and video: drop or keep.")
     ] = "drop",
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Re-encode every image as Pillow does by default.")
@@ -68,6 +68,9 @@ def _conversion(
     max_image_pixels: Annotated[
         int, typer.Option(help="Reject images with more pixels.")
     ] = Options.max_image_pixels,
+    max_video_bytes: Annotated[
+        int, typer.Option(help="Reject entries with larger videos.")
+    ] = Options.max_video_bytes,
     tokenizer_path: Annotated[
         Path | None,
         typer.Option(help="Model's folder, whose control tokens texts must not hold."),
@@ -109,6 +112,7 @@ def _conversion(
         shard_bytes=shard_bytes,
         shuffle_seed=shuffle_seed,
         max_image_pixels=max_image_pixels,
+        max_video_bytes=max_video_bytes,
         control_tokens=control_tokens(tokenizer_path) if tokenizer_path else CONTROL_TOKENS,
     )
     reading = replace(source.pop("reading", ReadOptions()), ignore=tuple(ignore or ()))
@@ -247,17 +251,18 @@ def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None
         if counts:
             listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             reporter.note(f"{title}: {listed}.")
-    if Reason.MISSING_IMAGE.value in summary.rejected:
+    if {Reason.MISSING_IMAGE.value, Reason.MISSING_VIDEO.value} & summary.rejected.keys():
         folders = missing_by_folder(output_dir / "quarantine.jsonl").most_common(8)
         listed = ", ".join(f"{folder} {count:,}" for folder, count in folders)
-        reporter.note(f"Missing images by folder: {listed} (is the tar there, under that name?).")
+        reporter.note(f"Missing files by folder: {listed} (is the tar there, under that name?).")
     if summary.rejected:
         reporter.note(f"Each rejected entry is a line in {output_dir / 'quarantine.jsonl'}.")
     reporter.note(f"Filtering done and saved to {summary.filtered_json}.")
     if summary.kept:
         reporter.note(
             f"Dataset successfully converted to the webdataset format: {summary.images:,} images, "
-            f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output_dir}."
+            + (f"{summary.videos:,} videos, " if summary.videos else "")
+            + f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output_dir}."
         )
         reporter.note(f"Next: python -m data_prep prepare {output_dir} --split 8,1,1")
     else:

@@ -98,7 +98,8 @@ def _manifest(root: Path) -> dict[str, Any] | None:
 
 def _table(figures: dict[str, Any]) -> Table:
     sources = ", ".join(f"{name} {number:,}" for name, number in figures["sources"].items())
-    title = f"{figures['samples']:,} samples, {figures['images']:,} images\n{sources}"
+    counts = [f"{figures[name]:,} {name}" for name in ("samples", "images", "videos")]
+    title = f"{', '.join(counts[: 3 if figures['videos'] else 2])}\n{sources}"
     table = Table("", "min", "5 %", "median", "95 %", "max", "mean", title=title)
     rows = [(name.replace("_", " "), figures[name]) for name in _SUMMARIES]
     rows += [(f"tokens, {name}", tokens) for name, tokens in figures["visual_tokens"].items()]
@@ -120,6 +121,6 @@ def _token_notes(figures: dict[str, Any]) -> list[str]:
 
 
 _SUMMARIES = (
-    *("width", "height", "aspect_ratio", "megapixels", "image_kib"),
+    *("width", "height", "aspect_ratio", "megapixels", "image_kib", "video_kib"),
     *("question_chars", "answer_chars"),
 )

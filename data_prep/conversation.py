@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from data_prep.model_folder import CONTROL_TOKENS
@@ -52,7 +53,7 @@ def check_conversation(
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
     # videos first: what is put in front last stands first
-    for mark in (VIDEO_MARK, IMAGE_MARK):
+    for mark in (VIDEO_MARK, IMAGE_MARK) if num_videos else (IMAGE_MARK,):
         _place(mark, turns[:1] if has_system else [], dialogue, media[mark], repairs)
     _check_texts(dialogue)
     _refuse_control_tokens(turns, control)
@@ -116,7 +117,14 @@ def _check_texts(dialogue: list[dict[str, str]]) -> None:
 
 
 def _refuse_control_tokens(turns: list[dict[str, str]], control: Sequence[str]) -> None:
-    pattern = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+    pattern = _pattern_of(tuple(control))
     for position, turn in enumerate(turns):
-        if pattern and (found := re.search(pattern, turn["value"])):
+        if pattern and (found := pattern.search(turn["value"])):
             raise Rejected(Reason.CONTROL_TOKEN, f"turn {position} holds {found[0]!r}")
+
+
+@lru_cache(maxsize=1)
+def _pattern_of(control: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Made once a run: the tokens of a model are hundreds, the entries a million."""
+    longest_first = sorted(control, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if control else None

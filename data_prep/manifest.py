@@ -24,6 +24,7 @@ class Summary:
     entries: int
     kept: int
     images: int
+    videos: int
     rejected: dict[str, int]  #: by reason, the most frequent first
     repairs: dict[str, int]
     conversions: dict[str, int]
@@ -76,6 +77,7 @@ def close_rounds(workspace: Workspace, rounds: list[Round], options: Options) ->
         "conversions": dict(sorted(conversions.items())),
         "sources": dict(sorted(sources.items())),
         "images": sum(shard["images"] for shard in shards),
+        "videos": sum(shard["videos"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "shards": [shard for shard in shards if shard["samples"]],
         "empty_shards": [shard["name"] for shard in shards if not shard["samples"]],
@@ -97,6 +99,7 @@ def summarize(workspace: Workspace) -> Summary:
         entries=manifest["entries"],
         kept=manifest["kept"],
         images=manifest["images"],
+        videos=manifest.get("videos", 0),
         rejected=dict(Counter(manifest["rejected"]).most_common()),
         repairs=manifest["repairs"],
         conversions=manifest["conversions"],
@@ -119,6 +122,7 @@ def _shard_line(record: ShardRecord) -> dict[str, Any]:
         "name": record.name,
         "samples": record.samples,
         "images": record.images,
+        "videos": record.videos,
         "bytes": record.bytes,
         "sha256": record.sha256,
     }

@@ -12,6 +12,8 @@ TextOnly = Literal["drop", "keep"]
 #: Pixels a visual token covers on each side: patches of 14, merged 2 by 2.
 FACTOR = 28
 DEFAULT_SHARD_SIZE = 10_000
+#: a size that the header of a plain tar has no room for
+MAX_MEMBER_BYTES = 8**11
 #: Small sets are spread over this many shards, so that a split of 8,1,1 leaves no part empty.
 MIN_SHARDS = 10
 
@@ -32,6 +34,7 @@ class Options:
     shard_bytes: int | None = None  #: a shard ends before its source images exceed this
     shuffle_seed: int | None = None  #: None keeps the order of the JSON
     max_image_pixels: int = 178_956_970  #: Pillow's bound for decompression bombs
+    max_video_bytes: int = 1 << 30  #: a sample's media are in memory as one
     control_tokens: tuple[str, ...] = CONTROL_TOKENS  #: that no text may hold, in order
 
     def __post_init__(self) -> None:
@@ -41,10 +44,15 @@ class Options:
                     f"{flag(name)} is {getattr(self, name)!r}; "
                     f"expected one of {', '.join(get_args(allowed))}"
                 )
-        for name in ("shard_size", "shard_bytes", "max_image_pixels"):
+        for name in ("shard_size", "shard_bytes", "max_image_pixels", "max_video_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{flag(name)} is {value}; expected at least 1")
+        if self.max_video_bytes >= MAX_MEMBER_BYTES:
+            raise OptionError(
+                f"--max-video-bytes is {self.max_video_bytes}; expected less than "
+                f"{MAX_MEMBER_BYTES}, which no file of a tar can reach"
+            )
         if self.presize is not None:
             low, high, factor = self.presize
             if not (factor >= 1 and factor * factor <= low <= high):

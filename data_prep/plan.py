@@ -25,7 +25,7 @@ from data_prep.durable import sync_folder, write_durably
 from data_prep.locate import Location, Locator
 from data_prep.options import DEFAULT_SHARD_SIZE, MIN_SHARDS, Options
 from data_prep.quarantine import Reason, Rejected, reject_line
-from data_prep.sources import Entry, Inline, Place, Refusal, Row, Source, read_entries
+from data_prep.sources import Entry, Inline, Media, Place, Refusal, Row, Source, read_entries
 from data_prep.workspace import Round
 
 
@@ -246,35 +246,50 @@ def check_entry(
     """The entry as planned and the repairs made to it; raises Rejected."""
     if isinstance(entry, Refusal):
         raise Rejected(Reason(entry.reason), entry.detail)
-    images, videos = entry.of_kind("image"), entry.of_kind("video")
-    if videos:
-        raise Rejected(
-            Reason.VIDEO, "the entry has a video; write its shards by data_prep/schema.py"
-        )
-    if not entry.media and options.text_only == "drop":
-        raise Rejected(Reason.TEXT_ONLY, "the entry has no image")
+    media = (*entry.images, *entry.videos)
+    if not media and options.text_only == "drop":
+        raise Rejected(Reason.TEXT_ONLY, "the entry has no image or video")
+    num_images = len(entry.images)
     conversation = check_conversation(
-        entry.conversations, len(images), len(videos), control=options.control_tokens
+        entry.conversations, num_images, len(entry.videos), control=options.control_tokens
     )
     # in two steps: nothing is spooled for an entry that is then rejected
-    found = [locator.find(media.path) if media.held is None else None for media in entry.media]
+    found = [None if one.held else locator.find(one.path) for one in entry.images]
+    found += [_find_video(one, locator, options) for one in entry.videos]
     try:
         checked = orjson.dumps(entry.raw | {"conversations": conversation.turns}, default=float)
     except TypeError as error:
         raise Rejected(Reason.MALFORMED_ENTRY, str(error)) from error
-    located = [
-        (media, place or _place_held(media.held, spool))
-        for media, place in zip(entry.media, found, strict=True)
-    ]
+    places = tuple(
+        [place or _place_held(one.held, spool) for one, place in zip(media, found, strict=True)]
+    )
     planned = PlannedEntry(
         index=entry.index,
-        paths=tuple(media.path for media in images),
-        images=tuple(place for media, place in located if media.kind == "image"),
-        video_paths=tuple(media.path for media in videos),
-        videos=tuple(place for media, place in located if media.kind == "video"),
+        paths=tuple([one.path for one in entry.images]),
+        images=places[:num_images],
+        video_paths=tuple([one.path for one in entry.videos]),
+        videos=places[num_images:],
         raw=checked,
     )
     return planned, conversation.repairs
+
+
+def _find_video(video: Media, locator: Locator, options: Options) -> Location | None:
+    """Where a path leads to; None for bytes that came with their entry."""
+    try:
+        found = None if video.held else locator.find(video.path)
+    except Rejected as rejection:
+        if rejection.reason is Reason.MISSING_IMAGE:
+            raise Rejected(Reason.MISSING_VIDEO, rejection.detail) from rejection
+        raise
+    place = video.held or found
+    if place and place.size > options.max_video_bytes:
+        raise Rejected(
+            Reason.TOO_MANY_BYTES,
+            f"{video.path} of {place.size} bytes is over --max-video-bytes "
+            f"{options.max_video_bytes}",
+        )
+    return found
 
 
 def _place_held(held: Inline | Row | None, spool: BinaryIO) -> Location:

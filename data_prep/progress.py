@@ -67,7 +67,7 @@ class ConversionMeter:
     def __init__(self, console: Console, source_bytes: int) -> None:
         self._console = console
         self._total = source_bytes
-        self._images = self._bytes = 0
+        self._images = self._videos = self._bytes = 0
         self._rejected: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._start = self._shown = monotonic()
@@ -87,12 +87,13 @@ class ConversionMeter:
     ) -> None:
         if self._live:
             self._live.stop()
-        elif self._images:
+        elif self._images or self._videos:
             self._console.print(self._line(), markup=False)
 
     def tick(self, tick: Tick) -> None:
         with self._lock:
             self._images += tick.images
+            self._videos += tick.videos
             self._bytes += tick.source_bytes
             self._rejected.update(tick.rejected)
             if self._live and self._bar is not None:
@@ -107,6 +108,8 @@ class ConversionMeter:
             f"{self._images:,} images, {self._images / seconds:,.0f} images/s, "
             f"{self._bytes / seconds / 1e6:,.1f} MB/s"
         )
+        if self._videos:
+            text += f", {self._videos:,} videos"
         if self._rejected:
             reasons = ", ".join(f"{name} {n:,}" for name, n in self._rejected.most_common())
             text += f", rejected: {reasons}"

@@ -16,7 +16,7 @@ class Reason(str, Enum):
     """Why an entry was rejected; the value is what ``quarantine.jsonl`` and the manifest show."""
 
     # the entry itself
-    MALFORMED_ENTRY = "malformed_entry"  # not an object, or its id or image is of a wrong type
+    MALFORMED_ENTRY = "malformed_entry"  # not an object, or its id or media are of a wrong type
     NO_CONVERSATION = "no_conversation"
     MALFORMED_TURN = "malformed_turn"  # a turn that is not an object, or has an unknown role
     VALUE_NOT_TEXT = "value_not_text"
@@ -29,19 +29,24 @@ class Reason(str, Enum):
     TEXT_ONLY = "text_only"  # with --text-only drop
     UNKNOWN_KEY = "unknown_key"  # a key that may hold media or turns which shards would not hold
     NO_ANSWER = "no_answer"  # messages without one of the assistant
-    VIDEO = "video"  # the entry has a video, and only images are prepared here
-    # finding its images
+    # finding its media
     MISSING_IMAGE = "missing_image"
+    MISSING_VIDEO = "missing_video"
     REMOTE = "remote"  # an address on another machine
     UNSAFE_PATH = "unsafe_path"  # absolute, or leads out of the data folder
     NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder or sparse member
     UNREADABLE_SOURCE = "unreadable_source"  # the tar or file ends early or cannot be read
-    # the images
+    # images and videos
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED_IMAGE = "truncated_image"
     CORRUPT_IMAGE = "corrupt_image"
     UNSUPPORTED_IMAGE = "unsupported_image"  # a sound file of a kind that is not decoded
+    NOT_A_VIDEO = "not_a_video"  # or one of sound alone
+    TRUNCATED_VIDEO = "truncated_video"
+    CORRUPT_VIDEO = "corrupt_video"
+    UNSUPPORTED_VIDEO = "unsupported_video"  # no decoder of its codec
+    TOO_MANY_BYTES = "too_many_bytes"  # a video over --max-video-bytes
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
     TOO_ELONGATED = "too_elongated"
@@ -66,18 +71,20 @@ def reject_line(
     location: Location | None = None,
     line: int | None = None,
 ) -> bytes:
-    """One line of JSON: index, id, image path(s), file and offset where known, reason, detail.
+    """One line of JSON: index, id, paths of the media, file and offset where known, reason, detail.
 
     ``line``: of the source's file, where the entry was not planned.
     """
     entry = raw if isinstance(raw, dict) else {}
     id_key = next((key for key in ID_KEYS if entry.get(key) is not None), "id")
     image_key = next((key for key in MEDIA_KEYS["image"] if entry.get(key)), "image")
+    video_key = next((key for key in MEDIA_KEYS["video"] if entry.get(key)), None)
     fields = {
         "index": index,
         **({} if line is None else {"line": line}),
         "id": _plain(entry.get(id_key)),
         "image": _plain(entry.get(image_key)),
+        **({"video": _plain(entry[video_key])} if video_key else {}),
         "source": location.source if location else None,
         "file": location.file if location else None,
         "offset": location.offset if location and location.offset >= 0 else None,
@@ -94,15 +101,19 @@ def quarantined_indices(path: Path) -> set[int]:
 
 
 def missing_by_folder(path: Path) -> Counter[str]:
-    """Entries whose image was not found, by the first folder of its path: often a tar's name."""
+    """Entries with a medium that was not found, by the first folder of its first path: often a
+    tar's name.
+    """
     folders: Counter[str] = Counter()
     with path.open("rb") as lines:
         for line in lines:
             reject = orjson.loads(line)
-            if reject["reason"] == Reason.MISSING_IMAGE.value:
-                images = reject["image"] if isinstance(reject["image"], list) else [reject["image"]]
-                # null where a video is what is missing
-                folders[(images[0] or "").removeprefix("./").partition("/")[0]] += 1
+            kind = {"missing_image": "image", "missing_video": "video"}.get(reject["reason"])
+            if kind is not None:
+                found = reject.get(kind)
+                paths = found if isinstance(found, list) else [found]
+                # none where the media stand inside the turns
+                folders[(paths[0] or "").removeprefix("./").partition("/")[0]] += 1
     return folders
 
 

@@ -42,6 +42,7 @@ class RayExecutor:
                     on_tick(
                         Tick(
                             images=record.images,
+                            videos=record.videos,
                             source_bytes=record.source_bytes,
                             rejected=dict(record.rejected),
                         )

@@ -43,7 +43,9 @@ ROLES = {
 }
 
 _IMAGE_PART = re.compile(r"(?:(\d+)\.)?(?:[A-Za-z]+\.)?(?:jpe?g|png|webp)", re.IGNORECASE)
-_VIDEO_PART = re.compile(r"(?:(\d+)\.)?(?:mp4|m4v|mov|mkv|webm|avi|gif)", re.IGNORECASE)
+_VIDEO_PART = re.compile(
+    r"(?:(\d+)\.)?(?:mp4|m4v|mov|mkv|webm|avi|gif|flv|ts|mpe?g|wmv|ogv)", re.IGNORECASE
+)
 _JSON_PART = re.compile(r"(?:[A-Za-z]+\.)?json", re.IGNORECASE)
 
 

@@ -3,14 +3,16 @@
 import base64
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import simplejpeg
 from markupsafe import Markup
 
-from data_prep.schema import ChatRecord, image_parts, json_part, parse_record
-from data_prep.shards import iter_samples, shard_paths
+from data_prep.schema import ChatRecord, image_parts, json_part, parse_record, video_parts
+from data_prep.shards import ShardSample, iter_samples, shard_paths
 from data_prep.stats import Tally
 from data_prep.workspace import WorkspaceError
 from dct_vl.pages.bars import bars, histogram
@@ -21,17 +23,19 @@ _LONGEST_TEXT = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A sample with the bytes of its images."""
+    """A sample with the bytes of its images, and of its videos' first frames."""
 
     key: str
     shard: str
     record: ChatRecord
     images: tuple[bytes, ...]
+    first_frames: tuple[bytes, ...] = ()  #: JPEGs; of videos that cannot be read none
 
     @property
     def image_uris(self) -> list[str]:
-        """The images as data: addresses; shards hold JPEG."""
-        return ["data:image/jpeg;base64," + base64.b64encode(i).decode() for i in self.images]
+        """Images and first frames as data: addresses; shards hold JPEG."""
+        media = (*self.images, *self.first_frames)
+        return ["data:image/jpeg;base64," + base64.b64encode(one).decode() for one in media]
 
     @property
     def turns(self) -> list[tuple[str, str]]:
@@ -70,9 +74,25 @@ def _pick_in_shard(path: Path, count: int, rng: random.Random) -> list[Shown]:
                 shard=path.name,
                 record=parse_record(sample.parts[json_part(sample.parts)].read(shard)),
                 images=tuple(sample.parts[p].read(shard) for p in image_parts(sample.parts)),
+                first_frames=_first_frames(sample, shard),
             )
             for sample in (samples[i] for i in picked)
         ]
+
+
+def _first_frames(sample: ShardSample, shard: BinaryIO) -> tuple[bytes, ...]:
+    parts = video_parts(sample.parts)
+    if not parts:
+        return ()
+    # PyAV takes an eighth of a second to import, which sets of images do without
+    from data_prep.video_file import VideoError, first_frame
+
+    frames = []
+    for part in parts:
+        with suppress(VideoError):
+            pixels = first_frame(sample.parts[part].read(shard))
+            frames.append(simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB"))
+    return tuple(frames)
 
 
 def preview_page(title: str, samples: list[Shown]) -> str:
@@ -111,6 +131,9 @@ def _cards(stats: dict[str, Any], manifest: dict[str, Any] | None) -> list[dict[
     if stats["images"]:
         shown["median width × height"] = f"{stats['width']['median']}×{stats['height']['median']}"
         shown["median image"] = f"{stats['image_kib']['median']} KiB"
+    if stats["videos"]:
+        shown["videos"] = f"{stats['videos']:,}"
+        shown["median video"] = f"{stats['video_kib']['median']:,} KiB"
     shown["characters, median answer"] = str(stats["answer_chars"].get("median", "–"))
     if manifest:
         rejected = manifest["entries"] - manifest["kept"]
@@ -144,6 +167,8 @@ def _plots(tally: Tally, stats: dict[str, Any]) -> list[tuple[str, Markup]]:
             for counts, names in alike.items()
             if counts
         ]
+    if tally.video_kib:
+        distributions.append(("Size of a video", tally.video_kib, "KiB"))
     distributions += [
         ("Questions with an answer", tally.turns, "a sample"),
         ("Length of a question", tally.question_chars, "characters"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -18,6 +18,9 @@ from data_prep.quarantine import Rejected, reject_line
 from data_prep.schema import encode_key
 from data_prep.shards import ShardWriter
 from data_prep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from data_prep.videos import StoredVideo
 
 _REPORT_EVERY_S = 0.25
 
@@ -38,6 +41,7 @@ class Tick:
     """Progress since the last one."""
 
     images: int
+    videos: int
     source_bytes: int
     rejected: dict[str, int]
 
@@ -50,6 +54,7 @@ class ShardRecord:
     name: str
     samples: int = 0  #: 0: every entry was rejected, and there is no file
     images: int = 0
+    videos: int = 0
     bytes: int = 0  #: of the shard
     source_bytes: int = 0  #: of all media that were located, stored or not
     sha256: str = ""
@@ -98,32 +103,49 @@ def _add_entry(
     record: ShardRecord,
     meter: "_Meter",
 ) -> None:
-    source_bytes = planned.source_bytes
-    record.source_bytes += source_bytes
+    record.source_bytes += planned.source_bytes
     entry = planned.entry
-    stored: list[StoredImage] = []
-    for location in planned.images:
+    images: list[StoredImage] = []
+    videos: list[StoredVideo] = []
+    for location in (*planned.images, *planned.videos):
         try:
             data = reader.read(location)
-            stored.append(store_image(data, options))
+            if len(images) < len(planned.images):
+                images.append(store_image(data, options))
+            else:
+                videos.append(_store_video(data, options))
         except Rejected as rejection:
             record.rejected[rejection.reason.value] += 1
             line = reject_line(planned.index, entry, rejection, location)
             record.rejects.append(orjson.loads(line))
-            meter.add(len(planned.images), source_bytes, rejection.reason.value)
+            meter.add(planned, rejection.reason.value)
             return
     original_id = "" if entry.get("id") is None else entry["id"]
     key = encode_key(str(original_id), planned.index)
-    source = planned.images[0].source if planned.images else "text"
-    writer.add(f"{key}.json", _sample_json(original_id, entry, planned, source, stored))
-    for number, image in enumerate(stored):
-        part = "jpg" if len(stored) == 1 else f"{number}.jpg"
-        writer.add(f"{key}.{part}", image.data)
+    source = next((place.source for place in (*planned.images, *planned.videos)), "text")
+    writer.add(f"{key}.json", _sample_json(original_id, entry, planned, source, images, videos))
+    for number, image in enumerate(images):
+        writer.add(f"{key}.{_part(number, len(images), 'jpg')}", image.data)
         record.conversions.update(image.conversions)
+    for number, video in enumerate(videos):
+        writer.add(f"{key}.{_part(number, len(videos), video.extension)}", video.data)
     record.samples += 1
-    record.images += len(stored)
+    record.images += len(images)
+    record.videos += len(videos)
     record.sources[source] += 1
-    meter.add(len(stored), source_bytes)
+    meter.add(planned)
+
+
+def _store_video(data: bytes, options: Options) -> "StoredVideo":
+    # PyAV takes an eighth of a second to import, which sets of images do without
+    from data_prep.videos import store_video
+
+    return store_video(data, options)
+
+
+def _part(number: int, count: int, extension: str) -> str:
+    """Name of a part, as `data_prep.schema` has it."""
+    return extension if count == 1 else f"{number}.{extension}"
 
 
 def _sample_json(
@@ -131,20 +153,20 @@ def _sample_json(
     entry: dict[str, Any],
     planned: PlannedEntry,
     source: str,
-    stored: list[StoredImage],
+    images: list[StoredImage],
+    videos: "list[StoredVideo]",
 ) -> bytes:
     sample = {"conversations": entry["conversations"], "id": original_id, "source": source}
-    if len(stored) == 1:
+    for kind, paths in (("image", planned.paths), ("video", planned.video_paths)):
+        if paths:
+            sample[kind] = paths[0] if len(paths) == 1 else paths
+    media: list[StoredImage | StoredVideo] = [*images, *videos]
+    if len(media) == 1:
+        sample |= {"width": media[0].width, "height": media[0].height}
+    elif media:
         sample |= {
-            "image": planned.paths[0],
-            "width": stored[0].width,
-            "height": stored[0].height,
-        }
-    elif stored:
-        sample |= {
-            "image": planned.paths,
-            "width": [image.width for image in stored],
-            "height": [image.height for image in stored],
+            "width": [one.width for one in media],
+            "height": [one.height for one in media],
         }
     return orjson.dumps(sample)
 
@@ -154,21 +176,27 @@ class _Meter:
 
     def __init__(self, report: Callable[[Tick], None]) -> None:
         self._report = report
-        self._images = self._bytes = 0
+        self._images = self._videos = self._bytes = 0
         self._rejected: Counter[str] = Counter()
         self._due = monotonic() + _REPORT_EVERY_S
 
-    def add(self, images: int, source_bytes: int, rejected: str | None = None) -> None:
-        self._images += images
-        self._bytes += source_bytes
+    def add(self, planned: PlannedEntry, rejected: str | None = None) -> None:
+        self._images += len(planned.images)
+        self._videos += len(planned.videos)
+        self._bytes += planned.source_bytes
         if rejected is not None:
             self._rejected[rejected] += 1
         if monotonic() >= self._due:
             self.flush()
 
     def flush(self) -> None:
-        tick = Tick(images=self._images, source_bytes=self._bytes, rejected=dict(self._rejected))
-        self._images = self._bytes = 0
+        tick = Tick(
+            images=self._images,
+            videos=self._videos,
+            source_bytes=self._bytes,
+            rejected=dict(self._rejected),
+        )
+        self._images = self._videos = self._bytes = 0
         self._rejected.clear()
         self._due = monotonic() + _REPORT_EVERY_S
         self._report(tick)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from data_prep.durable import partial_path, publish
+from data_prep.options import MAX_MEMBER_BYTES
 
 _BUFFER = 4 * 1024 * 1024
 _BLOCK = tarfile.BLOCKSIZE
@@ -25,7 +26,7 @@ def ustar_header(name: str, size: int) -> bytes:
     The bytes of ``TarInfo.tobuf(USTAR_FORMAT)`` in a fifth of its time. ``name``: at most 100 ASCII
     characters, as `data_prep.schema` makes them; ``size`` in bytes, under 8 GiB.
     """
-    if len(name) > 100 or size >= 8**11:
+    if len(name) > 100 or size >= MAX_MEMBER_BYTES:
         raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
     start = b"%-100b0000644\x000000000\x000000000\x00%011o\x0000000000000\x00" % (
         name.encode("ascii").ljust(100, b"\0"),

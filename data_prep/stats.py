@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.options import FACTOR, OptionError
-from data_prep.schema import image_parts, json_part, parse_record
+from data_prep.schema import image_parts, json_part, parse_record, video_parts
 from data_prep.shards import iter_samples, shard_paths
 from data_prep.workspace import WorkspaceError
 from dct_tokenizer.geometry import smart_resize
@@ -26,7 +26,9 @@ class Tally:
     samples: Counter[str] = field(default_factory=Counter)  #: by source
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  #: images by (height, width)
     image_kib: Counter[int] = field(default_factory=Counter)  #: images by size in KiB
+    video_kib: Counter[int] = field(default_factory=Counter)  #: videos by size in KiB
     images: Counter[int] = field(default_factory=Counter)  #: samples by number of images
+    videos: Counter[int] = field(default_factory=Counter)  #: samples by number of videos
     turns: Counter[int] = field(default_factory=Counter)  #: samples by questions with an answer
     question_chars: Counter[int] = field(default_factory=Counter)  #: questions by length
     answer_chars: Counter[int] = field(default_factory=Counter)  #: answers by length
@@ -52,11 +54,13 @@ def tally_shard(path: Path) -> Tally:
     with path.open("rb") as shard:
         for sample in iter_samples(shard):
             record = parse_record(sample.parts[json_part(sample.parts)].read(shard))
-            parts = image_parts(sample.parts)
+            parts, videos = image_parts(sample.parts), video_parts(sample.parts)
             tally.samples[record.source or "unknown"] += 1
             tally.sizes.update(record.sizes)
             tally.image_kib.update(round(sample.parts[part].size / 1024) for part in parts)
+            tally.video_kib.update(round(sample.parts[part].size / 1024) for part in videos)
             tally.images[len(parts)] += 1
+            tally.videos[len(videos)] += 1
             by_role = {"user": tally.question_chars, "assistant": tally.answer_chars}
             for turn in record.turns:
                 if turn.role in by_role:
@@ -113,13 +117,16 @@ def as_json(
     return {
         "samples": tally.samples.total(),
         "images": tally.sizes.total(),
+        "videos": tally.video_kib.total(),
         "sources": dict(tally.samples.most_common()),
         "height": summarize(heights),
         "width": summarize(widths),
         "aspect_ratio": summarize(aspects),
         "megapixels": summarize(megapixels),
         "image_kib": summarize(tally.image_kib),
+        "video_kib": summarize(tally.video_kib),
         "images_per_sample": dict(sorted(tally.images.items())),
+        "videos_per_sample": dict(sorted(tally.videos.items())),
         "turns_per_sample": dict(sorted(tally.turns.items())),
         "question_chars": summarize(tally.question_chars),
         "answer_chars": summarize(tally.answer_chars),

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.energon import INFO
-from data_prep.images import JpegEndsEarly, read_jpeg_header
 from data_prep.manifest import load_manifest
 from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
 from data_prep.shards import ShardSample, iter_samples, shard_paths
 from data_prep.workspace import Workspace, WorkspaceError
+from dct_tokenizer.image_headers import JpegEndsEarly, read_jpeg_header
 
 _CHUNK = 4 * 1024 * 1024
 #: Problems reported per shard; a broken one would report every sample.

@@ -22,16 +22,17 @@ from dct_tokenizer.families.block import BlockTokenizer
 from dct_tokenizer.gather import gather_statistics, images_in
 from dct_tokenizer.plan import PlanError
 from dct_tokenizer.registry import build_tokenizer, list_presets, preset_config, preset_summary
+from dct_tokenizer.upright import ImageError
 from dct_tokenizer.whitening import save_statistics
 
 
 class OneLineErrors(TyperGroup):
-    """Prints a wrong name, setting or size as one line and exits with status 2."""
+    """Prints a wrong name, setting, size or image as one line and exits with status 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (TokenizerConfigError, PlanError) as error:
+        except (TokenizerConfigError, PlanError, ImageError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
 
@@ -116,7 +117,7 @@ def show(
     from dct_tokenizer.show.views import load_image
 
     names = tokenizer or ["dct28_420", "dct28_lp", "pixel_downscale"]
-    pixels = load_image(str(image))
+    pixels = load_image(image)
     views = [look(resolve(name, min_pixels, max_pixels), pixels) for name in names]
     png = output or Path(f"{image.stem}_tokens.png")
     png.parent.mkdir(parents=True, exist_ok=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.basis import BandSelection
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.errors import TokenizerConfigError
 from dct_tokenizer.plan import PlanError
+from dct_tokenizer.upright import ImageError
 from dct_tokenizer.whitening import Statistics, natural_statistics
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -75,9 +74,9 @@ def gather_statistics(
         if num_images == max_images:
             break
         try:
-            frames = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))[None]
+            frames = decode_rgb(content)
             plan = tokenizer.plan(frames.shape[1], frames.shape[2])
-        except (OSError, UnidentifiedImageError, PlanError, Image.DecompressionBombError):
+        except (ImageError, PlanError):
             num_skipped += 1
             continue
         first_band = tokenizer.encode(tokenizer.cells(frames, plan))[:, : bands.num_spatial]

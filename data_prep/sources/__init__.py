@@ -24,11 +24,12 @@ from data_prep.sources.files import (
     find_tars,
 )
 from data_prep.sources.formats import FORMATS, open_source, read_entries
-from data_prep.sources.json_entries import Unreadable, iter_entries
+from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
 
 __all__ = [
     "FORMATS",
     "ID_KEYS",
+    "LINE_SUFFIXES",
     "MEDIA_KEYS",
     "Chat",
     "Entry",

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.sources.entry import Entry, Media, MediaKind, Refusal, Refused, Source
 from data_prep.sources.json_entries import Unreadable, iter_entries
-from data_prep.sources.media_values import is_address, media_strings, read_media
+from data_prep.sources.media_values import is_address, is_plain_path, media_strings, read_media
 from data_prep.sources.messages import MessageReader
 
 ID_KEYS = ("id", "key", "sample_id")
@@ -36,7 +36,8 @@ class Chat:
     """What an entry says, and its media."""
 
     conversations: Any  #: ``[{"from", "value"}]`` with marks; of LLaVA entries unchecked
-    media: tuple[Media, ...]  #: images, then videos
+    images: tuple[Media, ...]
+    videos: tuple[Media, ...]
     plain: bool  #: the entry says it in LLaVA's own keys
 
 
@@ -48,6 +49,8 @@ def read_chats(source: Source) -> Iterator[Entry | Refusal]:
 
 def read_entry(source: Source, index: int, line: int | None, raw: Any) -> Entry | Refusal:
     """An entry from its object; ``line`` is where it stands."""
+    if type(raw) is dict and len(raw) == 3 and (entry := _usual_entry(index, line, raw)):
+        return entry
     try:
         if isinstance(raw, Unreadable):
             raise Refused("malformed_entry", raw.detail)
@@ -58,8 +61,10 @@ def read_entry(source: Source, index: int, line: int | None, raw: Any) -> Entry 
         return Refusal(index=index, line=line, raw=raw, reason=error.reason, detail=error.detail)
 
 
-def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
-    """Turns and media of an entry's object; raises Refused."""
+def read_chat(
+    source: Source, index: int, raw: dict[str, Any], *, needs_answer: bool = True
+) -> Chat:
+    """Turns and media of an entry's object; raises Refused, also of messages without an answer."""
     if source.options.ignore:
         raw = {key: value for key, value in raw.items() if key not in source.options.ignore}
     _refuse_unsupported(raw)
@@ -80,19 +85,18 @@ def read_chat(source: Source, index: int, raw: dict[str, Any]) -> Chat:
         turns, plain = conversations, found.keys() <= {"image", "video"}
     else:
         reader = MessageReader(source, index, listed)
-        turns, plain = reader.read(messages), False
+        turns, plain = reader.read(messages, needs_answer=needs_answer), False
         listed = reader.media()
     if raw.get("system"):
         turns, plain = _with_system(turns, raw["system"]), False
-    media = (*listed["image"], *listed["video"])
     if raw.keys() - _KNOWN_KEYS:
-        _refuse_lost_media(raw, media)
+        _refuse_lost_media(raw, (*listed["image"], *listed["video"]))
     plain = plain and all(
         [one.path for one in listed[_KIND_OF_KEY[key]] if one.held is None]
         == (value if isinstance(value, list) else [value])
         for key, value in found.items()
     )
-    return Chat(conversations=turns, media=media, plain=plain)
+    return Chat(conversations=turns, images=listed["image"], videos=listed["video"], plain=plain)
 
 
 def read_id(raw: dict[str, Any]) -> str | int | None:
@@ -103,14 +107,32 @@ def read_id(raw: dict[str, Any]) -> str | int | None:
     return found
 
 
+def _usual_entry(index: int, line: int | None, raw: dict[str, Any]) -> Entry | None:
+    """What nearly all entries of large sets are: an id, an image by its path, a conversation."""
+    original_id, image, turns = raw.get("id"), raw.get("image"), raw.get("conversations")
+    if type(original_id) not in (str, int) or type(image) is not str or _has_roles(turns):
+        return None
+    if turns is None or not is_plain_path(image):
+        return None
+    return Entry(
+        index=index,
+        line=line,
+        raw=raw,
+        id=original_id,
+        conversations=turns,
+        images=(Media(kind="image", path=image),),
+        videos=(),
+    )
+
+
 def _entry(source: Source, index: int, line: int | None, raw: dict[str, Any]) -> Entry:
     original_id = read_id(raw)
     chat = read_chat(source, index, raw)
     if not chat.plain or original_id != raw.get("id"):
         raw = {"id": original_id} | {
-            kind: paths[0] if len(paths) == 1 else paths
-            for kind in MEDIA_KEYS
-            if (paths := [one.path for one in chat.media if one.kind == kind])
+            kind: media[0].path if len(media) == 1 else [one.path for one in media]
+            for kind, media in (("image", chat.images), ("video", chat.videos))
+            if media
         }
     return Entry(
         index=index,
@@ -118,7 +140,8 @@ def _entry(source: Source, index: int, line: int | None, raw: dict[str, Any]) ->
         raw=raw,
         id=original_id,
         conversations=chat.conversations,
-        media=chat.media,
+        images=chat.images,
+        videos=chat.videos,
     )
 
 

@@ -81,6 +81,11 @@ class Inline:
     file: str  #: that the entry is from
     data: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -110,11 +115,8 @@ class Entry:
     raw: dict[str, Any]  #: LLaVA shape: what the filtered JSON gets, conversations replaced
     id: str | int | None
     conversations: Any  #: ``[{"from", "value"}]`` with a mark for each image and video
-    media: tuple[Media, ...]  #: images and videos, each kind in the order of its marks
-
-    def of_kind(self, kind: MediaKind) -> tuple[Media, ...]:
-        """The images, or the videos."""
-        return tuple(one for one in self.media if one.kind == kind)
+    images: tuple[Media, ...]  #: in the order of their marks
+    videos: tuple[Media, ...]  #: likewise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

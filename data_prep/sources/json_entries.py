@@ -6,6 +6,7 @@ that Python can hold, so that NaN, Infinity and lone surrogates are found entry 
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 _CHUNK = 1 << 20
 #: Characters at the end of what was read in which a scanner's error may come from the cut.
 _MARGIN = 16
+_BETWEEN = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r])")
 _SPACE = " \t\n\r"
 
 
@@ -104,16 +106,23 @@ class _ListReader:
         else:
             while True:
                 yield self._item()
-                separator = self._next_character()
-                self._position += 1
-                if separator == "]":
+                match = _BETWEEN.match(self._text, self._position)
+                if match:
+                    self._position = match.end()
+                elif self._ends():
                     break
-                if separator != ",":
-                    self._position -= 1
-                    raise self._broken(f"expected a comma or ], found {separator!r}")
-                self._next_character()
         if self._next_character():
             raise self._broken("there is more behind the list")
+
+    def _ends(self) -> bool:
+        """Whether the list ends here; where it goes on, stand before the next item."""
+        separator = self._next_character()
+        if separator not in (",", "]"):
+            raise self._broken(f"expected a comma or ], found {separator!r}")
+        self._position += 1
+        if separator == ",":
+            self._next_character()
+        return separator == "]"
 
     def _item(self) -> tuple[int, Any]:
         line = self._line_here()

@@ -36,6 +36,11 @@ def media_strings(value: Any) -> list[str]:
     return list(_media_in(value))
 
 
+def is_plain_path(text: str) -> bool:
+    """Whether it is certainly a path as it stands: neither absolute nor an address nor bytes."""
+    return 0 < len(text) < _MIN_BASE64 and text[0] != "/" and ":" not in text
+
+
 def is_address(text: str) -> bool:
     """Whether it lies on another machine."""
     return bool(_SCHEME.match(text)) and not text.startswith("file://")

@@ -54,12 +54,12 @@ class MessageReader:
         self._in_parts: dict[MediaKind, list[Media]] = {"image": [], "video": []}
         self._num_empty: dict[MediaKind, int] = {"image": 0, "video": 0}
 
-    def read(self, messages: Any) -> list[dict[str, str]]:
+    def read(self, messages: Any, *, needs_answer: bool) -> list[dict[str, str]]:
         """Turns ``{"from", "value"}`` with a mark for every typed medium; raises Refused."""
         if not isinstance(messages, list) or not messages:
             raise Refused("no_conversation", "messages is no list of at least one message")
         turns = [self._turn(number, message) for number, message in enumerate(messages)]
-        if not any(turn["from"] == "gpt" for turn in turns):
+        if needs_answer and not any(turn["from"] == "gpt" for turn in turns):
             raise Refused(
                 "no_answer",
                 "no message is the assistant's; `dct-vl generate` takes the file as questions",

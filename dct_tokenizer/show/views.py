@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.basis import RGB_TO_YCBCR, dct_matrix
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.pixels import resize_frames
 from dct_tokenizer.plan import Plan
+from dct_tokenizer.upright import ImageError
 
 #: Side of the blocks whose spectrum is compared, in pixels.
 SPECTRUM_BLOCK = 28
@@ -69,9 +71,16 @@ def look(tokenizer: VisualTokenizer, image: np.ndarray) -> View:
     )
 
 
-def load_image(path: str) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of an image file."""
-    return np.asarray(Image.open(path).convert("RGB"))
+def load_image(path: Path) -> np.ndarray:
+    """uint8 (H, W, 3) RGB of an image file.
+
+    Raises:
+        ImageError: none can be read from it; the message names the file.
+    """
+    try:
+        return decode_rgb(path.read_bytes())[0]
+    except ImageError as error:
+        raise ImageError(error.fault, f"{path} {error}") from error
 
 
 def _luma(image: np.ndarray) -> np.ndarray:

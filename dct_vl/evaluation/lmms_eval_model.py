@@ -18,10 +18,11 @@ from typing import Any
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from data_prep.schema import Turn
+from dct_tokenizer.upright import upright_rgb
 from dct_vl.inference.generate.engine import open_engine
 from dct_vl.inference.generate.replicas import ParallelSizes, join_replica_group
 from dct_vl.inference.generate.requests import Request
@@ -191,7 +192,7 @@ def _key(task: str, split: str, doc_id: Any) -> str:
 
 
 def _encoded(image: Image.Image) -> bytes:
-    """The exact pixels, upright, as a quickly made PNG."""
+    """Its pixels as the model sees them, as a quickly made PNG."""
     data = io.BytesIO()
-    ImageOps.exif_transpose(image).convert("RGB").save(data, "PNG", compress_level=1)
+    Image.fromarray(upright_rgb(image)).save(data, "PNG", compress_level=1)
     return data.getvalue()

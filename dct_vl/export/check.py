@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dct_tokenizer.decode import decode_rgb
 from dct_vl.export.tensors import ExportError
 from dct_vl.inference.decode import logits_of
 from dct_vl.inference.generate.answers import Question, is_exact, questions_of
@@ -58,7 +58,7 @@ def max_abs_logit_diff(model: LoadedModel, folder: str | Path, samples: Iterable
         request = questions_of(sample, model.step)[-1].request
         images, _ = request.read()
         text = render(processor, model.chat.messages(request.turns, len(images)))
-        opened = [Image.open(io.BytesIO(data)) for data in images]
+        opened = [Image.fromarray(decode_rgb(data)[0]) for data in images]
         inputs = processor(text=[text], images=opened or None, return_tensors="pt")
         wanted = prompt_logits(model, request)
         found = theirs(**inputs.to(model.device)).logits[0]
@@ -185,8 +185,9 @@ def _request(model: LoadedModel, request: Request, work: Path, number: int) -> d
     images, _ = request.read()
     files = []
     for index, data in enumerate(images):
-        files.append(work / f"{number}.{index}")
-        files[-1].write_bytes(data)
+        files.append(work / f"{number}.{index}.png")
+        # pixels as the trainer sees them: the reader is without its decoder
+        Image.fromarray(decode_rgb(data)[0]).save(files[-1], compress_level=1)
     return {
         "messages": model.chat.messages(request.turns, len(images)),
         "images": [str(file) for file in files],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data_prep.video_file import VideoHeader
 from dct_tokenizer import Plan, VisualTokenizer
 
 #: frame counts are multiples of it: the frames behind one patch of the pretrained model
@@ -70,19 +71,6 @@ class VideoRules:
         """
         share = self.total_pixels / num_frames * FRAME_FACTOR
         return self.min_pixels, int(max(min(self.max_pixels, share), int(self.min_pixels * 1.05)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoHeader:
-    """A video without its pixels."""
-
-    #: upright, in pixels
-    height: int
-    width: int
-    #: as the container counts them, or as its packets do where it does not
-    num_frames: int
-    #: seconds
-    duration: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ import numpy as np
 from megatron.energon import Sample
 
 from data_prep.schema import Turn
+from data_prep.video_file import read_header
 from dct_tokenizer import Plan, VisualTokenizer
+from dct_tokenizer.decode import decode_rgb, header_size
 from dct_vl.inputs.cells import encode_visual
 from dct_vl.inputs.chat import ChatTokenizer, place_media
 from dct_vl.inputs.clips import VideoRules, make_clip, shorten_clips
-from dct_vl.inputs.images import decode_rgb, header_size
 from dct_vl.inputs.samples import EncodedChat, PlannedChat
-from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.inputs.video import read_frames
 
 #: grey of blank images; Qwen2-VL's normalisation maps it close to 0
 BLANK_LEVEL = 118

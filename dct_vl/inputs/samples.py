@@ -19,12 +19,12 @@ from data_prep.schema import (
     parse_record,
     video_parts,
 )
+from data_prep.video_file import VideoError
 from dct_tokenizer import Plan
+from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.cells import VisualCells
 from dct_vl.inputs.chat import ChatError, TokenizedChat
 from dct_vl.inputs.clips import Clip
-from dct_vl.inputs.images import ImageError
-from dct_vl.inputs.video import VideoError
 
 #: what befalls a sample, in this order; a run of rejections is one of the same stage
 Stage = Literal["reading", "cooking", "planning", "packing", "decoding", "batching"]

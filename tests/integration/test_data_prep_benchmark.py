@@ -24,4 +24,7 @@ def test_quick_run(tmp_path):
     assert results["jpeg_decode"]["peer_value"] > 0
     assert results["rss_2k_mb"]["value"] < 2000
     assert results["second_run_2k_percent"]["value"] < 50
+    assert {"messages_ratio", "parquet_ratio", "parquet_rss_2k_mb"} <= set(results)
+    assert done.stdout.count("measurement") == 1, "one table"
+    assert "figures of --quick mean nothing" in done.stdout
     assert results["prepare_20_shards_seconds"]["value"] > 0

@@ -84,7 +84,7 @@ def test_nothing_kept_is_a_failure(drawn, tmp_path):
     done = cambrian(data, tmp_path / "W")
     assert done.returncode == 1
     assert "no entry was kept" in done.stdout
-    assert "Missing images by folder: shapes " in done.stdout
+    assert "Missing files by folder: shapes " in done.stdout
 
 
 def test_ray_is_an_extra(drawn, tmp_path):

@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+from mixed_set import write_mixed_set
 
 from data_prep.drawn import write_drawn_dataset
 
-NUM_KILLS = 20
+NUM_KILLS = 10
 
 
-def command(data: Path, output: Path, workers: int) -> list[str]:
+def command(source: Path, output: Path, workers: int) -> list[str]:
+    """Of a folder the verb `cambrian`, of a file of entries `convert`."""
+    verb = ["convert", str(source)] if source.is_file() else ["cambrian", "--data-dir", str(source)]
     return [
-        *(sys.executable, "-m", "data_prep", "cambrian", "--data-dir", str(data)),
+        *(sys.executable, "-m", "data_prep", *verb),
         *("--output-dir", str(output), "--workers", str(workers), "--shard-size", "40"),
         *("--shuffle-seed", "5", "--text-only", "keep"),
     ]
@@ -37,21 +40,31 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory) -> tuple[dict[str, bytes], float]:
+def mixed(tmp_path_factory) -> Path:
+    """Images, videos and text; a JSONL."""
+    return write_mixed_set(tmp_path_factory.mktemp("mixed"), 360)
+
+
+def calm_run(source: Path, output: Path) -> tuple[dict[str, bytes], float]:
     """What a run leaves, and the seconds that it takes."""
-    output = tmp_path_factory.mktemp("calm")
     start = time.monotonic()
-    subprocess.run(command(data, output, 1), check=True, capture_output=True)
+    subprocess.run(command(source, output, 1), check=True, capture_output=True)
     return outcome(output), time.monotonic() - start
 
 
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> tuple[dict[str, bytes], float]:
+    return calm_run(data, tmp_path_factory.mktemp("calm"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_random_moments(data, undisturbed, tmp_path, workers):
-    expected, seconds = undisturbed
+@pytest.mark.parametrize(("source", "workers"), [("data", 1), ("mixed", 2)])
+def test_killed_at_random_moments(source, workers, tmp_path, request):
+    data = request.getfixturevalue(source)
+    expected, seconds = calm_run(data, tmp_path / "calm")
     moments = random.Random(workers)
     interrupted = 0
-    for attempt in range(NUM_KILLS // 2):
+    for attempt in range(NUM_KILLS):
         output = tmp_path / str(attempt)
         resumed = False
         while True:
@@ -80,7 +93,7 @@ def test_killed_at_random_moments(data, undisturbed, tmp_path, workers):
         found = outcome(output)
         assert sorted(found) == sorted(expected)
         assert found == expected
-    assert interrupted >= NUM_KILLS // 4, "the kills came too late to test anything"
+    assert interrupted >= NUM_KILLS // 2, "the kills came too late to test anything"
 
 
 @pytest.mark.slow

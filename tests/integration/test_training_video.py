@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from command_line import invoke as run_verb
 from conftest import ROOT, Run, Trainer
+from mixed_set import ANSWER, NUM_KEPT, NUM_KINDS, write_mixed_set
 from PIL import Image
 
 from dct_vl.inputs.rejects import count_notes, count_rejects
+from dct_vl.inputs.shard_reader import read_split
 from dct_vl.runs.run_files import VALIDATION_NAME, read_json_lines
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
@@ -142,6 +144,33 @@ def test_videos_pictures_and_text_are_asked_about(runs, tokenizer):
 def test_videos_are_compared(compared):
     (found,) = json.loads((compared / "compare.json").read_text())["sets"]
     assert found["num_questions"] == 4, "those with a picture or a video"
+
+
+def test_a_mixed_set_from_its_json_to_steps(train, tmp_path):
+    """Converted, prepared, looked at and trained; what preparation keeps, training uses whole."""
+    source = write_mixed_set(tmp_path / "raw", 10 * NUM_KINDS)
+    shards = tmp_path / "W"
+    invoke("data", "convert", source, "--output-dir", shards, "--text-only", "keep", "--workers", 1)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert manifest["kept"] == 10 * NUM_KEPT
+    assert manifest["kept"] + sum(manifest["rejected"].values()) == manifest["entries"]
+    invoke("data", "prepare", shards, "--split", "8,1,1", "--num-workers", 1)
+    invoke("data", "verify", shards, "--workers", 1)
+    said = invoke("data", "stats", shards, "--tokenizer", "pixel", "--workers", 1)
+    assert "60 samples, 30 images, 50 videos" in said
+    invoke("data", "preview", shards, "--count", 60)
+    assert "video clips/a.mp4" in (shards / "preview.html").read_text()
+    run = train("mixed", *SETTINGS, "tokenizer=pixel", f"data.path={shards}")
+    assert len(run.values("loss")) == 3
+    assert all(3 < loss < 12 for loss in run.values("loss"))
+    assert 3 < run.validation()[3] < 12
+    assert count_rejects(run.folder / "rejects") == {}
+    assert count_notes(run.folder / "rejects") == {}
+    asked = list(read_split(str(shards), "val"))
+    assert {held.record.turns[-1].text for held in asked} == {ANSWER}
+    counts = {(len(held.images), len(held.videos)) for held in asked}
+    assert counts <= {(1, 0), (0, 0), (0, 1), (1, 2), (1, 1)}
+    assert (1, 2) in counts
 
 
 @pytest.mark.usefixtures("compared")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.show import look
 from dct_tokenizer.show.figure import psnr_text
 from dct_vl.evaluation.compare.pairing import PairedSet
 from dct_vl.evaluation.compare.results import ItemScore
 from dct_vl.evaluation.compare.runs import ComparedRun
 from dct_vl.inputs.chat import IMAGE_MARK
-from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.shard_index import keys_by_split
 from dct_vl.inputs.shard_reader import read_split
 from dct_vl.pages.page import image_uri

@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from dct_tokenizer.base import VisualTokenizer
 from dct_tokenizer.registry import build_tokenizer
+from dct_tokenizer.upright import upright_rgb
 from dct_vl.export.bundle.media_fields import NAMES, TOKENS, media_fields
 
 _Media = TypeVar("_Media")
@@ -109,7 +110,7 @@ def _flat(images: Any) -> list[Any]:
 def _rgb(image: Any) -> np.ndarray:
     """uint8 (H, W, 3)."""
     if hasattr(image, "convert"):
-        return np.asarray(image.convert("RGB"))
+        return upright_rgb(image)
     array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.schema import Turn
+from data_prep.video_file import read_header
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.pixels import resize_frames
 from dct_tokenizer.show import View, look, write_html, write_png
 from dct_tokenizer.show.figure import psnr_text
@@ -22,8 +24,7 @@ from dct_vl.inference.generate.engine import Engine, Reply
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK, Kind
 from dct_vl.inputs.clips import make_clip
-from dct_vl.inputs.images import decode_rgb
-from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.inputs.video import read_frames
 
 _MARKS: dict[Kind, str] = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 #: what a tokenizer writes for the first bytes of a character whose last ones are still to come

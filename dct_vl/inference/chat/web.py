@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from dct_tokenizer import build_tokenizer, list_presets
+from dct_tokenizer.decode import decode_rgb
 from dct_tokenizer.show import look
 from dct_vl.inference.chat.conversation import Conversation, numbers, read_medium
 from dct_vl.inference.generate.engine import Engine, Reply
-from dct_vl.inputs.images import decode_rgb
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TITLE = "dct-vl: see what the model sees, and ask"

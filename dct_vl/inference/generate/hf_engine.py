@@ -23,7 +23,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
     smart_resize,
 )
 
+from data_prep.video_file import read_header
 from dct_tokenizer import VisualTokenizer, build_tokenizer
+from dct_tokenizer.decode import decode_rgb
 from dct_vl.inference.decode import cut_at
 from dct_vl.inference.generate.engine import (
     AnswerSettings,
@@ -36,8 +38,7 @@ from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling, TokenChooser
 from dct_vl.inputs.chat import read_chat_tokenizer, render
 from dct_vl.inputs.clips import VideoRules, make_clip
-from dct_vl.inputs.images import decode_rgb
-from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.inputs.video import read_frames
 
 
 @dataclass(frozen=True, kw_only=True)

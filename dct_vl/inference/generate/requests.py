@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -12,12 +11,18 @@ from typing import Any
 
 import orjson
 
-from data_prep.schema import ROLES, SchemaError, Turn, parse_turns
-from dct_vl.inputs.chat import IMAGE_MARK, VIDEO_MARK
-
-#: what a content's part is called, and its mark in the text
-_MARKS = {"image": IMAGE_MARK, "video": VIDEO_MARK}
-Media = tuple[bytes | Path, ...]
+from data_prep.schema import SchemaError, Turn, parse_turns
+from data_prep.sources import (
+    LINE_SUFFIXES,
+    Inline,
+    Media,
+    ReadOptions,
+    Refused,
+    Source,
+    Unreadable,
+    iter_entries,
+    read_chat,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,8 @@ class Request:
     #: ``<image>`` and ``<video>`` mark positions; media without a mark precede the first question
     turns: tuple[Turn, ...]
     #: encoded bytes or the files they lie in
-    images: Media
-    videos: Media
+    images: tuple[bytes | Path, ...]
+    videos: tuple[bytes | Path, ...]
     max_new_tokens: int
 
     def read(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
@@ -59,46 +64,53 @@ class Requests:
 
 
 class FileRequests(Requests):
-    """Lines of a JSONL file.
+    """Entries of a JSONL or JSON file, read as `data_prep` reads them.
 
-    A line has ``key`` (or ``id``, ``sample_id``), one of ``question`` (a text), ``conversations``
+    An entry has ``key`` (or ``id``, ``sample_id``), one of ``question`` (a text), ``conversations``
     (``[{"from", "value"}, …]``, as in training) and ``messages`` (``[{"role", "content"}, …]``,
     whose content may be a list of texts, images and videos), ``image`` or ``images``, ``video`` or
-    ``videos`` (a path or a list), and perhaps ``max_new_tokens``. Relative paths start at the
-    file's folder. An answer at the end of a conversation is left out: it is what is asked for.
+    ``videos`` (a path, base64 or a list), and perhaps ``max_new_tokens``. Relative paths start at
+    the file's folder. An answer at the end of a conversation is left out: it is what is asked for.
 
     Raises:
-        ValueError: the file cannot be read, or no line asks anything.
+        ValueError: the file cannot be read, or no entry asks anything.
     """
 
     def __init__(self, path: Path, *, max_new_tokens: int, limit: int | None = None) -> None:
         self._requests: dict[str, Request] = {}
         self.rejected = []
         seen: set[str] = set()
+        source = Source(
+            format="messages",
+            data_dir=path.parent,
+            file=path,
+            files=(path,),
+            tars=(),
+            options=ReadOptions(),
+        )
         try:
-            lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+            for index, (line, entry) in enumerate(iter_entries(path)):
+                if limit is not None and len(self._requests) >= limit:
+                    break
+                name = f"line {line}" if path.suffix in LINE_SUFFIXES else f"entry {index}"
+                try:
+                    if isinstance(entry, Unreadable):
+                        raise SchemaError(entry.detail)
+                    if not isinstance(entry, dict):
+                        raise SchemaError(f"a {type(entry).__name__}; expected an object")
+                    key = _key(entry)
+                    if key in seen:
+                        # by its line: what is rejected under a key is not asked in the next start
+                        raise SchemaError(f"the key {key!r} was there before")
+                    seen.add(key)
+                    name = key
+                    self._requests[name] = _request(name, entry, source, index, max_new_tokens)
+                except Refused as refused:
+                    self.rejected.append((name, SchemaError(refused.detail)))
+                except SchemaError as error:
+                    self.rejected.append((name, error))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if limit is not None and len(self._requests) >= limit:
-                break
-            name = f"line {number}"
-            try:
-                entry = orjson.loads(line)
-                if not isinstance(entry, dict):
-                    raise SchemaError(f"a {type(entry).__name__}; expected an object")
-                key = _key(entry)
-                if key in seen:
-                    # by its line: what is rejected under a key is not asked in the next start
-                    raise SchemaError(f"the key {key!r} was there before")
-                seen.add(key)
-                name = key
-                self._requests[name] = _request(name, entry, path.parent, max_new_tokens)
-            except ValueError as error:
-                wrong = error if isinstance(error, SchemaError) else SchemaError(str(error))
-                self.rejected.append((name, wrong))
         if not self._requests:
             first = f": {self.rejected[0][0]}: {self.rejected[0][1]}" if self.rejected else ""
             raise ValueError(f"{path} asks nothing{first}")
@@ -134,19 +146,18 @@ def _key(entry: dict[str, Any]) -> str:
     raise SchemaError(f"the line has {', '.join(entry)}; expected a key (or id, sample_id)")
 
 
-def _request(key: str, entry: dict[str, Any], folder: Path, max_new_tokens: int) -> Request:
-    media = {kind: _paths(entry, kind) for kind in _MARKS}
+def _request(
+    key: str, entry: dict[str, Any], source: Source, index: int, max_new_tokens: int
+) -> Request:
     if "question" in entry:
         question = entry["question"]
         if not isinstance(question, str) or not question.strip():
             raise SchemaError(f"question is {question!r}; expected a text")
-        turns: tuple[Turn, ...] = (Turn(role="user", text=question),)
-    elif "conversations" in entry:
-        turns = parse_turns(entry["conversations"])
-    elif "messages" in entry:
-        turns = _turns_of_messages(entry["messages"], media)
-    else:
+        entry = entry | {"conversations": [{"from": "human", "value": question}]}
+    elif not entry.keys() & {"conversations", "messages"}:
         raise SchemaError("the line has no question, conversations or messages")
+    chat = read_chat(source, index, entry, needs_answer=False)
+    turns = parse_turns(chat.conversations)
     if turns[-1].role == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1].role != "user":
@@ -157,48 +168,13 @@ def _request(key: str, entry: dict[str, Any], folder: Path, max_new_tokens: int)
     return Request(
         key=key,
         turns=turns,
-        images=tuple(folder / path for path in media["image"]),
-        videos=tuple(folder / path for path in media["video"]),
+        images=tuple(_file_or_bytes(source, one) for one in chat.images),
+        videos=tuple(_file_or_bytes(source, one) for one in chat.videos),
         max_new_tokens=limit,
     )
 
 
-def _paths(entry: dict[str, Any], kind: str) -> list[str]:
-    found = entry.get(f"{kind}s", entry.get(kind))
-    paths = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(path, str) and path for path in paths):
-        raise SchemaError(f"{kind} is {found!r}; expected a path or a list of paths")
-    return [_path(path) for path in paths]
-
-
-def _path(text: str) -> str:
-    path = text.removeprefix("file://")
-    if "://" in path:
-        raise SchemaError(f"{text} is an address; expected a file: download it first")
-    return path
-
-
-def _turns_of_messages(messages: object, media: dict[str, list[str]]) -> tuple[Turn, ...]:
-    """Turns with marks; the paths of their media are added to `media`."""
-    if not isinstance(messages, list) or not messages:
-        raise SchemaError("messages is no list of at least one message")
-    turns = []
-    for number, message in enumerate(messages):
-        role = ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if role is None or not isinstance(content, str | list):
-            raise SchemaError(f"message {number} has no known role, or no content")
-        pieces = []
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            value = part.get(kind) if kind in ("text", *_MARKS) else None
-            if not isinstance(value, str):
-                raise SchemaError(
-                    f'message {number} has the part {part!r}; expected {{"type": "text", "text"}}, '
-                    '{"type": "image", "image": PATH} or {"type": "video", "video": PATH}'
-                )
-            if kind in _MARKS:
-                media[str(kind)].append(_path(value))
-            pieces.append(_MARKS.get(str(kind), value))
-        turns.append(Turn(role=role, text="\n".join(pieces)))
-    return tuple(turns)
+def _file_or_bytes(source: Source, media: Media) -> bytes | Path:
+    if isinstance(media.held, Inline):
+        return media.held.data
+    return source.data_dir / media.path

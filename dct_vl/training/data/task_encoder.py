@@ -8,13 +8,14 @@ from megatron.energon import DefaultTaskEncoder, Sample, SkipSample, stateless
 from megatron.energon.edataclass import edataclass
 
 from data_prep.schema import SchemaError
+from data_prep.video_file import VideoError
 from dct_tokenizer import PlanError, TokenizerConfigError
+from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.batch import Batch, pack_batch, pad_batch
 from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.clips import make_clip
 from dct_vl.inputs.data_sets import COOKERS
 from dct_vl.inputs.encode import InputSpec, encode_chat, plan_chat
-from dct_vl.inputs.images import ImageError
 from dct_vl.inputs.rejects import RejectLog, file_of
 from dct_vl.inputs.samples import (
     CrudeChat,
@@ -24,7 +25,6 @@ from dct_vl.inputs.samples import (
     read_record,
     reason_of,
 )
-from dct_vl.inputs.video import VideoError
 from dct_vl.training.data.loader_processes import WorkerBoard
 from dct_vl.training.data.packing import ChatPack, PackBounds, select_packs
 

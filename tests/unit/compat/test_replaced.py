@@ -42,7 +42,7 @@ ORDINARY = {
     "dct_vl/export/import_hf.py": "piece.data wholes[address].data part.perform_initialization",
     "dct_vl/verbs/fit.py": "sys.argv",
     "dct_vl/compat/nemo.py": "package.__spec__.submodule_search_locations",
-    "dct_vl/inputs/video.py": "stream.thread_type",
+    "data_prep/video_file.py": "stream.thread_type",
     "dct_vl/verbs/layout_check.py": "os.environ",
     "dct_vl/model/context_parallel.py": "own.context_parallel_size own.num_attention_heads "
     "own.num_query_groups",

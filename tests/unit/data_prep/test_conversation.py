@@ -108,6 +108,11 @@ def test_videos_have_marks_of_their_own():
     assert check_conversation(both, 1, 2).turns == turns("<image>\n<video>\n<video>\na", "b")
     marked = turns("<video>\na <image>", "a <video> tag")
     assert check_conversation(marked, 1, 1).turns == marked
+    half = check_conversation(turns("<image>a", "b"), 1, 1)
+    assert half.turns == turns("<video>\n<image>a", "b")
+    assert half.repairs == ("video_marks_added",)
+    with pytest.raises(Rejected, match="0 marks in questions and 1 elsewhere for 1 videos"):
+        check_conversation([{"from": "system", "value": "<video>"}, *turns("a", "b")], 0, 1)
     with pytest.raises(
         Rejected, match="1 marks in questions and 0 elsewhere for 2 videos"
     ) as caught:

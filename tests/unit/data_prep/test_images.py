@@ -12,9 +12,10 @@ from PIL import Image
 from raw_set import encoded, jpeg, picture
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference
 
-from data_prep.images import JpegEndsEarly, read_jpeg_header, store_image
+from data_prep.images import store_image
 from data_prep.options import Options
 from dct_tokenizer.geometry import smart_resize
+from dct_tokenizer.image_headers import JpegEndsEarly, read_jpeg_header
 
 BASE = jpeg(1, (200, 100))
 

@@ -19,10 +19,10 @@ from compared_runs import STEP, answer, write_lines, write_run
 from PIL import Image
 
 from dct_tokenizer import build_tokenizer
+from dct_tokenizer.decode import decode_rgb
 from dct_vl.evaluation.compare import read_runs, write_comparison
 from dct_vl.evaluation.compare.gallery import choose
 from dct_vl.evaluation.compare.pairing import pair
-from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.shard_reader import read_split
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'

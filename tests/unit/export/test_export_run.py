@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -9,16 +10,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dct_tokenizer.decode import decode_rgb
 from dct_vl.export import check as outside
 from dct_vl.export.check import can_be_asked, max_abs_logit_diff
 from dct_vl.export.checkpoint import export_adapters, export_checkpoint
 from dct_vl.export.import_hf import import_folder
 from dct_vl.export.tensors import ExportError
+from dct_vl.inference.generate.answers import questions_of
 from dct_vl.inference.loading import load_checkpoint
 from dct_vl.inputs.shard_reader import read_split
 
@@ -95,15 +100,30 @@ def test_logits_that_are_no_numbers_are_not_taken_for_equal(tiny_model, shards, 
     assert json.loads((tmp_path / "out" / "config.json").read_text())
 
 
+def transparent(image: bytes) -> bytes:
+    """The same size, with nothing opaque in it."""
+    clear = Image.fromarray(decode_rgb(image)[0]).convert("RGBA")
+    clear.putalpha(60)
+    buffer = io.BytesIO()
+    clear.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_a_damaged_picture_of_the_split_is_passed_over(made, shards, tmp_path):
     model = load_checkpoint(made)
     good = next(sample for sample in read_split(str(shards), "val") if sample.images)
     bad = replace(good, images=(b"junk", *good.images[1:]))
     film = replace(good, videos=(b"film",))
+    clear = replace(good, images=tuple(transparent(image) for image in good.images))
     assert [can_be_asked(model, one) for one in (good, bad, film)] == [True, False, False]
     out = tmp_path / "out"
     export_checkpoint(made, out)
     assert max_abs_logit_diff(model, out, [bad, good]) < 1e-4
+    assert max_abs_logit_diff(model, out, [clear]) < 1e-4
+    request = questions_of(clear, 1)[-1].request
+    (first, *_) = outside._request(model, request, tmp_path, 0)["images"]
+    with Image.open(first) as written:
+        assert np.array_equal(np.asarray(written), decode_rgb(clear.images[0])[0])
     with pytest.raises(ExportError, match="nothing was compared"):
         max_abs_logit_diff(model, out, [bad, film])
 

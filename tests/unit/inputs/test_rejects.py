@@ -18,9 +18,10 @@ from sample_chats import ROWS, crude, picture
 from transformers import AutoTokenizer
 
 from dct_tokenizer import build_tokenizer
+from dct_tokenizer.decode import decode_rgb, header_size
+from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
-from dct_vl.inputs.images import ImageError, decode_rgb, header_size
 from dct_vl.inputs.rejects import RejectLog, RejectReader, count_rejects
 from dct_vl.inputs.samples import CrudeChat, cook_chat
 from dct_vl.training.data.task_encoder import ChatTaskEncoder

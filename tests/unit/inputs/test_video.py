@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_videos import FASTSTART, STEP, grey_frames, noise_frames, sound, turned, video
 
+from data_prep.video_file import VideoError, read_header, read_timeline
 from dct_vl.inputs.clips import VideoRules, choose_frames
-from dct_vl.inputs.video import VideoError, _sound_packets, _timeline, read_frames, read_header
+from dct_vl.inputs.video import _sound_packets, read_frames
 from dct_vl.runs.config.schema import DataConfig, RunConfig
 from dct_vl.runs.derived import RunSettings
 
@@ -162,7 +163,7 @@ def test_what_is_not_needed_is_not_decoded():
     )
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
-        times = _timeline(container, data)
+        times = read_timeline(container, data)
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         assert len(times.key_times) == 8

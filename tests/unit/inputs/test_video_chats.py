@@ -17,6 +17,7 @@ from sample_videos import FASTSTART, noise_frames, sound, video
 from transformers import AutoProcessor, AutoTokenizer
 
 from data_prep.schema import Turn
+from data_prep.video_file import VideoHeader
 from dct_tokenizer import build_tokenizer
 from dct_vl.inputs.cells import join_cells
 from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX, ChatTokenizer
@@ -24,7 +25,6 @@ from dct_vl.inputs.clips import VideoRules, make_clip, shorten_clips
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog, count_notes, count_rejects
 from dct_vl.inputs.samples import CrudeChat, cook_chat
-from dct_vl.inputs.video import VideoHeader
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 #: 64 × 96 frames are enlarged to six tokens of 28 × 28 at least

@@ -15,6 +15,7 @@ from sample_chats import picture
 from sample_videos import noise_frames, video
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from data_prep.video_file import VideoHeader, read_header
 from dct_tokenizer import build_tokenizer
 from dct_tokenizer.families.adaptive import AdaptiveTokenizer
 from dct_vl.inputs.cells import encode_visual
@@ -23,7 +24,6 @@ from dct_vl.inputs.clips import VideoRules, make_clip
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.inputs.video import VideoHeader, read_header
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
 
 BOUNDS = {"min_pixels": 4 * 784, "max_pixels": 60 * 784}

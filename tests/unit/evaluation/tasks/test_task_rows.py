@@ -9,10 +9,10 @@ import datasets
 import pytest
 from task_layouts import LETTER, jpeg, one, put, read, rows_dataset
 
+from dct_tokenizer.decode import decode_rgb
 from dct_vl.evaluation.tasks.files import TaskDataError
 from dct_vl.evaluation.tasks.registry import find_task
 from dct_vl.evaluation.tasks.task import TaskRequests
-from dct_vl.inputs.images import decode_rgb
 
 AI2D_ROWS = [
     {"question": "Which is A?", "options": ["leaf", "root"], "answer": "1", "image": 10},

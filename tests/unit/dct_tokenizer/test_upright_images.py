@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dct_vl.inputs.images import decode_rgb, header_size
+from dct_tokenizer.decode import decode_rgb, header_size
 
 #: a bright quarter in the top left of a picture that is wider than high
 QUARTER = np.zeros((32, 48, 3), dtype=np.uint8)
