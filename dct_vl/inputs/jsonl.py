@@ -160,7 +160,7 @@ def _read(line: Any, source: Source, index: int) -> dict[str, Any]:
     entry = read_entry(source, index, None, line)
     if isinstance(entry, Refusal):
         raise Rejected(Reason(entry.reason), entry.detail)
-    images, videos = entry.of_kind("image"), entry.of_kind("video")
+    images, videos = entry.images, entry.videos
     # control tokens are looked for with the model's own tokenizer, by what plans the sample
     checked = check_conversation(entry.conversations, len(images), len(videos), control=())
     record = {
