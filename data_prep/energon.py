@@ -88,9 +88,10 @@ def prepare(
             if ratio is not None:
                 write_durably(root / SPLITS[0], made.read_bytes())
             made.unlink()
-            dataset = yaml.safe_dump(_DATASET, sort_keys=False).encode()
-            write_durably(root / META / "dataset.yaml", dataset)
+            _write_dataset(root)
             write_durably(workspace.prepared, orjson.dumps({**mark, "damage": damage}))
+        else:
+            _write_dataset(root)
         index = read_index(root)
         return Prepared(
             shards={part: len(shards) for part, shards in index.parts.items()},
@@ -108,6 +109,17 @@ def _is_whole(root: Path, names: list[str]) -> bool:
     except WorkspaceError:
         return False
     return not unread_ends(root, names)
+
+
+def _write_dataset(root: Path) -> None:
+    """Say how samples are read, unless a file does that says more and means the same."""
+    path = root / META / "dataset.yaml"
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except (FileNotFoundError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict) or found.get("__class__") != _DATASET["__class__"]:
+        write_durably(path, yaml.safe_dump(_DATASET, sort_keys=False).encode())
 
 
 def _remove_index(root: Path, *, keep_split: bool) -> None:

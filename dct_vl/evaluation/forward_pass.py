@@ -88,7 +88,7 @@ def encoded_samples(
     Raises:
         ValueError: the split has no sample.
     """
-    for sample in read_split(model.run.data.path, split, limit, on_fault=on_fault):
+    for sample in read_split(model.run.data.path_of(split), split, limit, on_fault=on_fault):
         try:
             encoded = encode_sample(model, sample)
         except ValueError as error:

@@ -174,7 +174,9 @@ def ask_outside(
 
 
 def _questions(model: LoadedModel, limit: int) -> Iterator[Question]:
-    for sample in read_split(model.run.data.path, "val", limit, on_fault=lambda key, error: None):
+    for sample in read_split(
+        model.run.data.path_of("val"), "val", limit, on_fault=lambda key, error: None
+    ):
         if can_be_asked(model, sample):
             yield from questions_of(sample, model.step)
 

@@ -42,6 +42,7 @@ from dct_vl.inputs.shard_reader import read_split
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 from dct_vl.model.lora import merge_lora
+from dct_vl.runs.config.schema import DataConfig
 from dct_vl.runs.config.tuning import trained_parts
 from dct_vl.runs.result_files import EXPORT_NAME, outside_answers
 from dct_vl.runs.run_files import read_config
@@ -186,7 +187,7 @@ def export_checkpoint(
     run_folder, checkpoint = find_checkpoint(path)
     check_new(out)
     if check or outside:
-        _check_samples(read_config(run_folder).data.path)
+        _check_samples(read_config(run_folder).data)
     stored = checkpoint_dtype(checkpoint)
     written = dtype or stored
     # adapters are merged in the wider of the two, and rounded once when they are written
@@ -204,7 +205,9 @@ def export_checkpoint(
     )
     difference = None
     if check:
-        samples = read_split(model.run.data.path, "val", check, on_fault=lambda key, error: None)
+        samples = read_split(
+            model.run.data.path_of("val"), "val", check, on_fault=lambda key, error: None
+        )
         difference = max_abs_logit_diff(model, out, samples)
     asked = None
     if outside:
@@ -221,14 +224,15 @@ def export_checkpoint(
     return exported
 
 
-def _check_samples(data: str) -> None:
+def _check_samples(data: DataConfig) -> None:
     """Refuse before a model is loaded and written what could not be asked about afterwards."""
     wanted = "--check and --outside ask about the run's validation samples"
-    if not data:
+    if not data.path:
         raise ExportError(f"{wanted}, and the run has no data, as after an import: leave them out")
     try:
-        next(read_split(data, "val", 1, on_fault=lambda key, error: None), None)
+        next(read_split(data.path_of("val"), "val", 1, on_fault=lambda key, error: None), None)
     except (ValueError, OSError) as error:
         raise ExportError(
-            f"{wanted}, and {data} cannot be read ({error}): leave them out, or put the data there"
+            f"{wanted}, and {data.path} cannot be read ({error}): leave them out, or put the data "
+            "there"
         ) from error

@@ -15,6 +15,7 @@ import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from data_prep.model_folder import chat_template
 from dct_tokenizer import VisualTokenizer
 from dct_vl.export.tensors import ExportError, why_not_plain
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES
@@ -94,6 +95,10 @@ def copy_text_files(base: Path, out: Path) -> None:
             shutil.copyfile(base / name, out / name)
     if not (out / "tokenizer.json").is_file() and not (out / "vocab.json").is_file():
         raise ExportError(f"{base} has no tokenizer.json and no vocab.json: no tokenizer to copy")
+    # a processor of transformers 4.51.3 does not look for a template beside its tokenizer
+    template = chat_template(base)
+    if template and not list(out.glob("chat_template.*")):
+        write_json(out / "chat_template.json", {"chat_template": template})
 
 
 def model_type(base: Path) -> str:

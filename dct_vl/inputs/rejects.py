@@ -18,7 +18,7 @@ from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
 from megatron.energon.source_info import SourceInfo
 
-from dct_vl.inputs.samples import DamagedSample, Stage, reason_of
+from dct_vl.inputs.samples import CrudeChat, DamagedSample, PlannedChat, Stage, reason_of
 
 #: by reason, what a user can do about it
 _NEXT = {
@@ -54,6 +54,8 @@ class RejectLog:
     def accept(self, stage: Stage) -> None:
         """A sample came through a stage: the run of its rejections, if any, is over."""
         self._in_a_row[stage] = 0
+        if stage == "planning":
+            self._in_a_row["cooking"] = 0
 
     def reject(
         self, key: str, reason: str, detail: str, *, stage: Stage = "planning", file: str = ""
@@ -70,15 +72,23 @@ class RejectLog:
             FatalSampleError: `max_in_a_row` samples in a row were rejected at this stage.
         """
         self._append_reject(key, reason, detail, file)
-        self._in_a_row[stage] += 1
-        if self._in_a_row[stage] >= self.max_in_a_row:
-            raise FatalSampleError(
-                f"{self._in_a_row[stage]} samples in a row of {self.data_path} were rejected at "
-                f"{stage}, the last one {key}: {reason} ({detail}). The dataset does not suit this "
-                f"run: see {self.folder}/*.jsonl; data.seq_length and the pixel bounds are the "
-                "usual causes, and data.max_rejects_in_a_row is what was reached"
-            )
+        self._count(key, reason, detail, stage=stage, file=file)
         raise SkipSample(f"{key}: {reason}")
+
+    def _count(self, key: str, reason: str, detail: str, *, stage: Stage, file: str) -> None:
+        """Stop where rejections of a stage do not end."""
+        self._in_a_row[stage] += 1
+        if self._in_a_row[stage] < self.max_in_a_row:
+            return
+        where = f"{key} of {file}" if file else key
+        said = " ".join(detail.split())
+        # without the exception that led here, whose stack would come first
+        raise FatalSampleError(
+            f"{self._in_a_row[stage]} samples in a row of {self.data_path} were rejected at "
+            f"{stage}, the last one {where}: {reason} ({said}). The dataset does not suit this "
+            f"run: {_NEXT.get(reason, _NEXT_OTHERWISE)}; all of them are in {self.folder}/*.jsonl, "
+            f"and data.max_rejects_in_a_row={self.max_in_a_row} is what was reached"
+        ) from None
 
     def note(self, key: str, note: str, detail: str, *, file: str = "") -> None:
         """Record a sample of which only a part is used."""
@@ -92,14 +102,21 @@ class RejectLog:
         Args:
             sample: a sample or pack, or the list of those that were to become a pack or batch.
             sources: Energon's; the samples know them too.
+
+        Raises:
+            FatalSampleError: as of `reject`.
         """
         place = traceback.extract_tb(error.__traceback__)[-1:]
         where = "".join(f" ({frame.filename}:{frame.lineno})" for frame in place)
+        detail = f"{type(error).__name__}: {error}{where}"
         found = sample if isinstance(sample, list) else [sample]
-        for one in [part for each in found for part in getattr(each, "samples", (each,))]:
-            key = one.get("__key__") if isinstance(one, dict) else getattr(one, "__key__", None)
-            detail = f"{type(error).__name__}: {error}{where}"
-            self._append_reject(str(key), "error", detail, file_of(one))
+        last = ("", "")
+        for each in found:
+            for one in getattr(each, "samples", None) or (each,):
+                last = (_key_of(one), file_of(one))
+                self._append_reject(last[0], "error", detail, last[1])
+        key, file = last
+        self._count(key, "error", detail, stage=_stage_of(sample), file=file)
 
     def _append_reject(self, key: str, reason: str, detail: str, file: str) -> None:
         step = _NEXT.get(reason, _NEXT_OTHERWISE)
@@ -110,13 +127,39 @@ class RejectLog:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / f"{os.uname().nodename}-{os.getpid()}.jsonl", "ab") as file:
-            file.write(orjson.dumps(entry) + b"\n")
+            # half of a surrogate pair, which a key or an error may hold, is no text for JSON
+            sound = {k: v.encode("utf-8", "backslashreplace").decode() for k, v in entry.items()}
+            file.write(orjson.dumps(sound) + b"\n")
 
 
 def file_of(sample: Any) -> str:
-    """The shard that Energon read a sample from; "" where it does not say."""
-    held = sample.get("__sources__") if isinstance(sample, dict) else sample.__sources__
-    return f"{held[0].dataset_path}/{held[0].shard_name}" if held else ""
+    """The shard or file that Energon read a sample from; "" where it does not say."""
+    held = _field(sample, "__sources__")
+    if not held:
+        return ""
+    folder, name = str(held[0].dataset_path), held[0].shard_name
+    return folder if folder.endswith(f"/{name}") else f"{folder}/{name}"
+
+
+def _key_of(sample: Any) -> str:
+    return str(_field(sample, "__key__"))
+
+
+def _field(sample: Any, name: str) -> Any:
+    """Of whatever may be on its way through Energon; raw samples hold the dicts of their parts."""
+    parts = getattr(sample, "data", None)
+    if isinstance(parts, tuple) and parts:
+        sample = parts[0]
+    return sample.get(name) if isinstance(sample, dict) else getattr(sample, name, None)
+
+
+def _stage_of(sample: Any) -> Stage:
+    """Where something failed, from what was to become of it."""
+    if isinstance(sample, list):
+        return "batching"
+    if isinstance(sample, PlannedChat):
+        return "decoding"
+    return "planning" if isinstance(sample, CrudeChat) else "cooking"
 
 
 class RejectReader:

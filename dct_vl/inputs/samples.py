@@ -26,7 +26,7 @@ from dct_vl.inputs.chat import ChatError, TokenizedChat
 from dct_vl.inputs.clips import Clip
 
 #: what befalls a sample, in this order; a run of rejections is one of the same stage
-Stage = Literal["reading", "planning", "packing", "decoding"]
+Stage = Literal["reading", "cooking", "planning", "packing", "decoding", "batching"]
 
 
 @edataclass

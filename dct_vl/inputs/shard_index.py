@@ -14,13 +14,18 @@ from braceexpand import braceexpand
 from omegaconf import OmegaConf
 
 from data_prep.remote import folder_at, local_copy
+from dct_vl.inputs.jsonl import is_jsonl, num_entries
 
 _META = ".nv-meta"
 _FILES = (".info.json", "split.yaml", "index.sqlite")
 
 
 def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
-    """Keys of the samples of each split; None where `path` is no folder that Energon prepared."""
+    """Keys of the samples of each split; None where `path` is no folder that Energon prepared, and
+    no JSONL file, whose keys are the numbers of its entries.
+    """
+    if is_jsonl(path):
+        return {"train": set(map(str, range(num_entries(path))))} if Path(path).is_file() else None
     meta = folder_at(path) / _META
     files = [meta / name for name in _FILES]
     if not all(file.is_file() for file in files):

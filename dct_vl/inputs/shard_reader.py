@@ -7,23 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from megatron.energon import (
-    Cooker,
-    DefaultTaskEncoder,
-    SkipSample,
-    WorkerConfig,
-    get_loader,
-    get_val_dataset,
-)
+from megatron.energon import DefaultTaskEncoder, SkipSample, WorkerConfig, get_loader
 from megatron.energon.flavors.webdataset.empty_dataset_error import EmptyDatasetError
 from megatron.energon.flavors.webdataset.itar import ITarSamplePointer
 from megatron.energon.flavors.webdataset.itar_reader import ITarReader
 from megatron.energon.flavors.webdataset.sample_loader import WebdatasetSampleLoaderDataset
 from megatron.energon.flavors.webdataset.structs import FilteredSample
 
-from data_prep.remote import energon_url
 from data_prep.schema import ChatRecord, SchemaError
-from dct_vl.inputs.samples import CrudeChat, DamagedSample, Stage, cook_chat, read_record
+from dct_vl.inputs.data_sets import COOKERS, load_sets
+from dct_vl.inputs.samples import CrudeChat, DamagedSample, Stage, read_record
 from dct_vl.inputs.shard_index import key_at
 
 #: what tarfile and Energon raise where a header is damaged or a file ends early. Errors of the
@@ -141,7 +134,7 @@ def sample_loaders(dataset: Any) -> Iterator[Any]:
 
 
 class _CookOnly(DefaultTaskEncoder):
-    cookers = [Cooker(cook_chat)]  # noqa: RUF012
+    cookers = COOKERS
     decoder = None
 
 
@@ -169,12 +162,9 @@ def read_split(
         ValueError: the split has no sample, or one that is damaged or does not follow the schema.
     """
     try:
-        dataset = get_val_dataset(
-            energon_url(path),
-            batch_size=None,
-            task_encoder=_CookOnly(),
-            worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
-            split_part=split,
+        config = WorkerConfig(rank=0, world_size=1, num_workers=0)
+        dataset = _CookOnly().build_val_datasets(
+            datasets=load_sets(path, split, config).datasets, worker_config=config, batch_size=None
         )
     except (EmptyDatasetError, AssertionError) as error:  # no shard, or no such split
         raise ValueError(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from operator import attrgetter
 
-from data_prep.indexing import unread_ends
-from data_prep.prepared import check_prepared
-from data_prep.remote import explained, folder_at, is_remote, readable, sizes
-from data_prep.workspace import WorkspaceError
 from dct_tokenizer import PlanError, TokenizerConfigError
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.shard_index import used_shards
 from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
+from dct_vl.runs.data_checks import check_data_path, check_validation
 from dct_vl.runs.derived import RunSettings
 
 
@@ -56,6 +51,7 @@ def check_run(run: RunConfig, world_size: int) -> Division:
         raise ConfigError(f"tokenizer: {error}") from error
     check_tuning(run)
     check_data_path(run.data.path)
+    check_validation(run, division.data_parallel_size)
     check_model_file(run.model.path)
     check_model_layout(run)
     return division
@@ -225,45 +221,6 @@ def check_parts(run: RunConfig) -> None:
             f"data.seq_length={length} does not divide into {' times '.join(why)}: set it to "
             f"{length // parts * parts}"
         )
-
-
-def check_data_path(path: str) -> None:
-    """A ConfigError unless Energon has prepared the folder, or all those of a metadataset YAML."""
-    try:
-        where = folder_at(path)
-        with explained(where):
-            is_there = where.exists()
-    except WorkspaceError as error:
-        raise ConfigError(f"DATA_PATH: {error}") from error
-    if not is_there:
-        raise ConfigError(
-            f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
-            f"--data-dir D --output-dir {path}`"
-        )
-    if where.is_file() and where.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"DATA_PATH={path} is a file: expected the folder of the shards, or a metadataset YAML"
-        )
-    try:
-        check_prepared(where)
-    except WorkspaceError as error:
-        raise ConfigError(f"DATA_PATH={path}: {readable(str(error))}") from error
-    if where.is_dir():
-        there = set(sizes(where) if is_remote(where) else os.listdir(where))
-        gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
-        if gone:
-            shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
-            raise ConfigError(
-                f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
-                f"copy them again, or run `python -m data_prep prepare {path}` anew"
-            )
-        if short := unread_ends(where, used_shards(where)):
-            shown = ", ".join(short[:4]) + (" …" if len(short) > 4 else "")
-            raise ConfigError(
-                f"DATA_PATH={path}: Energon's index of {len(short)} shards ends before they do "
-                f"({shown}), and what is behind would never be read: run `python -m data_prep "
-                f"prepare {path}`, which reads on and names what is damaged"
-            )
 
 
 #: key → smallest value; null, where a key may be null, is left alone

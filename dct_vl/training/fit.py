@@ -105,7 +105,10 @@ def _fit(run: RunConfig, stop: StopSignals) -> Path:
         raise RunError(memory.explain(trainer, model, error)) from error
     except FatalSampleError as error:
         # a loader process's stacks around what `dct_vl.inputs.rejects` said
-        raise RunError(first_cause(error).partition(": ")[2]) from error
+        said = first_cause(error).partition(": ")[2]
+        left_out = folder / "rejects"
+        named = "" if str(left_out) in said else f"; what was left out is in {left_out}/*.jsonl"
+        raise RunError(f"{said}{named}") from error
     except CheckpointException as error:
         raise RunError(explain_unwritten(folder, "a checkpoint", error)) from error
     except OSError as error:

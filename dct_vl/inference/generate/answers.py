@@ -140,7 +140,8 @@ class SplitRequests(Requests):
             yield from (question.request for question in questions)
 
     def _samples(self, on_fault: OnFault) -> Iterator[list[Question]]:
-        path, options = self._model.run.data.path, self._options
+        options = self._options
+        path = self._model.run.data.path_of(options.split)
         number = 0
         for sample in read_split(path, options.split, options.limit, on_fault=on_fault):
             turns, found = sample.record.turns, []

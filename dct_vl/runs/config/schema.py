@@ -55,8 +55,11 @@ class SpeedConfig:
 class DataConfig:
     """The shards and how samples become batches."""
 
-    #: folder prepared by Energon (it holds .nv-meta), or a metadataset YAML
+    #: folder prepared by Energon (it holds .nv-meta), a metadataset YAML, or a .jsonl file of
+    #: conversations with its media beside it, all of which is trained on
     path: str = MISSING
+    #: where validation reads instead: the file of held-out conversations beside a .jsonl
+    val_path: str | None = None
     #: longest sample in tokens; longer ones are skipped and counted
     seq_length: int = 2048
     #: bounds of a resized image's area in pixels
@@ -95,6 +98,17 @@ class DataConfig:
     worker_timeout_s: float = 600.0
     #: consecutive rejected samples of one loader process that stop the run
     max_rejects_in_a_row: int = 100
+
+    def path_of(self, split: str) -> str:
+        """Where the samples of a split are; a ValueError where there can be none."""
+        if split == "val" and self.val_path is not None:
+            return self.val_path
+        if split != "train" and self.path.endswith(".jsonl"):
+            raise ValueError(
+                f"{self.path} is all to train on and has no {split} split: set data.val_path to a "
+                "file to validate on, or trainer.val_every=0"
+            )
+        return self.path
 
 
 @dataclass

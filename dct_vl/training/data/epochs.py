@@ -24,13 +24,12 @@ from megatron.energon import (
     SavableDataset,
     ShuffleBufferDataset,
     WorkerConfig,
-    get_train_dataset,
-    load_dataset,
 )
 from megatron.energon.metadataset.loader_interface import DatasetBlendMode, LoadedDataset
 from megatron.energon.task_encoder.base import get_stateless
 from megatron.energon.wrappers.base import BaseWrapperDataset
 
+from dct_vl.inputs.data_sets import load_sets
 from dct_vl.inputs.shard_reader import sample_loaders
 
 
@@ -104,23 +103,18 @@ def train_dataset(
         shuffle_buffer_size: samples, of all sets of a blend together; at most 1 keeps the order.
         mix_epochs: as Energon does it.
     """
+    loaded = load_sets(
+        path, "train", config, training=True, max_samples_per_sequence=max_samples_per_sequence
+    )
     if mix_epochs:
-        return get_train_dataset(
-            path,
+        return encoder.build_train_datasets(
+            datasets=loaded.datasets,
+            blend_mode=loaded.blend_mode,
             worker_config=config,
             batch_size=batch_size,
             packing_buffer_size=packing_buffer_size,
-            shuffle_buffer_size=shuffle_buffer_size or None,
-            max_samples_per_sequence=max_samples_per_sequence,
-            task_encoder=encoder,
+            shuffle_buffer_size=shuffle_buffer_size,
         )
-    loaded = load_dataset(path).get_datasets(
-        training=True,
-        split_part="train",
-        worker_config=config,
-        max_samples_per_sequence=max_samples_per_sequence,
-        decoder=encoder.decoder,
-    )
     by_weight = loaded.blend_mode == DatasetBlendMode.DATASET_WEIGHT
     weights = [_weight(one, by_weight) for one in loaded.datasets]
     streams = max(config.num_workers, 1) * config.world_size

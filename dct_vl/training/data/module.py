@@ -18,14 +18,14 @@ from megatron.energon import (
     SavableDataLoader,
     WorkerConfig,
     get_savable_loader,
-    get_val_dataset,
 )
 from nemo.collections.multimodal.data.energon.base import EnergonMultiModalDataModule
 from nemo.utils import logging
 from tqdm import tqdm
 
-from data_prep.remote import energon_url
+from dct_vl.errors import RunError
 from dct_vl.inputs.batch import DeviceFields
+from dct_vl.inputs.data_sets import load_sets
 from dct_vl.inputs.shard_reader import pass_over_damage
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.training.data.epochs import mixed_epochs, train_dataset
@@ -82,9 +82,10 @@ class RepeatedLoader:
                 empty = False
                 yield batch
             if empty:
-                raise RuntimeError(
-                    "the validation split yields no batch: give it more shards "
-                    "(python -m data_prep prepare … --split 8,1,1) or set trainer.val_every=0"
+                raise RunError(
+                    "the validation split yields no batch, as too many of its samples were "
+                    "rejected: see rejects_val/*.jsonl in the run's folder, or set "
+                    "trainer.val_every=0"
                 )
 
     def _once(self) -> Iterator[DeviceFields]:
@@ -141,7 +142,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
         validation_task_encoder: ChatTaskEncoder,
     ) -> None:
         super().__init__(
-            path=energon_url(run.data.path),
+            path=run.data.path,
             tokenizer=None,
             image_processor=None,
             seq_length=run.data.seq_length,
@@ -154,6 +155,7 @@ class ChatDataModule(EnergonMultiModalDataModule):
             validation_task_encoder=validation_task_encoder,
         )
         self.seed = run.seed
+        self.data = run.data
         #: packing concerns training only: validation keeps one sample a row, so that its loss
         #: means the same whatever the training does
         self.packing_buffer_size = run.data.packing_buffer_size if run.data.packing else None
@@ -167,13 +169,11 @@ class ChatDataModule(EnergonMultiModalDataModule):
     ) -> Any:
         """Endless shuffled training set, or the finite validation set in its own order."""
         if split == "val":
-            dataset = get_val_dataset(
-                self.path,
+            dataset = self.validation_task_encoder.build_val_datasets(
+                datasets=load_sets(self.data.path_of("val"), "val", worker_config).datasets,
+                worker_config=worker_config,
                 batch_size=self.micro_batch_size,
                 batch_drop_last=True,
-                task_encoder=self.validation_task_encoder,
-                worker_config=worker_config,
-                split_part="val",
             )
             return pass_over_damage(dataset, self.validation_task_encoder.rejects)
         dataset = train_dataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from megatron.energon import Cooker, DefaultTaskEncoder, Sample, SkipSample, stateless
+from megatron.energon import DefaultTaskEncoder, Sample, SkipSample, stateless
 from megatron.energon.edataclass import edataclass
 
 from data_prep.schema import SchemaError
@@ -14,6 +14,7 @@ from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.batch import Batch, pack_batch, pad_batch
 from dct_vl.inputs.chat import ChatError
 from dct_vl.inputs.clips import make_clip
+from dct_vl.inputs.data_sets import COOKERS
 from dct_vl.inputs.encode import InputSpec, encode_chat, plan_chat
 from dct_vl.inputs.rejects import RejectLog, file_of
 from dct_vl.inputs.samples import (
@@ -21,7 +22,6 @@ from dct_vl.inputs.samples import (
     EncodedChat,
     PlannedChat,
     Stage,
-    cook_chat,
     read_record,
     reason_of,
 )
@@ -44,9 +44,11 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
         rejects: where left-out samples go.
     """
 
-    cookers = [Cooker(cook_chat)]  # noqa: RUF012  (Energon reads the class attribute)
+    cookers = COOKERS
     #: crude samples stay undecoded
     decoder = None
+    #: failures in a row are counted by the rejects alone, which say where they lie
+    __default_failure_tolerance__ = 0
 
     def __init__(
         self,
@@ -108,9 +110,11 @@ class ChatTaskEncoder(DefaultTaskEncoder[CrudeChat, EncodedChat, Batch, Batch]):
 
     @stateless
     def batch(self, samples: list[EncodedChat]) -> Batch:
-        return pad_batch(
+        batch = pad_batch(
             samples, visual=self.inputs.visual, pad_to=self.pad_to, pad_multiple=self.pad_multiple
         )
+        self.rejects.accept("batching")
+        return batch
 
     def _reject(
         self, sample: Sample, reason: str, detail: str, stage: Stage = "planning"
@@ -185,4 +189,6 @@ class ChatPackEncoder(ChatTaskEncoder):
     @stateless
     def batch(self, samples: list[ChatPack]) -> Batch:  # type: ignore[override]
         packs = [pack.samples for pack in samples]
-        return pack_batch(packs, visual=self.inputs.visual, length=self.inputs.seq_length)
+        batch = pack_batch(packs, visual=self.inputs.visual, length=self.inputs.seq_length)
+        self.rejects.accept("batching")
+        return batch

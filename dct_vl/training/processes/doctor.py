@@ -21,8 +21,8 @@ from packaging.markers import Marker
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.chat import read_chat_tokenizer
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES, check_model_file, read_model_file
-from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.data_checks import check_data_path, check_validation
 from dct_vl.shipped import shipped_folder
 
 #: packages whose version decides whether anything works; the others are compared with a warning
@@ -63,7 +63,7 @@ def _findings(run: RunConfig | None, on_cpu: bool | None) -> Iterator[Finding]:
     yield from check_versions()
     yield from check_devices(on_cpu)
     if run is not None:
-        yield check_data(run.data.path)
+        yield check_data(run)
         yield from check_model(run.model.path)
         yield check_disk(run)
         if run.logger.wandb_project:
@@ -158,13 +158,14 @@ def _check_transformer_engine() -> Finding:
     )
 
 
-def check_data(path: str) -> Finding:
-    """Shards prepared for Energon."""
+def check_data(run: RunConfig) -> Finding:
+    """Shards prepared for Energon, or a file of conversations, and what is validated on."""
     try:
-        check_data_path(path)
+        check_data_path(run.data.path)
+        check_validation(run)
     except ConfigError as error:
         return _fail("data", str(error))
-    return _ok("data", path)
+    return _ok("data", run.data.path)
 
 
 def check_model(folder: str) -> Iterator[Finding]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.remote import folder_at, is_url
-from data_prep.schema import SchemaError
+from data_prep.schema import ChatRecord, SchemaError, parse_record
 from data_prep.shards import iter_samples, read_sample, shard_names
 from dct_vl.errors import ConfigError
-from dct_vl.runs.checks import check_data_path
+from dct_vl.inputs.jsonl import is_jsonl, read_chats
 from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.data_checks import check_data_path
 
 #: value of model.path that asks for a generated model → its shape
 AUTO: dict[str, Literal["tiny", "tiny25"]] = {"auto": "tiny", "auto25": "tiny25"}
@@ -71,13 +72,23 @@ def _make(folder: Path, run: RunConfig) -> None:
 
 
 def shard_texts(path: str) -> Iterator[str]:
-    """The conversations of a dataset's shards, one text a sample, in order."""
+    """The conversations of a dataset, one text a sample, in the order of its shards or lines."""
+    if is_jsonl(path):
+        yield from (_text(chat.record) for chat in read_chats(path) if not chat.fault)
+        return
     root = folder_at(path)
     for name in shard_names(root):
         with (root / name).open("rb") as shard:
             for sample in iter_samples(shard):
                 try:
-                    turns = read_sample(sample, shard)[0].turns
+                    yield _joined(read_sample(sample, shard)[0])
                 except SchemaError:
                     continue
-                yield " ".join(turn.text.replace("<image>", "").strip() for turn in turns)
+
+
+def _text(record: bytes) -> str:
+    return _joined(parse_record(record))
+
+
+def _joined(record: ChatRecord) -> str:
+    return " ".join(turn.text.replace("<image>", "").strip() for turn in record.turns)

@@ -38,8 +38,9 @@ ORDINARY = {
     "dct_vl/inference/chat/web.py": "os.environ",
     "dct_vl/export/bundle/modeling_dct_vl.py": "self.front_end",
     "dct_vl/export/plain_reader.py": "processor.tokenizer sys.modules",
-    "dct_vl/inference/generate/hf_engine.py": "self.processor.tokenizer "
-    "self.processor.tokenizer.chat_template",
+    "dct_vl/inference/generate/hf_engine.py": "self.processor.tokenizer",
+    "dct_vl/inputs/chat.py": "tokenizer.chat_template",
+    "dct_vl/inputs/data_sets.py": "one.dataset.subflavors",
     "dct_vl/export/import_hf.py": "piece.data wholes[address].data part.perform_initialization",
     "dct_vl/verbs/fit.py": "sys.argv",
     "dct_vl/compat/nemo.py": "package.__spec__.submodule_search_locations",

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForC
 
 from dct_tokenizer import build_tokenizer
 from dct_vl.export.checkpoint import export_module
+from dct_vl.export.folder import copy_text_files
 from dct_vl.export.tensors import ExportError
 from dct_vl.model.families.qwen_vl.weights import PATCH_EMBED
 
@@ -125,6 +126,16 @@ def test_pixel_bounds_travel_with_the_folder(tiny_model, build_module, tmp_path)
     assert bounds == (BOUNDS["min_pixels"], BOUNDS["max_pixels"])
     with pytest.raises(ExportError, match="not an empty folder"):
         export_module(build_module("pixel"), visual, tiny_model, out, dtype=dtype)
+
+
+def test_a_template_beside_the_tokenizer_is_found_by_the_processor(tiny_model, tmp_path):
+    base, out = shutil.copytree(tiny_model, tmp_path / "base"), tmp_path / "out"
+    (template,) = base.glob("chat_template.*")
+    text = json.loads(template.read_text())["chat_template"]
+    template.unlink()
+    out.mkdir()
+    copy_text_files(base, out)
+    assert json.loads((out / "chat_template.json").read_text()) == {"chat_template": text}
 
 
 def test_a_padded_vocabulary_is_cut(tiny_model, build_module, tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import traceback
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
+from megatron.energon.flavors.webdataset.sample_loader import RawSampleData
 from megatron.energon.source_info import SourceInfo
 from PIL import Image
 from sample_chats import ROWS, crude, picture
@@ -23,6 +25,7 @@ from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog, RejectReader, count_rejects
 from dct_vl.inputs.samples import CrudeChat, cook_chat
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
+from dct_vl.training.processes.supervise import first_cause
 
 GOOD = ROWS[2]
 
@@ -240,3 +243,47 @@ def test_damaged_bytes_are_one_kind_of_error(data):
 def test_a_damaged_header_is_said_to_be_one():
     with pytest.raises(ImageError, match="header cannot be read"):
         header_size(b"\x89PNG")
+
+
+def test_a_run_of_failures_ends_with_its_cause_and_place(tmp_path):
+    """Whatever fails, at whatever it fails, without a stack of the failure in front."""
+    log = RejectLog(tmp_path / "rejects", "DATA", max_in_a_row=3)
+    source = SourceInfo(dataset_path="W", index=3, shard_name="a.tar", file_names=("k.json",))
+    raw = {"__key__": "k", "__sources__": (source,)}
+    error = KeyError("two\nlines")
+    log.record_error(error, raw)
+    log.record_error(error, RawSampleData(__restore_key__=("Webdataset", 1), data=(raw,)))
+    with pytest.raises(FatalSampleError) as caught:
+        log.record_error(error, raw, [source])
+    assert caught.value.__suppress_context__
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(
+        "3 samples in a row of DATA were rejected at cooking, the last one k of W/a.tar: error "
+        "(KeyError: "
+    )
+    assert f"all of them are in {tmp_path / 'rejects'}/*.jsonl" in text
+    assert "report it with the sample" in text
+    assert "data.max_rejects_in_a_row=3" in text
+
+
+def test_the_recorder_of_errors_never_fails(tmp_path):
+    """Samples of other types, halves of surrogate pairs, and nothing at all."""
+    log = RejectLog(tmp_path / "rejects", "DATA")
+    odd = [None, "text", 3, [], [None, {"__key__": "\ud800"}], {"__sources__": None}, object()]
+    for sample in odd:
+        log.record_error(ValueError("\udfff"), sample)
+    (file,) = (tmp_path / "rejects").iterdir()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["key"] for line in lines[-3:]] == ["\\ud800", "None", "None"]
+    assert all(line["detail"] == "ValueError: \\udfff" for line in lines)
+
+
+def test_a_rejection_that_stops_the_run_hides_what_led_to_it(encoder):
+    """A loader process passes stacks on as text, of which the first would be taken."""
+    encoder.rejects.max_in_a_row = 1
+    with pytest.raises(FatalSampleError) as caught:
+        encoder.preencode_sample(BAD["control_token"])
+    stack = "".join(traceback.format_exception(caught.value))
+    assert stack.count("Traceback") == 1
+    assert first_cause(RuntimeError(stack)).startswith("FatalSampleError: 1 samples in a row")

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 
+from data_prep.energon import BlendMember
+from data_prep.energon import blend as write_blend
 from dct_tokenizer.registry import list_presets, preset_config
 from dct_vl.errors import ConfigError
-from dct_vl.runs.checks import check_data_path, check_layout, check_run
+from dct_vl.runs.checks import check_layout, check_run
 from dct_vl.runs.config.compose import (
     GROUP_FOLDERS,
     check_overrides,
@@ -17,6 +19,7 @@ from dct_vl.runs.config.compose import (
     group_choices,
     known_keys,
 )
+from dct_vl.runs.data_checks import check_data_path
 
 PATHS = ("data.path=DATA", "model.path=MODEL")
 
@@ -254,5 +257,8 @@ def test_the_data_path_must_be_prepared(tmp_path, shards):
     with pytest.raises(ConfigError, match=r"has no \.nv-meta: run `energon prepare"):
         check_data_path(str(tmp_path))
     blend = tmp_path / "blend.yaml"
-    blend.write_text("")
+    blend.write_text("a: 1")
+    with pytest.raises(ConfigError, match=r"blend\.yaml is no metadataset of Energon"):
+        check_data_path(str(blend))
+    write_blend(blend, [BlendMember(root=shards, weight=None)])
     check_data_path(str(blend))

@@ -121,7 +121,9 @@ def test_as_many_streams_go_on(before, now):
 def test_an_empty_validation_split_says_what_to_do():
     from dct_vl.training.data.module import RepeatedLoader
 
-    with pytest.raises(RuntimeError, match=r"--split 8,1,1\) or set trainer\.val_every=0"):
+    with pytest.raises(
+        RuntimeError, match=r"rejects_val/\*\.jsonl .*, or set trainer\.val_every=0"
+    ):
         next(iter(RepeatedLoader(lambda: iter(()))))
 
 
