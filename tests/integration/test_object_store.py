@@ -16,6 +16,8 @@ from conftest import ROOT, Run
 from moto.server import ThreadedMotoServer
 
 from data_prep.mirror import open_workspace
+from dct_vl.errors import ConfigError
+from dct_vl.runs.data_checks import check_data_path
 
 OURS = [sys.executable, "-m", "data_prep"]
 SECRET = "tH1s-iS-tHe-sEcReT"
@@ -179,25 +181,23 @@ def test_a_profile_of_the_client(store, prepared, tmp_path, monkeypatch):
     profile.write_text(f"profiles: {{store: {{storage_provider: {provider}}}}}\n")
     monkeypatch.setenv("MSC_CONFIG", str(profile))
     assert "was prepared like this already" in done("prepare", "msc://store/W")
-    examine = "from dct_vl.training.processes.doctor import check_data as c; print(c('{}'))"
-    command = [sys.executable, "-c", examine.format("msc://store/W")]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["ok", "data", "msc://store/W"]
+    # the client reads its file once a process
+    check = "from dct_vl.runs.data_checks import check_data_path as c; c('msc://store/W')"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_an_index_that_lacks_shards_is_refused(store, prepared):
-    from dct_vl.training.processes.doctor import check_data
-
-    assert check_data(prepared).status == "ok"
+    check_data_path(prepared)
     key = "sets/W/.nv-meta/.info.json"
     before = store.get_object(Bucket="data", Key=key)["Body"].read()
     short = re.sub(rb',\s*"pretrain-000009.tar": \d+', b"", before)
     assert short != before
     try:
         store.put_object(Bucket="data", Key=key, Body=short)
-        finding = check_data(prepared)
+        with pytest.raises(ConfigError) as caught:
+            check_data_path(prepared)
     finally:
         store.put_object(Bucket="data", Key=key, Body=before)
-    assert finding.status == "FAIL"
-    assert "lacks 1 of 10 shards of the manifest (pretrain-000009.tar)" in finding.detail
-    assert f"run `python -m data_prep prepare {URL}`" in finding.detail
+    message = str(caught.value)
+    assert "lacks 1 of 10 shards of the manifest (pretrain-000009.tar)" in message
+    assert f"run `python -m data_prep prepare {URL}`" in message
