@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from data_prep.prepared import PARTS
-from data_prep.remote import is_remote
+from data_prep.remote import inside, is_remote
 from data_prep.shards import NOT_A_FILE, split_name
 from data_prep.tar_walk import Damage, walk
 
@@ -61,10 +61,11 @@ def read_on(damage_file: int) -> None:
 def read_damage(root: Path, path: Path) -> dict[str, list[str]]:
     """What `read_on` wrote down: damaged places by shard, in order."""
     found: dict[str, list[str]] = {}
+    # Energon may have followed links on the way to the folder
+    bases = (inside(root),) if is_remote(root) else (root.absolute(), root.resolve())
     for line in dict.fromkeys(path.read_bytes().splitlines()):
         shard, detail = orjson.loads(line)
-        # Energon may have followed links on the way to the folder
-        for base in (root.absolute(), root.resolve()):
+        for base in bases:
             shard = shard.removeprefix(f"{base}/")
         found.setdefault(shard, []).append(detail)
     return found

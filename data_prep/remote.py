@@ -71,12 +71,17 @@ def folder_at(path: str | Path) -> Path:
         return cast(Path, multistorageclient.Path(energon_url(path).rstrip("/")))
 
 
+def inside(root: Path) -> str:
+    """A remote folder's path in its bucket or profile, from a slash on; "" for all of it."""
+    path = str(cast(Any, root)._internal_path).strip("/")
+    return "" if path == "." else f"/{path}"
+
+
 def sizes(root: Path) -> dict[str, int]:
     """Bytes of every object below a remote folder, by its name from there."""
     remote = cast(Any, root)
     with explained(root):
-        inside = str(remote._internal_path).strip("/")
-        prefix = "" if inside == "." else f"{inside}/"
+        prefix = f"{inside(root)}/".lstrip("/")
         listed = remote._storage_client.list(path=prefix)
         return {item.key[len(prefix) :]: item.content_length for item in listed}
 

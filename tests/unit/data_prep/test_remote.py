@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from data_prep.indexing import read_damage
 from data_prep.mirror import MirroredWorkspace, open_workspace
 from data_prep.remote import WorkspaceError, energon_url, folder_at, is_remote, is_url, readable
 from data_prep.workspace import Workspace
@@ -58,3 +59,10 @@ def test_a_store_whose_package_is_missing_is_said_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: s3://bucket/W needs boto3: pip install '.[s3]'\n"
+
+
+@pytest.mark.parametrize(("folder", "path"), [("/a/W", "/a/W/x.tar"), ("", "/x.tar")])
+def test_damage_is_named_from_the_folder_on(tmp_path, folder, path):
+    (tmp_path / "damage.jsonl").write_text(f'["{path}", "byte 512: cut"]\n')
+    root = folder_at(f"s3://bucket{folder}")
+    assert read_damage(root, tmp_path / "damage.jsonl") == {"x.tar": ["byte 512: cut"]}
