@@ -133,7 +133,7 @@ def prompt_batch(model: LoadedModel, prompts: Sequence[EncodedChat]) -> Batch:
     batch = replace(batch, labels=None, loss_mask=None)
     if not batch.num_visual_tokens or not ps.is_pipeline_first_stage():
         batch = replace(batch, visual=None)
-    return batch.to(model.device)
+    return model.on_device(batch)
 
 
 def _choose(

@@ -19,6 +19,7 @@ from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer  # noqa: E402
+from dct_vl.inputs.batch import Batch  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer, read_text_tokenizer  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
@@ -50,6 +51,13 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the model is. Windows are found before, on the host: a device would be
+        waited for.
+        """
+        side = self.module.config.vision_transformer_config.window_side
+        return batch.with_windows(side).to(self.device)
 
     @cached_property
     def inputs(self) -> InputSpec:

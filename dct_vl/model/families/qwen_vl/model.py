@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import MultimodalRotaryEmbedding
@@ -118,6 +118,8 @@ class WindowedTowerWithTokenizer(_CellInputs, Qwen25VisionModel):
 class VisionTowerConfig(Qwen2VLVisionConfig):
     """Vision config that builds a `VisionTowerWithTokenizer`."""
 
+    #: it attends without windows
+    window_side: ClassVar[None] = None
     #: preset of the tokenizer: a flat mapping with `name`, `family` and the preset's keys
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"name": "pixel"})
 
