@@ -13,17 +13,20 @@ import torch
 from megatron.energon import Sample
 
 from dct_tokenizer import VisualTokenizer
-from dct_vl.inference.decode import cut_at, decode, logits_of
+from dct_vl.inference.decode import cut_at, logits_of
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel, load_checkpoint
 from dct_vl.inference.sampling import AnswerSettings
+from dct_vl.inference.slots import Asked, Decoded, SlotDecoder
 from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import encode_chat, plan_chat
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.shard_reader import HeldOut
 from dct_vl.runs.checkpoint_files import read_meta
 
+#: slots grow by so many places
+_PLACES = 128
 #: is called after each token with the text of a batch's first answer so far
 Watch = Callable[[str], None]
 #: of a file's fingerprint
@@ -119,14 +122,6 @@ def files_fingerprint(folder: Path, patterns: Sequence[str]) -> str:
     return found.hexdigest()[:32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedRequest:
-    """A prompt, and how long its answer may be."""
-
-    prompt: EncodedChat
-    max_new_tokens: int
-
-
 class CheckpointEngine:
     """A checkpoint of any layout, in this process or divided over its replica group.
 
@@ -147,6 +142,7 @@ class CheckpointEngine:
         self.settings = settings
         self.is_blank = is_blank
         self.model = replace(model, visual=bounded)
+        self._decoder: SlotDecoder | None = None
         self.min_pixels, self.max_pixels = bounded.min_pixels, bounded.max_pixels
 
     @property
@@ -168,30 +164,42 @@ class CheckpointEngine:
             **({"blank": True} if self.is_blank else {}),
         }
 
-    def encode(self, request: Request) -> EncodedRequest:
+    def encode(self, request: Request) -> Asked:
         """Prompt and cells; of videos as much as training would take."""
-        return EncodedRequest(
-            prompt=encode_request(self.model, request, is_blank=self.is_blank),
-            max_new_tokens=request.max_new_tokens,
+        prompt = encode_request(self.model, request, is_blank=self.is_blank)
+        return Asked(prompt=prompt, limit=request.max_new_tokens)
+
+    def answer(self, encoded: Sequence[Asked], watch: Watch | None = None) -> list[Reply]:
+        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
+        found = dict(self._slots_for(encoded).answer(encoded, self.settings.stop, follow))
+        return [self._reply(one, found[number]) for number, one in enumerate(encoded)]
+
+    def _slots_for(self, encoded: Sequence[Asked]) -> SlotDecoder:
+        """The slots there are, or larger ones."""
+        num_slots = len(encoded)
+        capacity = -(-max(one.num_places for one in encoded) // _PLACES) * _PLACES
+        held = self._decoder
+        if held is not None and held.sampling == self.settings.sampling:
+            num_slots = max(num_slots, held.cache.num_slots)
+            capacity = max(capacity, held.cache.capacity)
+            if (num_slots, capacity) == (held.cache.num_slots, held.cache.capacity):
+                return held
+        self._decoder = held = None  # their memory is free before others are made
+        self._decoder = SlotDecoder(
+            self.model, self.settings.sampling, num_slots=num_slots, capacity=capacity
+        )
+        return self._decoder
+
+    def _reply(self, asked: Asked, given: Decoded) -> Reply:
+        return Reply(
+            text=cut_at(self.model.text(given.tokens), self.settings.stop)[0].strip(),
+            num_tokens=len(given.tokens),
+            is_finished=given.is_finished,
+            num_visual_tokens=int((asked.prompt.input_ids < 0).sum()),
+            damage=asked.prompt.damage,
         )
 
-    def answer(self, encoded: Sequence[EncodedRequest], watch: Watch | None = None) -> list[Reply]:
-        settings = self.settings
-        limits = [one.max_new_tokens for one in encoded]
-        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
-        found = decode(self.model, [one.prompt for one in encoded], limits, settings, follow)
-        return [
-            Reply(
-                text=cut_at(self.model.text(given.tokens), settings.stop)[0].strip(),
-                num_tokens=len(given.tokens),
-                is_finished=given.is_finished,
-                num_visual_tokens=int((one.prompt.input_ids < 0).sum()),
-                damage=one.prompt.damage,
-            )
-            for given, one in zip(found, encoded, strict=True)
-        ]
-
-    def score(self, encoded: EncodedRequest, continuation: str) -> tuple[float, bool]:
+    def score(self, encoded: Asked, continuation: str) -> tuple[float, bool]:
         """See `Engine`; for a model that is not divided."""
         tokens = self.model.chat.tokenizer(continuation, add_special_tokens=False)["input_ids"]
         if not tokens:

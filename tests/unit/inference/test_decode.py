@@ -16,16 +16,17 @@ from trainers_side import loaded, question
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.inference.decode import decode
+from dct_vl.inference import slots
 from dct_vl.inference.generate.engine import encode_request
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.sampling import AnswerSettings, Sampling
+from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.slots import Asked, Decoded, SlotDecoder
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.model.kv_cache import KeyValueCache
+from dct_vl.model.kv_cache import SlotCache
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.derived import RunSettings
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -61,6 +62,24 @@ def prompts(model, pictures):
     return [encode_request(model, one) for one in asked]
 
 
+GREEDY = Sampling()
+
+
+def slots_for(asked, model, sampling=GREEDY, num_slots=None, spare=0) -> SlotDecoder:
+    capacity = max(one.num_places for one in asked) + spare
+    return SlotDecoder(model, sampling, num_slots=num_slots or len(asked), capacity=capacity)
+
+
+def ask(prompts, limits) -> list[Asked]:
+    return [Asked(prompt=p, limit=n) for p, n in zip(prompts, limits, strict=True)]
+
+
+def decode(model, prompts, limits, sampling=GREEDY, stop=(), **sizes) -> list[Decoded]:
+    asked = ask(prompts, limits)
+    found = dict(slots_for(asked, model, sampling, **sizes).answer(asked, stop))
+    return [found[number] for number in range(len(asked))]
+
+
 @torch.inference_mode()
 def without_cache(model, prompt, number: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and the logits of each, by the whole text again and again."""
@@ -88,11 +107,11 @@ def test_tokens_and_logits_are_those_without_a_cache(
     monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
     seen = []
 
-    def choose(chooser, logits, like):
+    def choose(logits, draws, sampling):
         seen.append(logits.clone())
         return logits.argmax(-1)
 
-    monkeypatch.setattr("dct_vl.inference.decode._choose", choose)
+    monkeypatch.setattr(slots, "choose", choose)
     found = decode(model, prompts, [NEW_TOKENS] * len(prompts))
     logits = torch.stack(seen, dim=1)
     for row, prompt in enumerate(prompts):
@@ -105,7 +124,7 @@ def test_tokens_and_logits_are_those_without_a_cache(
 def test_the_model_is_left_without_a_cache(model, prompts):
     decode(model, prompts[:1], [2])
     gc.collect()
-    assert not any(isinstance(left, KeyValueCache) for left in gc.get_objects())
+    assert not any(isinstance(left, SlotCache) for left in gc.get_objects())
 
 
 def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
@@ -117,7 +136,7 @@ def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
         assert other.tokens == one.tokens[: len(other.tokens)]
         assert not other.is_finished
     mark = model.text(free[1].tokens[1:3])
-    stopped = decode(model, prompts, [NEW_TOKENS] * 3, AnswerSettings(stop=(mark,)))
+    stopped = decode(model, prompts, [NEW_TOKENS] * 3, stop=(mark,))
     assert stopped[1].is_finished
     assert len(stopped[1].tokens) <= 3
     end = free[0].tokens[3]
@@ -128,11 +147,64 @@ def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
 
 
 def test_drawn_answers_do_not_depend_on_the_batch(model, prompts):
-    options = AnswerSettings(sampling=Sampling(temperature=1.0, top_p=0.95, seed=3))
+    options = Sampling(temperature=1.0, top_p=0.95, seed=3)
     together = decode(model, prompts, [NEW_TOKENS] * 3, options)
     alone = [decode(model, [one], [NEW_TOKENS], options)[0] for one in reversed(prompts)]
     assert together == alone[::-1]
     assert together != decode(model, prompts, [NEW_TOKENS] * 3)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9, seed=1)])
+def test_slots_are_filled_again_and_company_changes_nothing(model, prompts, sampling, monkeypatch):
+    """Nine requests of three kinds and three limits, through any number of slots."""
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    many = [replace(prompts[n % 3], __key__=str(n)) for n in range(9)]
+    limits = [(1, 6, 3)[n // 3 % 3] + n % 2 for n in range(9)]
+    alone = [decode(model, [p], [n], sampling)[0] for p, n in zip(many, limits, strict=True)]
+    for num_slots in (1, 2, 8, 9):
+        assert decode(model, many, limits, sampling, num_slots=num_slots) == alone
+    assert decode(model, many, limits, sampling, num_slots=4, spare=77) == alone
+
+
+def test_requests_are_read_when_a_slot_is_free_and_answers_come_as_they_end(
+    model, prompts, monkeypatch
+):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    asked = ask([prompts[1]] * 4, [7, 2, 2, 2])
+    read = []
+
+    def arriving():
+        for number, one in enumerate(asked):
+            read.append(number)
+            yield one
+
+    answers = slots_for(asked, model, num_slots=2).answer(arriving())
+    order, known = [], []
+    for number, _ in answers:
+        order.append(number)
+        known.append(len(read))
+    assert order == [1, 2, 3, 0]
+    assert known == [2, 3, 4, 4]
+
+
+def test_what_does_not_fit_a_slot_is_refused_and_an_ended_watch_leaves_slots_free(
+    model, prompts, monkeypatch
+):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    asked = ask(prompts[1:2], [3])
+    decoder = slots_for(asked, model)
+    tokens = len(prompts[1].input_ids)
+    too_long = ask(prompts[1:2], [4])
+    with pytest.raises(ValueError, match=rf"{tokens} tokens and an answer of 4 do not fit a slot"):
+        list(decoder.answer(too_long))
+
+    def gone(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(decoder.answer(asked, watch=gone))
+    expected = decode(model, prompts[1:2], [3])
+    assert [found for _, found in decoder.answer(asked)] == expected
 
 
 def noise_video(num_frames: int) -> bytes:
