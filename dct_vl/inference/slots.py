@@ -9,43 +9,21 @@ Shape legend: N slots, n the first of them that a step is made for, C places a s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import psutil
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state as ps
 
+from dct_vl.inference.asked import Asked, Decoded, Queue
 from dct_vl.inference.decode import agree, cut_at, for_logits, staged_forward
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inference.sampling import Sampling, choose, draws_of
+from dct_vl.inference.step_graphs import StepGraphs
 from dct_vl.inputs.batch import Batch, pack_batch
-from dct_vl.inputs.samples import EncodedChat
 from dct_vl.model.kv_cache import SlotCache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A prompt, and how long its answer may be."""
-
-    #: its key seeds what is drawn
-    prompt: EncodedChat
-    #: most tokens of the answer, at least 1
-    limit: int
-
-    @property
-    def num_places(self) -> int:
-        """Places that a slot needs; one more than is kept, for the step that finds the end."""
-        return len(self.prompt.input_ids) + self.limit + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """What followed a prompt."""
-
-    #: without the end mark
-    tokens: tuple[int, ...]
-    #: False where the answer was cut off at its limit
-    is_finished: bool
 
 
 @dataclass(kw_only=True)
@@ -92,12 +70,20 @@ class SlotDecoder:
         model: this process's part of it.
         sampling: how tokens are chosen.
         num_slots: answers that are made at the same time.
+        wanted_slots: as many were asked for, if there is not memory for all.
         capacity: `Asked.num_places` of the longest.
     """
 
     def __init__(
-        self, model: LoadedModel, sampling: Sampling, *, num_slots: int, capacity: int
+        self,
+        model: LoadedModel,
+        sampling: Sampling,
+        *,
+        num_slots: int,
+        capacity: int,
+        wanted_slots: int | None = None,
     ) -> None:
+        self.wanted_slots = wanted_slots or num_slots
         self.model = model
         self.sampling = sampling
         self.cache = SlotCache(num_slots, capacity, model.device)
@@ -114,29 +100,27 @@ class SlotDecoder:
         is_whole = ps.get_tensor_model_parallel_world_size() == 1 and (
             ps.get_pipeline_model_parallel_world_size() == 1
         )
-        self._graphs = _StepGraphs(self._step) if on_cuda and is_whole else None
+        self._graphs = StepGraphs(self._step) if on_cuda and is_whole else None
+        self._most_tokens = _PROMPT_TOKENS[model.device.type]
         # one step runs while the tokens of the one before are looked at
         self._num_ahead = 1 if on_cuda else 0
 
     @torch.inference_mode()
     def answer(
         self,
-        asked: Iterable[Asked],
+        waiting: Queue,
         stop: Sequence[str] = (),
         watch: Callable[[Sequence[int]], None] | None = None,
-    ) -> Iterator[tuple[int, Decoded]]:
-        """Answer all that is asked: (number from 0 on in its order, answer), as answers end.
+    ) -> Iterator[tuple[int, Asked, Decoded]]:
+        """Answer what waits, up to the first that needs more places than a slot has: its number,
+        it, and the answer, as answers end.
 
         Args:
-            asked: read when slots are free.
+            waiting: read when slots are free.
             stop: an answer ends with the first of these texts.
-            watch: called after each step with the tokens of the first answer so far; what it
-                raises ends all of them.
-
-        Raises:
-            ValueError: a prompt and its answer need more places than a slot has.
+            watch: called after each step with the tokens of answer 0 so far; what it raises ends
+                all of them.
         """
-        waiting = enumerate(asked)
         chosen: deque[_Chosen] = deque()
         try:
             while True:
@@ -153,31 +137,46 @@ class SlotDecoder:
         finally:
             self._answers = [None] * len(self._answers)
 
-    def _admit(self, waiting: Iterator[tuple[int, Asked]]) -> Iterator[_Chosen]:
+    def _admit(self, waiting: Queue) -> Iterator[_Chosen]:
         """Fill free slots, once there are enough of them for a pass over prompts to be worth it."""
         free = [slot for slot, answer in enumerate(self._answers) if answer is None]
         num_slots = len(self._answers)
         if len(free) < num_slots and len(free) * _REFILL < num_slots:
             return
-        most = _PROMPT_TOKENS[self.model.device.type]
         chunk: list[_Answer] = []
-        for slot, (number, asked) in zip(free, waiting, strict=False):
-            if asked.num_places > self.cache.capacity:
-                raise ValueError(
-                    f"{asked.prompt.__key__}: {len(asked.prompt.input_ids)} tokens and an answer "
-                    f"of {asked.limit} do not fit a slot of {self.cache.capacity}"
-                )
+        for slot in free:
+            first = waiting.first()
+            if first is None or first[1].num_places > self.cache.capacity:
+                break
+            waiting.pop()
+            number, asked = first
             length = len(asked.prompt.input_ids)
-            if chunk and sum(one.num_kept for one in chunk) + length > most:
-                yield self._read(chunk)
+            if chunk and sum(one.num_kept for one in chunk) + length > self._most_tokens:
+                yield from self._read(chunk)
                 chunk = []
             answer = _Answer(number=number, asked=asked, slot=slot, num_kept=length)
             self._answers[slot] = answer
             chunk.append(answer)
         if chunk:
-            yield self._read(chunk)
+            yield from self._read(chunk)
 
-    def _read(self, answers: Sequence[_Answer]) -> _Chosen:
+    def _read(self, answers: Sequence[_Answer]) -> Iterator[_Chosen]:
+        """Run prompts into their slots; fewer at once where the memory is not enough for all."""
+        try:
+            chosen = self._read_together(answers)
+        except torch.OutOfMemoryError:
+            if len(answers) == 1:
+                raise
+            self._most_tokens = sum(answer.num_kept for answer in answers) // 2
+            torch.cuda.empty_cache()
+        else:
+            yield chosen
+            return
+        half = len(answers) // 2
+        for part in (answers[:half], answers[half:]):
+            yield from self._read(part)
+
+    def _read_together(self, answers: Sequence[_Answer]) -> _Chosen:
         """Run prompts, in one row, into their slots; each one's first token."""
         prompts = [answer.asked.prompt for answer in answers]
         following = [int(prompt.position_ids.max()) + 1 for prompt in prompts]
@@ -261,7 +260,7 @@ class SlotDecoder:
         num_left: int,
         stop: Sequence[str],
         watch: Callable[[Sequence[int]], None] | None,
-    ) -> Iterator[tuple[int, Decoded]]:
+    ) -> Iterator[tuple[int, Asked, Decoded]]:
         """Add tokens to their answers, all but the newest `num_left` steps; answers that end."""
         while len(chosen) > num_left:
             for answer, token in chosen.popleft().pairs():
@@ -270,10 +269,8 @@ class SlotDecoder:
                     watch(answer.tokens)
                 if answer.is_closed:
                     self._answers[answer.slot] = None
-                    yield (
-                        answer.number,
-                        Decoded(tokens=tuple(answer.tokens), is_finished=answer.is_finished),
-                    )
+                    given = Decoded(tokens=tuple(answer.tokens), is_finished=answer.is_finished)
+                    yield answer.number, answer.asked, given
 
     def _add(self, answer: _Answer, token: int, stop: Sequence[str]) -> None:
         if token in self.model.end_ids:
@@ -290,27 +287,24 @@ class SlotDecoder:
 _REFILL = 8
 
 
-class _StepGraphs:
-    """A step as a CUDA graph for each number of rows.
+#: of the memory that is free, for keys and values; the rest is for the passes themselves
+_SHARE_OF_MEMORY = 0.6
 
-    The first step of a number runs as it is, and compiles what is compiled; the second one is
-    recorded.
-    """
 
-    def __init__(self, step: Callable[[int], None]) -> None:
-        self._step = step
-        self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-
-    def run(self, num_rows: int) -> None:
-        if num_rows not in self._graphs:
-            self._graphs[num_rows] = None
-            self._step(num_rows)
-            return
-        graph = self._graphs[num_rows]
-        if graph is None:
-            graph = self._graphs[num_rows] = torch.cuda.CUDAGraph()
-            pool = next((g.pool() for g in self._graphs.values() if g not in (None, graph)), None)
-            # other threads prepare images meanwhile, and may ask for memory
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._step(num_rows)
-        graph.replay()
+def room_for_places(model: LoadedModel) -> int:
+    """Tokens whose keys and values fit the memory that is free on every rank of a model."""
+    config, layers = model.module.language_model.config, model.module.language_model.decoder.layers
+    groups = max(1, config.num_query_groups // ps.get_tensor_model_parallel_world_size())
+    dtype = next(model.module.parameters()).dtype
+    each = SlotCache.bytes_a_place(len(layers), groups, config.kv_channels, dtype)
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0] + (
+            torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        )
+    else:
+        free = psutil.virtual_memory().available
+    places = torch.tensor(int(free * _SHARE_OF_MEMORY) // max(1, each), device=model.device)
+    group = ps.get_model_parallel_group()
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(places, op=dist.ReduceOp.MIN, group=group)
+    return int(places)

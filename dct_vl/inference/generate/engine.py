@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +13,21 @@ import torch
 from megatron.energon import Sample
 
 from dct_tokenizer import VisualTokenizer
+from dct_vl.inference.asked import Asked, Decoded, Queue
 from dct_vl.inference.decode import cut_at, logits_of
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel, load_checkpoint
 from dct_vl.inference.sampling import AnswerSettings
-from dct_vl.inference.slots import Asked, Decoded, SlotDecoder
+from dct_vl.inference.slots import SlotDecoder, room_for_places
 from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import encode_chat, plan_chat
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.shard_reader import HeldOut
 from dct_vl.runs.checkpoint_files import read_meta
 
-#: slots grow by so many places
-_PLACES = 128
+#: of the shortest slots
+_LEAST_PLACES = 256
 #: is called after each token with the text of a batch's first answer so far
 Watch = Callable[[str], None]
 #: of a file's fingerprint
@@ -77,6 +78,13 @@ class Engine(Protocol):
         """Answer a batch; where a model is divided, all its ranks call this together.
 
         What `watch` raises ends the answer and is raised here.
+        """
+
+    def stream(
+        self, encoded: Iterator[Any], batch_size: int
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        """Answer all that comes, at most `batch_size` at the same time, for speed in whatever
+        order: its number from 0 on, and the reply or why there is none.
         """
 
     def score(self, encoded: Any, continuation: str) -> tuple[float, bool]:
@@ -170,23 +178,63 @@ class CheckpointEngine:
         return Asked(prompt=prompt, limit=request.max_new_tokens)
 
     def answer(self, encoded: Sequence[Asked], watch: Watch | None = None) -> list[Reply]:
-        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
-        found = dict(self._slots_for(encoded).answer(encoded, self.settings.stop, follow))
-        return [self._reply(one, found[number]) for number, one in enumerate(encoded)]
+        found = dict(self._answers(iter(encoded), len(encoded), watch))
+        for reply in found.values():
+            if isinstance(reply, ValueError):
+                raise reply
+        return [found[number] for number in range(len(encoded))]  # type: ignore[misc]
 
-    def _slots_for(self, encoded: Sequence[Asked]) -> SlotDecoder:
-        """The slots there are, or larger ones."""
-        num_slots = len(encoded)
-        capacity = -(-max(one.num_places for one in encoded) // _PLACES) * _PLACES
+    def stream(
+        self, encoded: Iterator[Asked], batch_size: int
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        return self._answers(encoded, batch_size, None)
+
+    def _answers(
+        self, encoded: Iterator[Asked], batch_size: int, watch: Watch | None
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
+        waiting = Queue(encoded)
+        while (first := waiting.first()) is not None:
+            number, asked = first
+            try:
+                decoder = self._slots_for(asked, batch_size)
+            except ValueError as error:
+                waiting.pop()
+                yield number, error
+                continue
+            for answered, one, given in decoder.answer(waiting, self.settings.stop, follow):
+                yield answered, self._reply(one, given)
+
+    def _slots_for(self, asked: Asked, batch_size: int) -> SlotDecoder:
+        """The slots there are, or longer or more ones, as far as the memory goes.
+
+        Raises:
+            ValueError: one slot that is long enough is more than there is memory for.
+        """
         held = self._decoder
+        num_slots, needed = batch_size, asked.num_places
         if held is not None and held.sampling == self.settings.sampling:
-            num_slots = max(num_slots, held.cache.num_slots)
-            capacity = max(capacity, held.cache.capacity)
-            if (num_slots, capacity) == (held.cache.num_slots, held.cache.capacity):
+            num_slots = max(num_slots, held.wanted_slots)
+            needed = max(needed, held.cache.capacity)
+            if needed == held.cache.capacity and num_slots == held.wanted_slots:
                 return held
         self._decoder = held = None  # their memory is free before others are made
+        places = room_for_places(self.model)
+        # room to spare, so that slots are seldom made anew
+        capacity = max(_LEAST_PLACES, 1 << (needed - 1).bit_length())
+        if places < num_slots * capacity:
+            capacity = needed
+        if places < capacity:
+            raise ValueError(
+                f"{len(asked.prompt.input_ids)} tokens and an answer of {asked.limit} need "
+                f"{capacity} places of keys and values; there is memory for {places}"
+            )
         self._decoder = SlotDecoder(
-            self.model, self.settings.sampling, num_slots=num_slots, capacity=capacity
+            self.model,
+            self.settings.sampling,
+            num_slots=min(num_slots, places // capacity),
+            wanted_slots=num_slots,
+            capacity=capacity,
         )
         return self._decoder
 

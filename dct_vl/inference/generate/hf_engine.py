@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,14 @@ class HfEngine:
         seen = torch.isin(ids, torch.tensor(self.chat.pad_ids, device=ids.device)).sum(dim=1)
         rows = zip(encoded, found, seen.tolist(), strict=True)
         return [self._reply(one, tokens, count) for one, tokens, count in rows]
+
+    def stream(
+        self, encoded: Iterator[HfPrompt], batch_size: int
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        numbered = enumerate(encoded)
+        while batch := list(islice(numbered, batch_size)):
+            replies = self.answer([prompt for _, prompt in batch])
+            yield from zip((number for number, _ in batch), replies, strict=True)
 
     @torch.inference_mode()
     def score(self, encoded: HfPrompt, continuation: str) -> tuple[float, bool]:

@@ -17,10 +17,11 @@ from trainers_side import loaded, question
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
 from dct_vl.inference import slots
+from dct_vl.inference.asked import Asked, Decoded, Queue
 from dct_vl.inference.generate.engine import encode_request
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import Sampling
-from dct_vl.inference.slots import Asked, Decoded, SlotDecoder
+from dct_vl.inference.slots import SlotDecoder
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
@@ -76,8 +77,12 @@ def ask(prompts, limits) -> list[Asked]:
 
 def decode(model, prompts, limits, sampling=GREEDY, stop=(), **sizes) -> list[Decoded]:
     asked = ask(prompts, limits)
-    found = dict(slots_for(asked, model, sampling, **sizes).answer(asked, stop))
+    found = finished(slots_for(asked, model, sampling, **sizes), asked, stop)
     return [found[number] for number in range(len(asked))]
+
+
+def finished(decoder, asked, stop=(), watch=None) -> dict[int, Decoded]:
+    return {n: given for n, _, given in decoder.answer(Queue(asked), stop, watch)}
 
 
 @torch.inference_mode()
@@ -178,33 +183,47 @@ def test_requests_are_read_when_a_slot_is_free_and_answers_come_as_they_end(
             read.append(number)
             yield one
 
-    answers = slots_for(asked, model, num_slots=2).answer(arriving())
+    answers = slots_for(asked, model, num_slots=2).answer(Queue(arriving()))
     order, known = [], []
-    for number, _ in answers:
+    for number, one, _ in answers:
+        assert one is asked[number]
         order.append(number)
         known.append(len(read))
     assert order == [1, 2, 3, 0]
     assert known == [2, 3, 4, 4]
 
 
-def test_what_does_not_fit_a_slot_is_refused_and_an_ended_watch_leaves_slots_free(
-    model, prompts, monkeypatch
-):
+def test_what_does_not_fit_waits_and_an_ended_watch_leaves_slots_free(model, prompts, monkeypatch):
     monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
-    asked = ask(prompts[1:2], [3])
-    decoder = slots_for(asked, model)
-    tokens = len(prompts[1].input_ids)
-    too_long = ask(prompts[1:2], [4])
-    with pytest.raises(ValueError, match=rf"{tokens} tokens and an answer of 4 do not fit a slot"):
-        list(decoder.answer(too_long))
+    asked = ask(prompts[1:2] * 3, [3, 4, 3])
+    decoder = slots_for(asked[:1], model, num_slots=2)
 
     def gone(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(decoder.answer(asked, watch=gone))
-    expected = decode(model, prompts[1:2], [3])
-    assert [found for _, found in decoder.answer(asked)] == expected
+        finished(decoder, asked, watch=gone)
+    waiting = Queue(asked)
+    (found,) = decoder.answer(waiting)
+    assert found[2] == decode(model, prompts[1:2], [3])[0]
+    assert waiting.first() == (1, asked[1])
+
+
+def test_prompts_that_are_too_much_for_the_memory_run_in_halves(model, prompts, monkeypatch):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    many = [prompts[n % 3] for n in range(7)]
+    expected = decode(model, many, [3] * 7)
+    forward, sizes = slots.staged_forward, []
+
+    def small_memory(module, batch, cache):
+        sizes.append(len(batch.sample_lengths))
+        if len(batch.sample_lengths) > 2:
+            raise torch.OutOfMemoryError
+        return forward(module, batch, cache)
+
+    monkeypatch.setattr(slots, "staged_forward", small_memory)
+    assert decode(model, many, [3] * 7) == expected
+    assert max(sizes) > 2
 
 
 def noise_video(num_frames: int) -> bytes:
