@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +16,23 @@ from dct_vl.inference.asked import Asked, Decoded, Queue
 from dct_vl.inference.decode import cut_at, logits_of
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.loading import LoadedModel, load_checkpoint
+from dct_vl.inference.loading import LoadedModel, load_checkpoint, load_folder
 from dct_vl.inference.sampling import AnswerSettings
 from dct_vl.inference.slots import SlotDecoder, room_for_places
 from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import encode_chat, plan_chat
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.shard_reader import HeldOut
-from dct_vl.runs.checkpoint_files import read_meta
+from dct_vl.model.families.qwen_vl.config import is_known_folder
+from dct_vl.model.fused.pieces import allow_compiling
+from dct_vl.runs.checkpoint_files import weights_fingerprint
 
+#: that take longer by the 15 seconds that compiling takes, if nothing is compiled
+_MANY_REQUESTS = 3000
 #: of the shortest slots
 _LEAST_PLACES = 256
 #: is called after each token with the text of a batch's first answer so far
 Watch = Callable[[str], None]
-#: of a file's fingerprint
-_NUM_SAMPLED, _BYTES_EACH = 256, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,35 +104,8 @@ def score_of(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
     return float(total), bool((logits.argmax(dim=-1) == wanted).all())
 
 
-def checkpoint_fingerprint(checkpoint: Path) -> str:
-    """The id that training gave a checkpoint; without one, for imported ones, that of its files.
-
-    Raises:
-        ValueError: not a checkpoint.
-    """
-    given = read_meta(checkpoint).get("id")
-    return str(given) if given else files_fingerprint(checkpoint, ("weights/*",))
-
-
-def files_fingerprint(folder: Path, patterns: Sequence[str]) -> str:
-    """Hash of names, sizes and 256 evenly spaced blocks of the files that match.
-
-    Gigabytes are not read whole. It stays the same in a copy.
-    """
-    found = hashlib.sha256()
-    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(files):
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with open(path, "rb") as file:
-            for offset in sorted({size * n // _NUM_SAMPLED for n in range(_NUM_SAMPLED)}):
-                file.seek(offset)
-                found.update(file.read(_BYTES_EACH))
-    return found.hexdigest()[:32]
-
-
 class CheckpointEngine:
-    """A checkpoint of any layout, in this process or divided over its replica group.
+    """This project's own model, in this process or divided over its replica group.
 
     Args:
         model: this process's part of it.
@@ -166,7 +140,7 @@ class CheckpointEngine:
         return {
             "run": run.experiment_name,
             "step": self.model.step,
-            "weights": checkpoint_fingerprint(self.model.checkpoint),
+            "weights": weights_fingerprint(self.model.checkpoint),
             "tokenizer": run.tokenizer,
             "dtype": str(next(self.model.module.parameters()).dtype),
             **({"blank": True} if self.is_blank else {}),
@@ -294,23 +268,27 @@ def open_engine(
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    num_requests: int = 1,
 ) -> Engine:
     """Load a run, a checkpoint or a Hugging Face folder; `join_replica_group` comes before.
 
-    The model computes in `dtype`, by default in bf16 on a GPU and in fp32 on the CPU.
+    The model computes in `dtype`, by default in bf16 on a GPU and in fp32 on the CPU. Kernels are
+    compiled for it where there are so many requests that this pays.
 
     Raises:
         ValueError: none of these, a folder with code that is not trusted, or one that was to be
             divided over ranks.
     """
+    allow_compiling(num_requests >= _MANY_REQUESTS * sizes.replicas)
     cuda = torch.cuda.is_available()
     chosen = dtype or (torch.bfloat16 if cuda else torch.float32)
     if not (model / "config.json").is_file():
         return CheckpointEngine(load_checkpoint(model, dtype=chosen), settings)
+    if is_known_folder(model):
+        return CheckpointEngine(load_folder(model, dtype=chosen), settings)
     if sizes.processes_each > 1:
         raise ValueError(
-            f"{model} is a Hugging Face folder, which one process holds whole: leave --tp and --pp "
-            "out, or import it first (dct-vl import)"
+            f"{model} runs in transformers, and one process holds it whole: leave --tp and --pp out"
         )
     from dct_vl.inference.generate.hf_engine import HfEngine, brings_code
 

@@ -1,4 +1,6 @@
-"""Answers of a Hugging Face folder, through plain transformers."""
+"""Answers of a Hugging Face folder that this project's own model does not cover, through plain
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,6 @@ from dct_vl.inference.generate.engine import (
     AnswerSettings,
     Reply,
     Watch,
-    files_fingerprint,
     score_of,
 )
 from dct_vl.inference.generate.requests import Request
@@ -40,6 +41,7 @@ from dct_vl.inputs.chat import ChatTokenizer, render
 from dct_vl.inputs.clips import VideoRules, make_clip
 from dct_vl.inputs.images import decode_rgb
 from dct_vl.inputs.video import read_frames, read_header
+from dct_vl.runs.checkpoint_files import weights_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class HfEngine:
     def identity(self) -> dict[str, Any]:
         return {
             "folder": str(self._folder.resolve()),
-            "weights": files_fingerprint(self._folder, ("*.safetensors", "*.bin", "*.json")),
+            "weights": weights_fingerprint(self._folder),
             "dtype": str(self.model.dtype),
         }
 
