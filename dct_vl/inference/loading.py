@@ -175,11 +175,20 @@ def load_folder(
     Raises:
         ValueError: the folder is no whole model; lists what is wrong.
     """
+    model = random_model(folder, tokenizer=tokenizer, dtype=dtype)
+    load_hf_weights(model.module, model.checkpoint)
+    return model
+
+
+def random_model(
+    folder: str | Path, *, tokenizer: str = "pixel", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The model of a folder as `load_folder` gives it, with random weights, which the folder needs
+    not hold.
+    """
     folder = Path(folder).resolve()
     run = run_of_folder(folder, tokenizer)
-    module = _empty_module(run, dtype)
-    load_hf_weights(module, folder)
-    return _loaded(run, folder, 0, module, dtype)
+    return _loaded(run, folder, 0, _empty_module(run, dtype), dtype)
 
 
 def _empty_module(run: RunConfig, dtype: torch.dtype | None) -> QwenVLWithVisualTokenizer:

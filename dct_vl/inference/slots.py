@@ -212,15 +212,19 @@ class SlotDecoder:
         kept = [answer.num_kept for answer in self._answers if answer is not None]
         if self.model.device.type == "cpu":
             self.cache.num_used = max(kept) + 1
-        if self._graphs is None:
-            self._step(num_rows)
-        else:
-            self._graphs.run(num_rows)
+        self.step(num_rows)
         answers = self._answers[:num_rows]
         for answer in answers:
             if answer is not None:
                 answer.num_kept += 1
         return self._on_way(self._ids[:num_rows], answers)
+
+    def step(self, num_rows: int) -> None:
+        """One more token for each of the first slots, whether anyone wants it or not."""
+        if self._graphs is None:
+            self._step(num_rows)
+        else:
+            self._graphs.run(num_rows)
 
     def _step(self, num_rows: int) -> None:
         rows = self._rows[:num_rows]

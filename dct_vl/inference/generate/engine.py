@@ -124,7 +124,8 @@ class CheckpointEngine:
         self.settings = settings
         self.is_blank = is_blank
         self.model = replace(model, visual=bounded)
-        self._decoder: SlotDecoder | None = None
+        #: the slots there are
+        self.decoder: SlotDecoder | None = None
         self.min_pixels, self.max_pixels = bounded.min_pixels, bounded.max_pixels
 
     @property
@@ -185,14 +186,14 @@ class CheckpointEngine:
         Raises:
             ValueError: one slot that is long enough is more than there is memory for.
         """
-        held = self._decoder
+        held = self.decoder
         num_slots, needed = batch_size, asked.num_places
         if held is not None and held.sampling == self.settings.sampling:
             num_slots = max(num_slots, held.wanted_slots)
             needed = max(needed, held.cache.capacity)
             if needed == held.cache.capacity and num_slots == held.wanted_slots:
                 return held
-        self._decoder = held = None  # their memory is free before others are made
+        self.decoder = held = None  # their memory is free before others are made
         places = room_for_places(self.model)
         # room to spare, so that slots are seldom made anew
         capacity = max(_LEAST_PLACES, 1 << (needed - 1).bit_length())
@@ -203,14 +204,14 @@ class CheckpointEngine:
                 f"{len(asked.prompt.input_ids)} tokens and an answer of {asked.limit} need "
                 f"{capacity} places of keys and values; there is memory for {places}"
             )
-        self._decoder = SlotDecoder(
+        self.decoder = SlotDecoder(
             self.model,
             self.settings.sampling,
             num_slots=min(num_slots, places // capacity),
             wanted_slots=num_slots,
             capacity=capacity,
         )
-        return self._decoder
+        return self.decoder
 
     def _reply(self, asked: Asked, given: Decoded) -> Reply:
         return Reply(
