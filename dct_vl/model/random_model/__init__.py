@@ -89,7 +89,7 @@ def write_random_model(
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     else:
         config.torch_dtype = dtype
-        config.architectures = ["Qwen2VLForConditionalGeneration"]
+        config.architectures = [AutoModelForImageTextToText._model_mapping[type(config)].__name__]
         config.save_pretrained(folder)
         generation.save_pretrained(folder)
     image_processor = Qwen2VLImageProcessor(
