@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="tiny shape, few images")
-    add("--only", help="contestants by a part of their name, comma between")
+    add("--only", help="contestants by a part of their name, semicolon between")
     add("--images", type=int, help="images of a row")
     add("--batch-size", type=int, help="answers at the same time")
     add("--vllm-python", metavar="PYTHON", help="an interpreter that has vLLM")
@@ -162,7 +162,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"{device}, torch {torch.__version__}, {os.cpu_count()} cores, load {load}", flush=True)
-    wanted = options.only.split(",") if options.only else [""]
+    wanted = options.only.split(";") if options.only else [""]
     chosen = {n: c for n, c in CONTESTANTS.items() if any(part in n for part in wanted)}
     if not chosen:
         raise SystemExit(f"--only {options.only}: known are {'; '.join(CONTESTANTS)}")
