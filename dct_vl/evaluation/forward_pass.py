@@ -105,7 +105,7 @@ def _score(
     assert rows.labels is not None
     assert rows.loss_mask is not None
     with torch.inference_mode():
-        _, is_right = scored_forward(model.module, rows.to(model.device))
+        _, is_right = scored_forward(model.module, model.on_device(rows))
     assert is_right is not None
     words, right = score_words(
         rows.labels.numpy(), rows.loss_mask.numpy() > 0, is_right.cpu().numpy(), roles
@@ -142,7 +142,8 @@ def write_speed(model: LoadedModel, output: Path, *, split: str, batch_size: int
             f"the {split} split of {model.run.data.path} has no sample that training would take"
             + "".join(f"; {found}" for found in rejected[:1])
         )
-    batch = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8).to(model.device)
+    batch = pad_batch(encoded, visual=model.visual, pad_to=None, pad_multiple=8)
+    batch = model.on_device(batch)
     seconds = [_pass(model, batch) for _ in range(_WARM_UP + _ROUNDS)][_WARM_UP:]
     speed = len(encoded) / statistics.median(seconds)
     device = model.device

@@ -16,16 +16,14 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from omegaconf import OmegaConf
 
-from dct_tokenizer import preset_config
-from dct_tokenizer.base import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS
 from dct_vl.export.folder import atomic_folder, check_new
 from dct_vl.inference.loading import start_single_process
-from dct_vl.model.families.qwen_vl.config import read_hf_config
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
 from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.weights import load_hf_weights
 from dct_vl.runs.checkpoint_files import META_NAME, list_files
-from dct_vl.runs.config.schema import DataConfig, ModelConfig, RunConfig
+from dct_vl.runs.config.schema import RunConfig
+from dct_vl.runs.of_folder import run_of_folder
 
 #: NeMo saves the module below its Lightning wrapper
 _PREFIX = "module."
@@ -50,7 +48,7 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
     """
     folder, out = Path(folder).resolve(), Path(out)
     check_new(out)
-    run = _run(folder, tokenizer)
+    run = run_of_folder(folder, tokenizer)
     start_single_process()
     module = _empty_module(run)
     load_hf_weights(module, folder)
@@ -68,46 +66,6 @@ def import_folder(folder: str | Path, out: str | Path, *, tokenizer: str = "pixe
         (unfinished / checkpoint / META_NAME).write_text(json.dumps(meta, indent=2))
         (unfinished / "config.yaml").write_text(OmegaConf.to_yaml(asdict(run)))
     return out / checkpoint
-
-
-def _run(folder: Path, tokenizer: str) -> RunConfig:
-    """What a run that started from the folder would have recorded."""
-    config = read_hf_config(folder)
-    # later releases of transformers write it as dtype
-    dtype = getattr(config, "torch_dtype", None) or getattr(config, "dtype", None) or torch.float32
-    names = dict.fromkeys((torch.bfloat16, "bfloat16"), "bf16")
-    names |= dict.fromkeys((torch.float32, "float32"), "fp32")
-    if dtype not in names:
-        raise ValueError(f"{folder}/config.json says torch_dtype={dtype}; expected bf16 or fp32")
-    bounds = _pixel_bounds(folder)
-    return RunConfig(
-        experiment_name=folder.name,
-        tokenizer=preset_config(tokenizer),
-        model=ModelConfig(path=str(folder), dtype=names[dtype]),
-        data=DataConfig(path="", min_pixels=bounds[0], max_pixels=bounds[1]),
-    )
-
-
-def _pixel_bounds(folder: Path) -> tuple[int, int]:
-    """(min_pixels, max_pixels) of the folder's processor; the stock ones where it says nothing."""
-    path = folder / "preprocessor_config.json"
-    try:
-        settings: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        # later releases of transformers leave the first two out, or null
-        size = settings.get("size") or {}
-        low = settings.get("min_pixels") or size.get("shortest_edge") or QWEN_MIN_PIXELS
-        high = settings.get("max_pixels") or size.get("longest_edge") or QWEN_MAX_PIXELS
-        fits = 0 < low <= high
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch the file again") from error
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path} does not fit ({error}): fetch the file again") from error
-    if not fits:
-        raise ValueError(
-            f"{path} says min_pixels={low} and max_pixels={high}; expected 0 < min_pixels <= "
-            "max_pixels: correct them"
-        )
-    return low, high
 
 
 def _writable_state(module: QwenVLWithVisualTokenizer) -> dict[str, Any]:

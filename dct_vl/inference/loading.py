@@ -19,16 +19,20 @@ from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 from dct_tokenizer import VisualTokenizer  # noqa: E402
+from dct_vl.inputs.batch import Batch  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer, read_chat_tokenizer  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
+from dct_vl.model.attention import have_cudnn_attention, prefer_cudnn  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer  # noqa: E402
+from dct_vl.model.families.qwen_vl.weights import load_hf_weights  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.model.lora import apply_lora, merge_lora  # noqa: E402
 from dct_vl.runs.checkpoint_files import find_fault, list_checkpoints, newest_checkpoint, read_meta  # noqa: E402
 from dct_vl.runs.config.schema import RunConfig  # noqa: E402
 from dct_vl.runs.derived import RunSettings  # noqa: E402
+from dct_vl.runs.of_folder import run_of_folder  # noqa: E402
 from dct_vl.runs.run_files import read_config  # noqa: E402
 
 _PREFIX = "module."
@@ -50,6 +54,13 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the model is. Windows are found before, on the host: a device would be
+        waited for.
+        """
+        side = self.module.config.vision_transformer_config.window_side
+        return batch.with_windows(side).to(self.device)
 
     @cached_property
     def inputs(self) -> InputSpec:
@@ -136,19 +147,7 @@ def load_checkpoint(
     """
     run_folder, checkpoint = find_checkpoint(path)
     run = read_config(run_folder)
-    start_single_process()
-    if dtype is None:
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    options = ModelOptions(
-        layer_spec=resolve_layer_spec(run.model.layer_spec),
-        dtype=dtype,
-        seq_length=run.data.seq_length,
-        tokenizer=run.tokenizer,
-        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
-        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
-    )
-    config = model_config(run.model.path, options)
-    module = config.configure_model(None)
+    module = _empty_module(run, dtype)
     if run.model.tuning == "lora":
         apply_lora(module, run.model.lora)
     # NeMo saves the module below its Lightning wrapper, hence the prefix; what Lightning keeps
@@ -158,13 +157,78 @@ def load_checkpoint(
     module.load_state_dict(
         {name.removeprefix(_PREFIX): v for name, v in loaded.items() if name.startswith(_PREFIX)}
     )
-    if merge and options.tensor_model_parallel_size == 1:
+    if merge and parallel_state.get_tensor_model_parallel_world_size() == 1:
         merge_lora(module)
+    return _loaded(run, checkpoint, read_meta(checkpoint)["step"], module, dtype)
+
+
+def load_folder(
+    folder: str | Path, *, tokenizer: str = "pixel", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The model of a Hugging Face folder, its weights read straight into this rank's part.
+
+    Args:
+        folder: of Qwen2-VL or Qwen2.5-VL, as on the hub or as this project exports it.
+        tokenizer: preset whose front end starts from the folder's patch embedding.
+        dtype: see `load_checkpoint`.
+
+    Raises:
+        ValueError: the folder is no whole model; lists what is wrong.
+    """
+    model = random_model(folder, tokenizer=tokenizer, dtype=dtype)
+    load_hf_weights(model.module, model.checkpoint)
+    return model
+
+
+def random_model(
+    folder: str | Path, *, tokenizer: str = "pixel", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The model of a folder as `load_folder` gives it, with random weights, which the folder needs
+    not hold.
+    """
+    folder = Path(folder).resolve()
+    run = run_of_folder(folder, tokenizer)
+    return _loaded(run, folder, 0, _empty_module(run, dtype), dtype)
+
+
+def _empty_module(run: RunConfig, dtype: torch.dtype | None) -> QwenVLWithVisualTokenizer:
+    """The run's model in Megatron's groups, which are made for one process where there are none."""
+    start_single_process()
+    layer_spec = resolve_layer_spec(run.model.layer_spec)
+    on_cuda = torch.cuda.is_available()
+    dtype = dtype or _default_dtype()
+    if on_cuda:
+        prefer_cudnn(have_cudnn_attention())
+    options = ModelOptions(
+        layer_spec=layer_spec,
+        # in fp32 an answer is compared with what Megatron's own layers say
+        fused_layers=on_cuda and layer_spec == "local" and dtype != torch.float32,
+        dtype=dtype,
+        seq_length=run.data.seq_length,
+        tokenizer=run.tokenizer,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+    )
+    return model_config(run.model.path, options).configure_model(None)
+
+
+def _default_dtype() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _loaded(
+    run: RunConfig,
+    folder: Path,
+    step: int,
+    module: QwenVLWithVisualTokenizer,
+    dtype: torch.dtype | None,
+) -> LoadedModel:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return LoadedModel(
         run=run,
-        checkpoint=checkpoint,
-        step=read_meta(checkpoint)["step"],
-        module=module.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype).eval(),
+        checkpoint=folder,
+        step=step,
+        module=module.to(device=device, dtype=dtype or _default_dtype()).eval(),
         visual=RunSettings(run).visual,
         chat=read_chat_tokenizer(run.model.path),
     )

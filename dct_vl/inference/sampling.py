@@ -49,12 +49,9 @@ class AnswerSettings:
 class TokenChooser:
     """Chooses for a batch of rows, one step after the other.
 
-    Every row draws from a stream of its own, made from the seed and the row's key, so that what it
-    draws depends neither on the rows beside it nor on when it is asked.
-
     Args:
         sampling: how.
-        keys: one a row.
+        keys: one a row; see `draws_of`.
     """
 
     def __init__(self, sampling: Sampling, keys: Sequence[str]) -> None:
@@ -63,10 +60,24 @@ class TokenChooser:
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """int64 (B,) of logits (B, V)."""
-        if self.sampling.temperature == 0:
-            return logits.argmax(dim=-1)
         draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64)
-        return draw(logits, draws.to(logits.device), self.sampling)
+        return choose(logits, draws.to(logits.device), self.sampling)
+
+
+def draws_of(sampling: Sampling, key: str, count: int) -> torch.Tensor:
+    """float64 (count,) in [0, 1): what an answer's tokens are drawn with, one after the other.
+
+    Every answer has a stream of its own, made from the seed and its key: what is drawn depends
+    neither on the answers beside it nor on when it is asked.
+    """
+    return torch.from_numpy(_stream(sampling.seed, key).random(count))
+
+
+def choose(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The likeliest tokens, or those that `draw` draws: int64 (B,) of logits (B, V)."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    return draw(logits, draws, sampling)
 
 
 def draw(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -152,8 +152,10 @@ class Batch(DeviceFields):
         """Tokens of no sample."""
         return self.input_ids.numel() - sum(self.sample_lengths)
 
-    def with_windows(self, side: int) -> Batch:
-        assert self.visual is not None
+    def with_windows(self, side: int | None) -> Batch:
+        """See `VisualInputs.with_windows`; as it is where a model has no windows, or no image."""
+        if side is None or self.visual is None:
+            return self
         return replace(self, visual=self.visual.with_windows(side))
 
     def with_answer_indices(self) -> Batch:

@@ -29,10 +29,10 @@ from packaging.version import Version
 
 from dct_vl.inputs.batch import Segments
 from dct_vl.model.context_parallel import attend_with_part_of_heads, context_group
-from dct_vl.model.kv_cache import KeyValueCache
+from dct_vl.model.kv_cache import SlotCache
 
 #: what the tokens of a forward pass attend to: their segment, earlier tokens too, or their row
-Attended: TypeAlias = Segments | KeyValueCache | None
+Attended: TypeAlias = Segments | SlotCache | None
 
 #: the first one whose attention takes `generate_stats`
 CUDNN_FRONTEND = Version("1.13")
@@ -134,16 +134,19 @@ class CoreAttention:
         """
         if attention_mask is not None or packed_seq_params is not None:
             raise ValueError(f"{type(self).__name__} takes segments or a cache only")
-        segments = None
-        if isinstance(attention_bias, KeyValueCache):
+        if isinstance(attention_bias, SlotCache):
             attended = attention_bias.attend(self.layer_number, query, key, value, self.given_scale)
             if attended is not None:
                 return _laid_out(attended)
-        elif attention_bias is not None:
-            segments = attention_bias.cu_seqlens
+            attention_bias = attention_bias.segments
+        boundaries = None
+        if attention_bias is not None:
+            boundaries = attention_bias.cu_seqlens
             if attention_bias.longest > self.max_segment_length:
                 self.max_segment_length = attention_bias.longest
-        attend = functools.partial(self._attend, boundaries=segments, attn_mask_type=attn_mask_type)
+        attend = functools.partial(
+            self._attend, boundaries=boundaries, attn_mask_type=attn_mask_type
+        )
         return _laid_out(attend_with_part_of_heads(attend, query, key, value, self.context_group))
 
 

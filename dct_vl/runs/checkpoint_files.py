@@ -6,10 +6,11 @@ size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,37 @@ def best_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
     losses = {e["step"]: e["loss"] for e in entries if e.get("loss") is not None}
     scored = [p for p in list_checkpoints(run_dir) if checkpoint_step(p) in losses]
     return sorted(scored, key=lambda path: (losses[checkpoint_step(path)], path))[:count]
+
+
+#: of a file's fingerprint
+_NUM_SAMPLED, _BYTES_EACH = 256, 4096
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """The id that training gave a checkpoint; of what has none (imported ones, Hugging Face
+    folders) that of its files.
+
+    Raises:
+        ValueError: neither.
+    """
+    if (folder / "config.json").is_file():
+        return files_fingerprint(folder, ("*.safetensors", "*.bin", "*.json"))
+    given = read_meta(folder).get("id")
+    return str(given) if given else files_fingerprint(folder, ("weights/*",))
+
+
+def files_fingerprint(folder: Path, patterns: Sequence[str]) -> str:
+    """Hash of names, sizes and 256 evenly spaced blocks of the files that match.
+
+    Gigabytes are not read whole. It stays the same in a copy.
+    """
+    found = hashlib.sha256()
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(files):
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with open(path, "rb") as file:
+            for offset in sorted({size * n // _NUM_SAMPLED for n in range(_NUM_SAMPLED)}):
+                file.seek(offset)
+                found.update(file.read(_BYTES_EACH))
+    return found.hexdigest()[:32]

@@ -19,7 +19,7 @@ from nemo.utils import logging
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.batch import Batch
 from dct_vl.model.context_parallel import part_of_sequence, whole_sequence
-from dct_vl.model.families.qwen_vl.model import QwenVLConfig, WindowedTowerConfig
+from dct_vl.model.families.qwen_vl.model import QwenVLConfig
 from dct_vl.model.families.qwen_vl.weights import load_hf_weights
 from dct_vl.model.language_model import scored_forward
 from dct_vl.model.lora import apply_lora
@@ -129,7 +129,7 @@ class QwenVLModule(Qwen2VLModel):
         vision = config.vision_transformer_config
         super().__init__(config, model_version=vision.model_version, optim=optim, tokenizer=None)
         #: side of the vision tower's windows; None where it has none
-        self.window_side = vision.window_side if isinstance(vision, WindowedTowerConfig) else None
+        self.window_side = vision.window_side
         self.hf_folder = Path(hf_folder) if hf_folder is not None else None
         self.trained = frozenset(trained)
         self.lora = lora
@@ -177,8 +177,7 @@ class QwenVLModule(Qwen2VLModel):
         if self.training:
             self.note_phase("computes")
             self.data_wait += time.perf_counter() - started
-        if self.window_side is not None:
-            batch = batch.with_windows(self.window_side)
+        batch = batch.with_windows(self.window_side)
         if self.training:
             self.meter.add(batch)
             self._seed_dropout()

@@ -112,13 +112,17 @@ def generate(
             sizes,
             trust_remote_code=trust_remote_code,
             dtype=compute_dtype,
+            num_requests=len(requests.keys),
         )
         journal = Journal(output)
         done = run(engine, requests, journal, group, settings, batch_size=batch_size)
     if done is None:
         return
     bounds = f"pixels {engine.min_pixels}-{engine.max_pixels}"
-    typer.echo(f"{output}: {done.num_answered} answers in {done.seconds:.0f} s, {bounds}")
+    typer.echo(
+        f"{output}: {done.num_answered} answers in {done.seconds:.0f} s, of which the model waited "
+        f"{done.wait_seconds:.0f} s for requests, {bounds}"
+    )
     if done.num_rejected:
         typer.echo(f"{done.num_rejected} rejected: {journal.rejected}", err=True)
 

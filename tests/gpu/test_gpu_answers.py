@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gpu_device
 import pytest
+import torch
 
 from dct_vl.runs.run_files import read_json_lines
 
@@ -45,3 +46,75 @@ def test_questions_are_answered(model, tmp_path):
     assert found.num_questions == len(lines) >= 6
     assert all(line["step"] == 4 for line in lines)
     assert not found.rejected.by_reason
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("heads", "groups", "size"), [(12, 2, 128), (4, 4, 32), (8, 1, 64)])
+def test_a_step_attends_as_on_the_host(dtype, tolerance, heads, groups, size):
+    """Slots filled from nothing to the last place; only the first five of seven run."""
+    from dct_vl.model.kv_cache import SlotCache
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([0, 1, 63, 64, 199, 7, 100])
+    rows = 5
+    query, key, value = (
+        torch.randn(1, rows, n, size, generator=generator) for n in (heads, groups, groups)
+    )
+    kept = [torch.randn(7, 200, groups, size, generator=generator) for _ in range(2)]
+    found = []
+    for device in ("cpu", gpu_device.KIND):
+        cache = SlotCache(7, 200, torch.device(device))
+        cache.lengths.copy_(lengths)
+        there = dtype if device != "cpu" else torch.float32
+        cache._layers[1] = tuple(k.to(dtype).to(device, there, copy=True) for k in kept)
+        inputs = (x.to(dtype).to(device, there) for x in (query, key, value))
+        found.append(cache.attend(1, *inputs, None).float().cpu())
+        keys, values = cache._layers[1]
+        for row, length in enumerate(lengths[:rows].tolist()):
+            assert torch.equal(keys[row, length].cpu().float(), key[0, row].to(dtype).float())
+            assert torch.equal(values[row, length].cpu().float(), value[0, row].to(dtype).float())
+    assert (found[0] - found[1]).abs().max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def asked(runs):
+    """Prompts of the validation split, for a model in float32."""
+    from dct_vl.inference.asked import Asked
+    from dct_vl.inference.generate.answers import questions_of
+    from dct_vl.inference.generate.engine import encode_request
+    from dct_vl.inference.loading import load_checkpoint
+    from dct_vl.inputs.shard_reader import read_split
+
+    model = load_checkpoint(runs.checkpoint("local", 4), dtype=torch.float32)
+    model.__dict__["end_ids"] = frozenset()
+    samples = read_split(model.run.data.path, "val", 9, on_fault=lambda key, error: None)
+    questions = [questions_of(sample, 4)[0] for sample in samples]
+    prompts = [encode_request(model, one.request) for one in questions]
+    return model, [Asked(prompt=p, limit=(3, 9, 20)[n % 3]) for n, p in enumerate(prompts)]
+
+
+def answers_of(model, asked, num_slots, sampling, *, graphs=True):
+    from dct_vl.inference.asked import Queue
+    from dct_vl.inference.slots import SlotDecoder
+
+    capacity = max(one.num_places for one in asked)
+    decoder = SlotDecoder(model, sampling, num_slots=num_slots, capacity=capacity)
+    assert decoder._graphs is not None
+    if not graphs:
+        decoder._graphs = None
+    # twice: graphs are recorded in the second step of a number of rows
+    for _ in range(2):
+        found = {n: given.tokens for n, _, given in decoder.answer(Queue(asked))}
+    return [found[n] for n in range(len(asked))]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_graphs_and_company_change_no_answer(asked, temperature):
+    from dct_vl.inference.sampling import Sampling
+
+    model, questions = asked
+    sampling = Sampling(temperature=temperature, top_p=0.9, seed=1)
+    alone = answers_of(model, questions, 1, sampling, graphs=False)
+    assert [len(tokens) for tokens in alone] == [one.limit for one in questions]
+    for num_slots in (1, 4, 9):
+        assert answers_of(model, questions, num_slots, sampling) == alone

@@ -14,6 +14,7 @@ from data_prep.schema import Turn
 from dct_tokenizer import VisualTokenizer
 from dct_vl.inference.decode import prompt_batch
 from dct_vl.inference.generate.engine import CheckpointEngine, Reply, encode_request
+from dct_vl.inference.generate.hf_engine import HfEngine
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inference.sampling import AnswerSettings
@@ -44,6 +45,11 @@ def loaded(
         visual=visual,
         chat=ChatTokenizer(AutoTokenizer.from_pretrained(folder)),
     )
+
+
+def transformers_engine(folder: Path, settings: AnswerSettings) -> HfEngine:
+    """Of a folder that this project's own model would answer, through transformers."""
+    return HfEngine(folder, settings, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def question(text: str, files: Sequence[Path] = ()) -> Request:

@@ -69,8 +69,9 @@ def count(data: Quickstart) -> Figures:
     """Compare the runs and count the answers; a ValueError where they cannot be compared."""
     (main,), (control,) = data.main.results.values(), data.control.results.values()
     answers = main, control, data.blank
-    for other in answers[1:]:
-        _check_paired(main, other)
+    for file in answers:
+        _about_images(file)
+        _check_paired(main, file)
     found = collect([data.main, data.control], data.control.name)
     (one,) = found.sets
     with_image = {row[0].id for row in one.paired.items}
@@ -202,7 +203,13 @@ def _count_export(answers: ResultFile, own: ResultFile) -> tuple[Accuracy, int]:
             f"{answers.path} answers turn {strange[0].turn} of {strange[0].key}, which the run "
             "was not asked: ask both about the same samples"
         )
-    items = [item for item in answers.items.values() if item.num_visual_tokens]
-    if not items:
-        raise ValueError(f"{answers.path} has no answer about an image: ask about other samples")
+    items = _about_images(answers)
     return _accuracy(items), sum(own.items[item.id].answer != item.answer for item in items)
+
+
+def _about_images(file: ResultFile) -> list[ItemScore]:
+    """Answers to questions about images; a ValueError where there is none."""
+    items = [item for item in file.items.values() if item.num_visual_tokens]
+    if not items:
+        raise ValueError(f"{file.path} has no answer about an image: ask about other samples")
+    return items

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,21 +12,27 @@ import torch
 from megatron.energon import Sample
 
 from dct_tokenizer import VisualTokenizer
-from dct_vl.inference.decode import cut_at, decode, logits_of
+from dct_vl.inference.asked import Asked, Decoded, Queue
+from dct_vl.inference.decode import cut_at, logits_of
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.loading import LoadedModel, load_checkpoint
+from dct_vl.inference.loading import LoadedModel, load_checkpoint, load_folder
 from dct_vl.inference.sampling import AnswerSettings
+from dct_vl.inference.slots import SlotDecoder, room_for_places
 from dct_vl.inputs.clips import VideoRules
 from dct_vl.inputs.encode import encode_chat, plan_chat
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.shard_reader import HeldOut
-from dct_vl.runs.checkpoint_files import read_meta
+from dct_vl.model.families.qwen_vl.config import is_known_folder
+from dct_vl.model.fused.pieces import allow_compiling
+from dct_vl.runs.checkpoint_files import weights_fingerprint
 
+#: that take longer by the 15 seconds that compiling takes, if nothing is compiled
+_MANY_REQUESTS = 3000
+#: of the shortest slots
+_LEAST_PLACES = 256
 #: is called after each token with the text of a batch's first answer so far
 Watch = Callable[[str], None]
-#: of a file's fingerprint
-_NUM_SAMPLED, _BYTES_EACH = 256, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,13 @@ class Engine(Protocol):
         What `watch` raises ends the answer and is raised here.
         """
 
+    def stream(
+        self, encoded: Iterator[Any], batch_size: int
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        """Answer all that comes, at most `batch_size` at the same time, for speed in whatever
+        order: its number from 0 on, and the reply or why there is none.
+        """
+
     def score(self, encoded: Any, continuation: str) -> tuple[float, bool]:
         """Log-probability of a text after a prompt, and whether it is what greedy decoding says.
 
@@ -92,43 +104,8 @@ def score_of(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
     return float(total), bool((logits.argmax(dim=-1) == wanted).all())
 
 
-def checkpoint_fingerprint(checkpoint: Path) -> str:
-    """The id that training gave a checkpoint; without one, for imported ones, that of its files.
-
-    Raises:
-        ValueError: not a checkpoint.
-    """
-    given = read_meta(checkpoint).get("id")
-    return str(given) if given else files_fingerprint(checkpoint, ("weights/*",))
-
-
-def files_fingerprint(folder: Path, patterns: Sequence[str]) -> str:
-    """Hash of names, sizes and 256 evenly spaced blocks of the files that match.
-
-    Gigabytes are not read whole. It stays the same in a copy.
-    """
-    found = hashlib.sha256()
-    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(files):
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with open(path, "rb") as file:
-            for offset in sorted({size * n // _NUM_SAMPLED for n in range(_NUM_SAMPLED)}):
-                file.seek(offset)
-                found.update(file.read(_BYTES_EACH))
-    return found.hexdigest()[:32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedRequest:
-    """A prompt, and how long its answer may be."""
-
-    prompt: EncodedChat
-    max_new_tokens: int
-
-
 class CheckpointEngine:
-    """A checkpoint of any layout, in this process or divided over its replica group.
+    """This project's own model, in this process or divided over its replica group.
 
     Args:
         model: this process's part of it.
@@ -147,6 +124,8 @@ class CheckpointEngine:
         self.settings = settings
         self.is_blank = is_blank
         self.model = replace(model, visual=bounded)
+        #: the slots there are
+        self.decoder: SlotDecoder | None = None
         self.min_pixels, self.max_pixels = bounded.min_pixels, bounded.max_pixels
 
     @property
@@ -162,36 +141,88 @@ class CheckpointEngine:
         return {
             "run": run.experiment_name,
             "step": self.model.step,
-            "weights": checkpoint_fingerprint(self.model.checkpoint),
+            "weights": weights_fingerprint(self.model.checkpoint),
             "tokenizer": run.tokenizer,
             "dtype": str(next(self.model.module.parameters()).dtype),
             **({"blank": True} if self.is_blank else {}),
         }
 
-    def encode(self, request: Request) -> EncodedRequest:
+    def encode(self, request: Request) -> Asked:
         """Prompt and cells; of videos as much as training would take."""
-        return EncodedRequest(
-            prompt=encode_request(self.model, request, is_blank=self.is_blank),
-            max_new_tokens=request.max_new_tokens,
+        prompt = encode_request(self.model, request, is_blank=self.is_blank)
+        return Asked(prompt=prompt, limit=request.max_new_tokens)
+
+    def answer(self, encoded: Sequence[Asked], watch: Watch | None = None) -> list[Reply]:
+        found = dict(self._answers(iter(encoded), len(encoded), watch))
+        for reply in found.values():
+            if isinstance(reply, ValueError):
+                raise reply
+        return [found[number] for number in range(len(encoded))]  # type: ignore[misc]
+
+    def stream(
+        self, encoded: Iterator[Asked], batch_size: int
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        return self._answers(encoded, batch_size, None)
+
+    def _answers(
+        self, encoded: Iterator[Asked], batch_size: int, watch: Watch | None
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
+        waiting = Queue(encoded)
+        while (first := waiting.first()) is not None:
+            number, asked = first
+            try:
+                decoder = self._slots_for(asked, batch_size)
+            except ValueError as error:
+                waiting.pop()
+                yield number, error
+                continue
+            for answered, one, given in decoder.answer(waiting, self.settings.stop, follow):
+                yield answered, self._reply(one, given)
+
+    def _slots_for(self, asked: Asked, batch_size: int) -> SlotDecoder:
+        """The slots there are, or longer or more ones, as far as the memory goes.
+
+        Raises:
+            ValueError: one slot that is long enough is more than there is memory for.
+        """
+        held = self.decoder
+        num_slots, needed = batch_size, asked.num_places
+        if held is not None and held.sampling == self.settings.sampling:
+            num_slots = max(num_slots, held.wanted_slots)
+            needed = max(needed, held.cache.capacity)
+            if needed == held.cache.capacity and num_slots == held.wanted_slots:
+                return held
+        self.decoder = held = None  # their memory is free before others are made
+        places = room_for_places(self.model)
+        # room to spare, so that slots are seldom made anew
+        capacity = max(_LEAST_PLACES, 1 << (needed - 1).bit_length())
+        if places < num_slots * capacity:
+            capacity = needed
+        if places < capacity:
+            raise ValueError(
+                f"{len(asked.prompt.input_ids)} tokens and an answer of {asked.limit} need "
+                f"{capacity} places of keys and values; there is memory for {places}"
+            )
+        self.decoder = SlotDecoder(
+            self.model,
+            self.settings.sampling,
+            num_slots=min(num_slots, places // capacity),
+            wanted_slots=num_slots,
+            capacity=capacity,
+        )
+        return self.decoder
+
+    def _reply(self, asked: Asked, given: Decoded) -> Reply:
+        return Reply(
+            text=cut_at(self.model.text(given.tokens), self.settings.stop)[0].strip(),
+            num_tokens=len(given.tokens),
+            is_finished=given.is_finished,
+            num_visual_tokens=int((asked.prompt.input_ids < 0).sum()),
+            damage=asked.prompt.damage,
         )
 
-    def answer(self, encoded: Sequence[EncodedRequest], watch: Watch | None = None) -> list[Reply]:
-        settings = self.settings
-        limits = [one.max_new_tokens for one in encoded]
-        follow = None if watch is None else lambda tokens: watch(self.model.text(tokens))
-        found = decode(self.model, [one.prompt for one in encoded], limits, settings, follow)
-        return [
-            Reply(
-                text=cut_at(self.model.text(given.tokens), settings.stop)[0].strip(),
-                num_tokens=len(given.tokens),
-                is_finished=given.is_finished,
-                num_visual_tokens=int((one.prompt.input_ids < 0).sum()),
-                damage=one.prompt.damage,
-            )
-            for given, one in zip(found, encoded, strict=True)
-        ]
-
-    def score(self, encoded: EncodedRequest, continuation: str) -> tuple[float, bool]:
+    def score(self, encoded: Asked, continuation: str) -> tuple[float, bool]:
         """See `Engine`; for a model that is not divided."""
         tokens = self.model.chat.tokenizer(continuation, add_special_tokens=False)["input_ids"]
         if not tokens:
@@ -238,23 +269,27 @@ def open_engine(
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    num_requests: int = 1,
 ) -> Engine:
     """Load a run, a checkpoint or a Hugging Face folder; `join_replica_group` comes before.
 
-    The model computes in `dtype`, by default in bf16 on a GPU and in fp32 on the CPU.
+    The model computes in `dtype`, by default in bf16 on a GPU and in fp32 on the CPU. Kernels are
+    compiled for it where there are so many requests that this pays.
 
     Raises:
         ValueError: none of these, a folder with code that is not trusted, or one that was to be
             divided over ranks.
     """
+    allow_compiling(num_requests >= _MANY_REQUESTS * sizes.replicas)
     cuda = torch.cuda.is_available()
     chosen = dtype or (torch.bfloat16 if cuda else torch.float32)
     if not (model / "config.json").is_file():
         return CheckpointEngine(load_checkpoint(model, dtype=chosen), settings)
+    if is_known_folder(model):
+        return CheckpointEngine(load_folder(model, dtype=chosen), settings)
     if sizes.processes_each > 1:
         raise ValueError(
-            f"{model} is a Hugging Face folder, which one process holds whole: leave --tp and --pp "
-            "out, or import it first (dct-vl import)"
+            f"{model} runs in transformers, and one process holds it whole: leave --tp and --pp out"
         )
     from dct_vl.inference.generate.hf_engine import HfEngine, brings_code
 

@@ -1,10 +1,13 @@
-"""Answers of a Hugging Face folder, through plain transformers."""
+"""Answers of a Hugging Face folder that this project's own model does not cover, through plain
+transformers.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,6 @@ from dct_vl.inference.generate.engine import (
     AnswerSettings,
     Reply,
     Watch,
-    files_fingerprint,
     score_of,
 )
 from dct_vl.inference.generate.requests import Request
@@ -39,6 +41,7 @@ from dct_vl.inference.sampling import Sampling, TokenChooser
 from dct_vl.inputs.chat import read_chat_tokenizer, render
 from dct_vl.inputs.clips import VideoRules, make_clip
 from dct_vl.inputs.video import read_frames
+from dct_vl.runs.checkpoint_files import weights_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class HfEngine:
     def identity(self) -> dict[str, Any]:
         return {
             "folder": str(self._folder.resolve()),
-            "weights": files_fingerprint(self._folder, ("*.safetensors", "*.bin", "*.json")),
+            "weights": weights_fingerprint(self._folder),
             "dtype": str(self.model.dtype),
         }
 
@@ -170,6 +173,14 @@ class HfEngine:
         seen = torch.isin(ids, torch.tensor(self.chat.pad_ids, device=ids.device)).sum(dim=1)
         rows = zip(encoded, found, seen.tolist(), strict=True)
         return [self._reply(one, tokens, count) for one, tokens, count in rows]
+
+    def stream(
+        self, encoded: Iterator[HfPrompt], batch_size: int
+    ) -> Iterator[tuple[int, Reply | ValueError]]:
+        numbered = enumerate(encoded)
+        while batch := list(islice(numbered, batch_size)):
+            replies = self.answer([prompt for _, prompt in batch])
+            yield from zip((number for number, _ in batch), replies, strict=True)
 
     @torch.inference_mode()
     def score(self, encoded: HfPrompt, continuation: str) -> tuple[float, bool]:

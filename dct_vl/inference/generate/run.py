@@ -1,14 +1,16 @@
-"""Answer all requests: batches, replica groups, resume, progress."""
+"""Answer all requests: replica groups, preparation ahead of the engine, resume, progress."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from dct_vl.inference.generate.engine import Engine, Reply
@@ -16,6 +18,11 @@ from dct_vl.inference.generate.journal import Journal
 from dct_vl.inference.generate.replicas import ReplicaGroup
 from dct_vl.inference.generate.requests import Request, Requests
 from dct_vl.inference.sampling import AnswerSettings
+
+#: chunks of requests that a group prepares while the engine answers the one before
+_NUM_AHEAD = 1
+#: threads that decode and resize; more would take turns with the one that feeds a GPU
+_NUM_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +34,13 @@ class Outcome:
     #: tokens that this process's group generated in this start
     num_tokens: int
     seconds: float
+    #: of `seconds`, in which this process's engine had to wait for requests to be prepared
+    wait_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Requests that are answered together, with what could be made of them."""
+class _Chunk:
+    """Requests that a group takes at once, with what could be made of them."""
 
     #: (key, encoded)
     asked: list[tuple[str, Any]]
@@ -47,11 +56,7 @@ def generate(
     *,
     batch_size: int,
 ) -> Outcome | None:
-    """Answer what the journal does not have yet.
-
-    Batches are cut from all requests, whatever is answered already: a request meets the same
-    neighbours in every start, so that also in half precision an answer is the same whenever it is
-    made. Of a batch that a kill cut in two only the missing answers are written.
+    """Answer what the journal does not have yet, at most `batch_size` requests at the same time.
 
     Returns:
         The outcome on the first leader, None elsewhere.
@@ -60,15 +65,13 @@ def generate(
         ValueError: the journal belongs to other settings.
     """
     total = len(requests.keys)
-    batches = [range(at, min(at + batch_size, total)) for at in range(0, total, batch_size)]
+    chunks = [range(at, min(at + batch_size, total)) for at in range(0, total, batch_size)]
     start: dict[str, Any] = {}
     if group.is_first:
-        start = _prepare(engine, requests, journal, settings, batches)
+        start = _prepare(engine, requests, journal, settings, chunks)
     start = group.publish(start)
     if start.get("error"):
         raise ValueError(start["error"])
-    todo, done = start["todo"], set(start["done"])
-    prepared = _Prepared(engine, requests, [batches[number] for number in todo], group)
     started, num_tokens = time.monotonic(), 0
     with tqdm(
         desc=journal.output.stem,
@@ -78,36 +81,44 @@ def generate(
         disable=not group.is_first,
         smoothing=0.1,
     ) as bar:
-        while (batch := group.share(prepared.take() if group.is_leader else None)) is not None:
-            replies = engine.answer([one for _, one in batch.asked]) if batch.asked else []
+
+        def note(number: int) -> None:
+            count = group.note_answers(number)
+            bar.update(count if group.store is None else start["num_done"] + count - bar.n)
+            seconds = time.monotonic() - started
+            rates = {"tokens_s": f"{num_tokens / seconds:.0f}"}
+            bar.set_postfix({**rates, "wait": f"{feed.waited / seconds:.0%}"}, refresh=False)
+
+        def reject(key: str, error: Exception) -> None:
+            journal.reject(key, error)
+            note(1)
+
+        done = set(start["done"])
+        todo = [chunks[number] for number in start["todo"]]
+        feed = _Feed(engine, requests, todo, done, group, reject)
+        for number, reply in engine.stream(iter(feed), batch_size):
             if not group.is_leader:
                 continue
-            pairs = [
-                (key, reply)
-                for (key, _), reply in zip(batch.asked, replies, strict=True)
-                if key not in done
-            ]
-            journal.add([_line(key, reply, engine) for key, reply in pairs])
-            rejected = [(key, error) for key, error in batch.rejected if key not in done]
-            for key, error in rejected:
-                journal.reject(key, error)
-            num_tokens += sum(reply.num_tokens for _, reply in pairs)
-            count = group.note_answers(len(pairs) + len(rejected))
-            seconds = time.monotonic() - started
-            bar.update(count if group.store is None else start["num_done"] + count - bar.n)
-            bar.set_postfix(tokens_s=f"{num_tokens / seconds:.0f}", refresh=False)
+            key = feed.keys[number]
+            if isinstance(reply, Reply):
+                journal.add([_line(key, reply, engine)])
+                num_tokens += reply.num_tokens
+                note(1)
+            else:
+                reject(key, reply)
         if group.is_leader:
             group.finish()
         if not group.is_first:
             return None
         # the other groups' last answers
-        bar.update(len(requests.keys) - bar.n)
+        bar.update(total - bar.n)
     answered, rejected_count = journal.finish(requests.keys)
     return Outcome(
         num_answered=answered,
         num_rejected=rejected_count,
         num_tokens=num_tokens,
         seconds=time.monotonic() - started,
+        wait_seconds=feed.waited,
     )
 
 
@@ -116,9 +127,9 @@ def _prepare(
     requests: Requests,
     journal: Journal,
     settings: AnswerSettings,
-    batches: list[range],
+    chunks: list[range],
 ) -> dict[str, Any]:
-    """Which batches are left; an error goes to every process."""
+    """Which chunks are left, and what of them is there; an error goes to every process."""
     fixed = {
         **engine.identity(),
         "questions": requests.digest,
@@ -135,56 +146,95 @@ def _prepare(
     for key, wrong in requests.rejected:
         if key not in done:
             journal.reject(key, wrong)
-    todo = [n for n, batch in enumerate(batches) if any(keys[i] not in done for i in batch)]
-    halves = {keys[i] for number in todo for i in batches[number]} & done
+    todo = [n for n, chunk in enumerate(chunks) if any(keys[i] not in done for i in chunk)]
     return {
         "todo": todo,
-        "done": sorted(halves),
+        "done": sorted({keys[i] for number in todo for i in chunks[number]} & done),
         "num_done": sum(key in done for key in keys),
     }
 
 
-class _Prepared:
-    """Batches of this group, each encoded in another thread while the one before is answered."""
+class _Feed:
+    """What the engine gets to answer: chunks of this group, prepared in threads ahead of it.
+
+    Args:
+        chunks: of the requests, those that are left for all groups.
+        done: keys in them that are answered or rejected already.
+        reject: told, on the leader, of requests that cannot be prepared.
+    """
 
     def __init__(
-        self, engine: Engine, requests: Requests, batches: list[range], group: ReplicaGroup
+        self,
+        engine: Engine,
+        requests: Requests,
+        chunks: list[range],
+        done: set[str],
+        group: ReplicaGroup,
+        reject: Callable[[str, Exception], None],
     ) -> None:
         self._engine = engine
-        self._batches = batches
+        self._chunks = chunks
+        self._done = done
         self._group = group
+        self._reject = reject
         self._requests = enumerate(requests)
-        self._threads = ThreadPoolExecutor(1)
-        self._next: Future[_Batch | None] | None = None
+        #: of what was handed out, in order
+        self.keys: list[str] = []
+        #: seconds in which the engine had to wait
+        self.waited = 0.0
 
-    def take(self) -> _Batch | None:
-        """The next batch, or None when no group has one left."""
-        current = self._next or self._threads.submit(self._encode)
-        batch = current.result()
-        if batch is not None:
-            self._next = self._threads.submit(self._encode)
-        return batch
+    def __iter__(self) -> Iterator[Any]:
+        prepared = self._prepared() if self._group.is_leader else iter(())
+        while True:
+            began = time.monotonic()
+            chunk = self._group.share(next(prepared, None))
+            self.waited += time.monotonic() - began
+            if chunk is None:
+                return
+            if self._group.is_leader:
+                for key, error in chunk.rejected:
+                    self._reject(key, error)
+            for key, encoded in chunk.asked:
+                self.keys.append(key)
+                yield encoded
 
-    def _encode(self) -> _Batch | None:
+    def _prepared(self) -> Iterator[_Chunk]:
+        """Chunks until no group has one left."""
+        ahead: deque[list[tuple[str, Future[Any]]]] = deque()
+        with ThreadPoolExecutor(_NUM_THREADS if torch.cuda.is_available() else 1) as threads:
+            while True:
+                while len(ahead) <= _NUM_AHEAD and (chunk := self._claim()) is not None:
+                    ahead.append(
+                        [(one.key, threads.submit(self._engine.encode, one)) for one in chunk]
+                    )
+                if not ahead:
+                    return
+                yield _collected(ahead.popleft())
+
+    def _claim(self) -> list[Request] | None:
         number = self._group.claim()
-        if number >= len(self._batches):
+        if number >= len(self._chunks):
             return None
-        asked: list[tuple[str, Any]] = []
-        rejected: list[tuple[str, Exception]] = []
-        for request in self._read(self._batches[number]):
-            try:
-                asked.append((request.key, self._engine.encode(request)))
-            except (ValueError, OSError) as error:
-                rejected.append((request.key, error))
-        return _Batch(asked=asked, rejected=rejected)
+        return [one for one in self._read(self._chunks[number]) if one.key not in self._done]
 
-    def _read(self, batch: range) -> Iterator[Request]:
+    def _read(self, chunk: range) -> Iterator[Request]:
         """Claims only grow, so that one pass over the requests serves all of them."""
         for number, request in self._requests:
-            if number >= batch.start:
+            if number >= chunk.start:
                 yield request
-                yield from (one for _, one in islice(self._requests, len(batch) - 1))
+                yield from (one for _, one in islice(self._requests, len(chunk) - 1))
                 return
+
+
+def _collected(chunk: list[tuple[str, Future[Any]]]) -> _Chunk:
+    asked: list[tuple[str, Any]] = []
+    rejected: list[tuple[str, Exception]] = []
+    for key, future in chunk:
+        try:
+            asked.append((key, future.result()))
+        except (ValueError, OSError) as error:
+            rejected.append((key, error))
+    return _Chunk(asked=asked, rejected=rejected)
 
 
 def _line(key: str, reply: Reply, engine: Engine) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def write_random_model(
     shape: ShapeName | TinyShape = "tiny",
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    weights: bool = True,
 ) -> Path:
     """Write what the hub's folder holds: config, safetensors, a Qwen2 tokenizer trained on the
     corpus, processor and chat template; return the folder.
@@ -56,6 +57,7 @@ def write_random_model(
         Qwen2.5-VL; "2b" and "3b25" have the sizes and the special ids of the hub's Qwen2-VL-2B
         and Qwen2.5-VL-3B (4.4 and 7.5 GB in bfloat16, in shards of 2 GB).
     dtype: of the weights; float32 for a tiny shape and bfloat16 for the hub's unless given.
+    weights: False leaves them out, for what draws its own.
 
     Plain transformers 4.51.3 loads it: AutoTokenizer, AutoProcessor, AutoModelForImageTextToText.
     Raises ValueError for an unknown shape.
@@ -75,14 +77,21 @@ def write_random_model(
         tokenizer = train_tokenizer(corpus, max_bpe_size=sizes.max_bpe_size)
         config = tiny_config(sizes, first_special_id=tokenizer.vocab_size)
         dtype = dtype or torch.float32
-    model = _random_model(config, seed=seed, dtype=dtype)
-    model.generation_config = GenerationConfig(
+    generation = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=[config.eos_token_id, config.bos_token_id],
         pad_token_id=config.bos_token_id,
         do_sample=False,
     )
-    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    if weights:
+        model = _random_model(config, seed=seed, dtype=dtype)
+        model.generation_config = generation
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    else:
+        config.torch_dtype = dtype
+        config.architectures = [AutoModelForImageTextToText._model_mapping[type(config)].__name__]
+        config.save_pretrained(folder)
+        generation.save_pretrained(folder)
     image_processor = Qwen2VLImageProcessor(
         min_pixels=MIN_PIXELS,
         max_pixels=MAX_PIXELS,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dct_tokenizer import build_tokenizer, list_presets, preset_config
 from dct_tokenizer.basis import CLIP_MEAN, CLIP_STD
 from dct_tokenizer.front_end import resize_matrix
+from dct_vl.inputs.cells import join_cells
 
 BLOCK_PRESETS = [name for name in list_presets() if preset_config(name)["family"] == "block"]
 
@@ -194,6 +195,22 @@ def test_one_seed_gives_every_preset_the_same_random_start(clip):
         torch.manual_seed(0)
         outputs.append(tokenizer.front_end(32)(cells))
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["pixel", "dct14", "dct28_420_t8"])
+def test_stills_and_clips_are_embedded_in_one_batch(clip, pretrained, preset):
+    parts = [cut(preset, frames)[2] for frames in (clip[:1], clip[:8], clip[3:4])]
+    assert {part.shape[1] for part in parts} == {1, parts[1].shape[1]}
+    front_end = build_tokenizer(preset).front_end(48, pretrained)
+    direction = torch.randn(sum(map(len, parts)), 48, generator=torch.Generator().manual_seed(0))
+    together = front_end(join_cells(parts))
+    (together * direction).sum().backward()
+    gradient = front_end.weight.grad.clone()
+    front_end.zero_grad()
+    alone = torch.cat([front_end(part) for part in parts])
+    torch.testing.assert_close(together, alone)
+    (alone * direction).sum().backward()
+    torch.testing.assert_close(gradient, front_end.weight.grad, atol=1e-3, rtol=1e-4)
 
 
 def test_foreign_weights_and_cells_are_refused(pretrained):

@@ -28,13 +28,13 @@ from quickstart_results import (
 from data_prep.cli import app as data_prep_app
 from dct_tokenizer import VisualTokenizer, build_tokenizer
 from dct_vl.cli import app_for
-from dct_vl.evaluation.compare import read_runs
+from dct_vl.evaluation.compare import ComparedRun, read_runs
 from dct_vl.evaluation.compare.gallery import Asked, first_of_each_source
 from dct_vl.evaluation.compare.pairing import pair
 from dct_vl.evaluation.compare.quickstart import Quickstart
-from dct_vl.evaluation.compare.quickstart_figures import tokens_per_image
+from dct_vl.evaluation.compare.quickstart_figures import count, tokens_per_image
 from dct_vl.evaluation.compare.quickstart_page import NEXT_COMMANDS, write_quickstart
-from dct_vl.evaluation.compare.results import read_results
+from dct_vl.evaluation.compare.results import ResultFile, read_results
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> $x_1$ {{ 7 * 7 }}'
@@ -381,10 +381,19 @@ def test_the_next_commands_exist() -> None:
             assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_an_export_without_an_answer_about_an_image_is_refused(tmp_path: Path) -> None:
-    from dct_vl.evaluation.compare.quickstart_figures import _count_export
+@pytest.mark.parametrize("part", ["main", "control", "blank", "export"])
+def test_answers_of_which_none_is_about_an_image_are_refused(result: Quickstart, part: str) -> None:
+    def blind(file: ResultFile) -> ResultFile:
+        items = {i: replace(item, num_visual_tokens=0) for i, item in file.items.items()}
+        return replace(file, items=items, path=Path("blind.jsonl"))
 
-    own = read_results(answers(tmp_path / "own.jsonl", "rwrw"))
-    blind = {key: replace(item, num_visual_tokens=0) for key, item in own.items.items()}
-    with pytest.raises(ValueError, match="has no answer about an image"):
-        _count_export(replace(own, items=blind), own)
+    assert result.export is not None
+    changed: dict[str, object] = {
+        "blank": blind(result.blank),
+        "export": replace(result.export, answers=blind(result.export.answers)),
+    }
+    for name in ("main", "control"):
+        run: ComparedRun = getattr(result, name)
+        changed[name] = replace(run, results={n: blind(f) for n, f in run.results.items()})
+    with pytest.raises(ValueError, match=r"blind\.jsonl has no answer about an image"):
+        count(replace(result, **{part: changed[part]}))  # type: ignore[arg-type]

@@ -22,7 +22,8 @@ from transformers import AutoProcessor
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
 from dct_vl.inference.generate.answers import AnswerOptions, questions_of, write_answers
-from dct_vl.inference.generate.engine import CheckpointEngine, encode_request
+from dct_vl.inference.generate.engine import encode_request
+from dct_vl.inference.generate.journal import Journal
 from dct_vl.inputs.encode import BLANK_LEVEL
 from dct_vl.inputs.shard_reader import read_split
 
@@ -230,19 +231,19 @@ def test_nothing_to_ask_is_an_error(model, odd_shards, tmp_path):
 
 @pytest.fixture
 def kill_after(monkeypatch):
-    """kill_after(n): a block in which the process is ended when it is to answer batch n + 1."""
+    """kill_after(n): a block in which the process is ended when it is to write answer n + 1."""
 
     @contextmanager
-    def limited(num_batches: int) -> Iterator[None]:
-        answer, batches = CheckpointEngine.answer, iter(range(num_batches))
+    def limited(num_answers: int) -> Iterator[None]:
+        add, answers = Journal.add, iter(range(num_answers))
 
         def killed(*arguments):
-            if next(batches, None) is None:
+            if next(answers, None) is None:
                 raise KeyboardInterrupt
-            return answer(*arguments)
+            return add(*arguments)
 
         with monkeypatch.context() as patched:
-            patched.setattr(CheckpointEngine, "answer", killed)
+            patched.setattr(Journal, "add", killed)
             yield
 
     return limited
@@ -264,14 +265,14 @@ def test_a_second_start_goes_on_to_the_same_file(model, tmp_path, kill_after):
     options = AnswerOptions(limit=4, batch_size=2, max_new_tokens=2)
     write_answers(model, options, tmp_path / "whole.jsonl")
     whole, output = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "val.jsonl"
-    num_batches = -(-len(whole.splitlines()) // 2)
-    with kill_after(2), pytest.raises(KeyboardInterrupt):
+    num_answers = len(whole.splitlines())
+    with kill_after(4), pytest.raises(KeyboardInterrupt):
         write_answers(model, options, output)
     gc.collect()  # unlike a process that is gone, this one may still hold the interrupted reader
     assert not output.exists()
     partial = output.with_name("val.jsonl.partial")
     assert len(partial.read_bytes().splitlines()) == 4
-    with kill_after(num_batches - 2):
+    with kill_after(num_answers - 4):
         write_answers(model, options, output)
     assert output.read_bytes() == whole
     with kill_after(1), pytest.raises(KeyboardInterrupt):

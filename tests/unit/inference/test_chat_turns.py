@@ -20,6 +20,7 @@ import orjson
 import pytest
 from command_line import invoke
 from PIL import Image
+from trainers_side import transformers_engine
 
 from data_prep.schema import Turn
 from dct_vl.export.import_hf import import_folder
@@ -44,9 +45,10 @@ def run(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engines(run, tiny_model):
+    settings = AnswerSettings(**BOUNDS)
     return {
-        path: open_engine(path, AnswerSettings(**BOUNDS), ParallelSizes())
-        for path in (run, tiny_model)
+        run: open_engine(run, settings, ParallelSizes()),
+        tiny_model: transformers_engine(tiny_model, settings),
     }
 
 

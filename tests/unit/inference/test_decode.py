@@ -16,16 +16,18 @@ from trainers_side import loaded, question
 
 from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
-from dct_vl.inference.decode import decode
+from dct_vl.inference import slots
+from dct_vl.inference.asked import Asked, Decoded, Queue
 from dct_vl.inference.generate.engine import encode_request
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.sampling import AnswerSettings, Sampling
+from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.slots import SlotDecoder
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
 from dct_vl.inputs.encode import InputSpec
 from dct_vl.inputs.rejects import RejectLog
 from dct_vl.inputs.samples import CrudeChat
-from dct_vl.model.kv_cache import KeyValueCache
+from dct_vl.model.kv_cache import SlotCache
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.derived import RunSettings
 from dct_vl.training.data.task_encoder import ChatTaskEncoder
@@ -61,6 +63,28 @@ def prompts(model, pictures):
     return [encode_request(model, one) for one in asked]
 
 
+GREEDY = Sampling()
+
+
+def slots_for(asked, model, sampling=GREEDY, num_slots=None, spare=0) -> SlotDecoder:
+    capacity = max(one.num_places for one in asked) + spare
+    return SlotDecoder(model, sampling, num_slots=num_slots or len(asked), capacity=capacity)
+
+
+def ask(prompts, limits) -> list[Asked]:
+    return [Asked(prompt=p, limit=n) for p, n in zip(prompts, limits, strict=True)]
+
+
+def decode(model, prompts, limits, sampling=GREEDY, stop=(), **sizes) -> list[Decoded]:
+    asked = ask(prompts, limits)
+    found = finished(slots_for(asked, model, sampling, **sizes), asked, stop)
+    return [found[number] for number in range(len(asked))]
+
+
+def finished(decoder, asked, stop=(), watch=None) -> dict[int, Decoded]:
+    return {n: given for n, _, given in decoder.answer(Queue(asked), stop, watch)}
+
+
 @torch.inference_mode()
 def without_cache(model, prompt, number: int) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens and the logits of each, by the whole text again and again."""
@@ -88,11 +112,11 @@ def test_tokens_and_logits_are_those_without_a_cache(
     monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
     seen = []
 
-    def choose(chooser, logits, like):
+    def choose(logits, draws, sampling):
         seen.append(logits.clone())
         return logits.argmax(-1)
 
-    monkeypatch.setattr("dct_vl.inference.decode._choose", choose)
+    monkeypatch.setattr(slots, "choose", choose)
     found = decode(model, prompts, [NEW_TOKENS] * len(prompts))
     logits = torch.stack(seen, dim=1)
     for row, prompt in enumerate(prompts):
@@ -105,7 +129,7 @@ def test_tokens_and_logits_are_those_without_a_cache(
 def test_the_model_is_left_without_a_cache(model, prompts):
     decode(model, prompts[:1], [2])
     gc.collect()
-    assert not any(isinstance(left, KeyValueCache) for left in gc.get_objects())
+    assert not any(isinstance(left, SlotCache) for left in gc.get_objects())
 
 
 def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
@@ -117,7 +141,7 @@ def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
         assert other.tokens == one.tokens[: len(other.tokens)]
         assert not other.is_finished
     mark = model.text(free[1].tokens[1:3])
-    stopped = decode(model, prompts, [NEW_TOKENS] * 3, AnswerSettings(stop=(mark,)))
+    stopped = decode(model, prompts, [NEW_TOKENS] * 3, stop=(mark,))
     assert stopped[1].is_finished
     assert len(stopped[1].tokens) <= 3
     end = free[0].tokens[3]
@@ -128,11 +152,78 @@ def test_each_answer_has_its_own_limit_and_stop(model, prompts, monkeypatch):
 
 
 def test_drawn_answers_do_not_depend_on_the_batch(model, prompts):
-    options = AnswerSettings(sampling=Sampling(temperature=1.0, top_p=0.95, seed=3))
+    options = Sampling(temperature=1.0, top_p=0.95, seed=3)
     together = decode(model, prompts, [NEW_TOKENS] * 3, options)
     alone = [decode(model, [one], [NEW_TOKENS], options)[0] for one in reversed(prompts)]
     assert together == alone[::-1]
     assert together != decode(model, prompts, [NEW_TOKENS] * 3)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9, seed=1)])
+def test_slots_are_filled_again_and_company_changes_nothing(model, prompts, sampling, monkeypatch):
+    """Nine requests of three kinds and three limits, through any number of slots."""
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    many = [replace(prompts[n % 3], __key__=str(n)) for n in range(9)]
+    limits = [(1, 6, 3)[n // 3 % 3] + n % 2 for n in range(9)]
+    alone = [decode(model, [p], [n], sampling)[0] for p, n in zip(many, limits, strict=True)]
+    for num_slots in (1, 2, 8, 9):
+        assert decode(model, many, limits, sampling, num_slots=num_slots) == alone
+    assert decode(model, many, limits, sampling, num_slots=4, spare=77) == alone
+
+
+def test_requests_are_read_when_a_slot_is_free_and_answers_come_as_they_end(
+    model, prompts, monkeypatch
+):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    asked = ask([prompts[1]] * 4, [7, 2, 2, 2])
+    read = []
+
+    def arriving():
+        for number, one in enumerate(asked):
+            read.append(number)
+            yield one
+
+    answers = slots_for(asked, model, num_slots=2).answer(Queue(arriving()))
+    order, known = [], []
+    for number, one, _ in answers:
+        assert one is asked[number]
+        order.append(number)
+        known.append(len(read))
+    assert order == [1, 2, 3, 0]
+    assert known == [2, 3, 4, 4]
+
+
+def test_what_does_not_fit_waits_and_an_ended_watch_leaves_slots_free(model, prompts, monkeypatch):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    asked = ask(prompts[1:2] * 3, [3, 4, 3])
+    decoder = slots_for(asked[:1], model, num_slots=2)
+
+    def gone(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finished(decoder, asked, watch=gone)
+    waiting = Queue(asked)
+    (found,) = decoder.answer(waiting)
+    assert found[2] == decode(model, prompts[1:2], [3])[0]
+    assert waiting.first() == (1, asked[1])
+
+
+def test_prompts_that_are_too_much_for_the_memory_run_in_halves(model, prompts, monkeypatch):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    many = [prompts[n % 3] for n in range(7)]
+    expected = decode(model, many, [3] * 7)
+    forward, sizes = slots.staged_forward, []
+
+    def small_memory(module, batch, cache):
+        sizes.append(len(batch.sample_lengths))
+        if len(batch.sample_lengths) > 2:
+            raise torch.OutOfMemoryError
+        return forward(module, batch, cache)
+
+    monkeypatch.setattr(slots, "staged_forward", small_memory)
+    assert decode(model, many, [3] * 7) == expected
+    assert max(sizes) > 2
 
 
 def noise_video(num_frames: int) -> bytes:

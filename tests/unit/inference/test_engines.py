@@ -1,4 +1,4 @@
-"""A checkpoint and the folder that it came from answer and score alike; lmms-eval asks both."""
+"""A checkpoint, the folder that it came from and transformers answer alike; lmms-eval asks them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from trainers_side import transformers_engine
 
 from data_prep.schema import Turn
 from dct_vl.export.import_hf import import_folder
-from dct_vl.inference.generate.engine import (
-    checkpoint_fingerprint,
-    files_fingerprint,
-    open_engine,
-)
+from dct_vl.inference.generate.engine import CheckpointEngine, open_engine
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import AnswerSettings, Sampling
+from dct_vl.runs.checkpoint_files import files_fingerprint, weights_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +61,25 @@ def engines(folders):
     bounds = {"min_pixels": 784, "max_pixels": 112 * 112}
     settings = AnswerSettings(**bounds)
     found = [open_engine(folder, settings, ParallelSizes()) for folder in folders]
+    assert all(isinstance(engine, CheckpointEngine) for engine in found)
+    found.append(transformers_engine(folders[1], settings))
     assert all((e.min_pixels, e.max_pixels) == (784, 112 * 112) for e in found)
     return found
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_both_give_the_same_answers(temperature, engines, requests):
+def test_all_give_the_same_answers(temperature, engines, requests):
     said = []
     for engine in engines:
         sampling = Sampling(temperature=temperature, top_p=0.9, seed=4)
         engine.settings = AnswerSettings(sampling=sampling)
         said.append(engine.answer([engine.encode(one) for one in requests]))
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
     assert len({reply.text for reply in said[0]}) > 1
     assert [reply.num_visual_tokens > 0 for reply in said[0]] == [True, False, True]
 
 
-def test_both_give_the_same_answers_to_videos(tiny_model_25, tmp_path):
+def test_all_give_the_same_answers_to_videos(tiny_model_25, tmp_path):
     """Qwen2.5-VL counts their time: both sides must take frames and rate from the same place."""
     # four frames of a second: ids twice as close as at the processor's usual two frames a second
     frames = np.random.default_rng(5).integers(0, 256, (31, 150, 230, 3), np.uint8)
@@ -94,22 +94,30 @@ def test_both_give_the_same_answers_to_videos(tiny_model_25, tmp_path):
     turns = (Turn(role="user", text="<video>When?"),)
     asked = Request(key="v", turns=turns, images=(), videos=(file,), max_new_tokens=6)
     said, scores = [], []
-    for folder in (tmp_path / "run", tiny_model_25):
-        engine = open_engine(folder, AnswerSettings(), ParallelSizes())
+    asked_engines = [
+        *(
+            open_engine(p, AnswerSettings(), ParallelSizes())
+            for p in (tmp_path / "run", tiny_model_25)
+        ),
+        transformers_engine(tiny_model_25, AnswerSettings()),
+    ]
+    for engine in asked_engines:
         encoded = engine.encode(asked)
         said.append(engine.answer([encoded]))
         scores.append(engine.score(encoded, "on the left")[0])
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
     assert said[0][0].num_visual_tokens > 100
-    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    assert scores == pytest.approx([scores[2]] * 3, abs=1e-3)
 
 
-def test_both_give_the_same_scores(engines, requests):
+def test_all_give_the_same_scores(engines, requests):
     for request in requests:
-        first, second = (e.score(e.encode(request), "on the left") for e in engines)
-        assert first[0] == pytest.approx(second[0], abs=1e-3)
-        assert first[0] < -1
-        assert first[1] == second[1]
+        shares, is_first = zip(
+            *(e.score(e.encode(request), "on the left") for e in engines), strict=True
+        )
+        assert shares == pytest.approx([shares[2]] * 3, abs=1e-3)
+        assert shares[0] < -1
+        assert len(set(is_first)) == 1
     engine = engines[0]
     engine.settings = AnswerSettings()
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
@@ -128,7 +136,7 @@ def test_folders_with_code_are_not_trusted_by_themselves(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="add --trust-remote-code"):
         open_engine(tmp_path, AnswerSettings(), ParallelSizes())
     with pytest.raises(ValueError, match="leave --tp and --pp out"):
-        open_engine(tiny_model, AnswerSettings(), ParallelSizes(tensor=2))
+        open_engine(tmp_path, AnswerSettings(), ParallelSizes(tensor=2), trust_remote_code=True)
 
 
 def test_lmms_eval_gets_the_same_answers_and_scores(folders, engines, requests, pictures, tmp_path):
@@ -250,7 +258,7 @@ def test_a_folder_refuses_a_picture_before_it_is_in_a_batch(size, engines, reque
     turns = (Turn(role="user", text="What is it?"),)
     images = (tmp_path / "thin.png",)
     thin = Request(key="thin", turns=turns, images=images, videos=(), max_new_tokens=2)
-    folder = engines[1]
+    folder = engines[2]
     with pytest.raises(ValueError, match=f"height:{size[1]}"):
         folder.encode(thin)
 
@@ -274,8 +282,8 @@ def test_training_names_a_checkpoint_by_its_own_id(tmp_path):
     for name, meta in (("a", {"step": 2, "id": "x"}), ("b", {"step": 2, "id": "y"})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "dct_vl.json").write_text(json.dumps(meta))
-    assert checkpoint_fingerprint(tmp_path / "a") == "x"
-    assert checkpoint_fingerprint(tmp_path / "b") == "y"
+    assert weights_fingerprint(tmp_path / "a") == "x"
+    assert weights_fingerprint(tmp_path / "b") == "y"
 
 
 @pytest.mark.parametrize("is_imported", [True, False])

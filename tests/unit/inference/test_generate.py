@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ ALONE = ParallelSizes()
 
 
 class EchoEngine:
-    """Answers with the question and the company it was asked in."""
+    """Answers with the question, a batch in reverse order."""
 
     min_pixels, max_pixels = 4, 16
 
@@ -42,17 +43,24 @@ class EchoEngine:
         request.read()
         return request
 
-    def answer(self, encoded):
-        if self.gate and not self.batches:
-            self.gate.wait(20)
-        self.batches.append([one.key for one in encoded])
-        if self.fail_after is not None and len(self.batches) > self.fail_after:
-            raise KeyboardInterrupt
-        text = "+".join(one.turns[-1].text for one in encoded)
-        return [
-            Reply(text=f"{one.key}: {text}", num_tokens=3, is_finished=True, num_visual_tokens=0)
-            for one in encoded
-        ]
+    def stream(self, encoded, batch_size):
+        numbered = enumerate(encoded)
+        while batch := list(islice(numbered, batch_size)):
+            if self.gate and not self.batches:
+                self.gate.wait(20)
+            self.batches.append([one.key for _, one in batch])
+            if self.fail_after is not None and len(self.batches) > self.fail_after:
+                raise KeyboardInterrupt
+            for number, one in reversed(batch):
+                text = one.turns[-1].text
+                if text == "long":
+                    yield number, ValueError("it does not fit")
+                    continue
+                said = f"{one.key}: {text}"
+                yield (
+                    number,
+                    Reply(text=said, num_tokens=3, is_finished=True, num_visual_tokens=0),
+                )
 
 
 @pytest.fixture
@@ -88,7 +96,7 @@ def test_answers_come_in_order_and_rejected_questions_with_reasons(questions, tm
     done = run(EchoEngine(), questions, tmp_path / "deep" / "a.jsonl")
     lines = [json.loads(x) for x in (tmp_path / "deep" / "a.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == [f"k{n}" for n in range(11) if n not in (4, 7)]
-    assert lines[0]["answer"] == "k0: q0+q1+q2"
+    assert [line["answer"] for line in lines[:2]] == ["k0: q0", "k1: q1"]
     rejected = (tmp_path / "deep" / "a.rejected.jsonl").read_text().splitlines()
     assert [(e["key"], e["reason"]) for e in map(json.loads, rejected)] == [
         ("k4", "unplannable"),
@@ -160,7 +168,7 @@ def test_lines_with_another_kind_of_key_are_no_answers(questions, tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() == whole
 
 
-@pytest.mark.parametrize("fail_after", [0, 1, 2, 3])
+@pytest.mark.parametrize("fail_after", [0, 1, 2])
 def test_a_killed_run_goes_on_to_the_same_file(fail_after, questions, tmp_path):
     run(EchoEngine(), questions, tmp_path / "whole.jsonl")
     output = tmp_path / "a.jsonl"
@@ -174,8 +182,20 @@ def test_a_killed_run_goes_on_to_the_same_file(fail_after, questions, tmp_path):
     for end in (".jsonl", ".rejected.jsonl"):
         whole, resumed = (tmp_path / f"{name}{end}" for name in ("whole", "a"))
         assert resumed.read_bytes() == whole.read_bytes()
-    assert len(engine.batches) == 4 - max(0, fail_after - 1), "whole batches are not asked again"
+    answered = max(0, 3 * fail_after - 1)
+    asked = [key for batch in engine.batches for key in batch]
+    assert len(asked) == 9 - answered, "what is answered is not asked again"
     assert not run(EchoEngine(fail_after=0), questions, output).num_tokens, "nothing is left"
+
+
+def test_a_request_that_the_engine_cannot_take_is_one_reject(tmp_path):
+    path, output = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    lines = [{"key": key, "question": text} for key, text in (("a", "q"), ("b", "long"))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run(EchoEngine(), path, output)
+    assert (done.num_answered, done.num_rejected, done.num_tokens) == (1, 1, 3)
+    (rejected,) = map(json.loads, (tmp_path / "a.rejected.jsonl").read_text().splitlines())
+    assert (rejected["key"], rejected["detail"]) == ("b", "it does not fit")
 
 
 def test_teams_share_the_batches(questions, tmp_path):

@@ -20,7 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 
 from dct_vl.inputs.batch import Segments  # noqa: E402
 from dct_vl.model import attention  # noqa: E402
-from dct_vl.model.kv_cache import KeyValueCache  # noqa: E402
+from dct_vl.model.kv_cache import SlotCache  # noqa: E402
 
 ROWS, LENGTH, HEADS, SIZE = 2, 12, 4, 8
 #: no segment crosses the end of a row
@@ -229,14 +229,20 @@ def test_what_comes_out_is_contiguous_also_where_there_is_one_row(
     elif kernel == "transformer engine":
         module = with_stand_in(monkeypatch, AttnMaskType.causal)
     elif kernel == "cache":
-        attended = KeyValueCache(torch.full((rows,), LENGTH), LENGTH + 1)
-    outputs = [module(*inputs, attn_mask_type=AttnMaskType.causal, attention_bias=attended)]
-    if kernel == "cache":
+        # prompts in one row, then a step of as many slots
+        attended = SlotCache(rows, LENGTH + 1, torch.device("cpu"))
+        attended.begin_prompts(torch.arange(rows), Segments.of([LENGTH] * rows))
+        in_one_row = [x.transpose(0, 1).flatten(0, 1)[:, None] for x in inputs]
+        outputs = [module(*in_one_row, attention_bias=attended)]
         attended.end_prompts()
         outputs.append(module(*(x[:1] for x in inputs), attention_bias=attended))
-    for number, output in enumerate(outputs):
-        assert output.shape == ((LENGTH, 1)[number], rows, HEADS * SIZE)
-        assert output.stride() == (rows * HEADS * SIZE, HEADS * SIZE, 1)
+        shapes = [(LENGTH * rows, 1), (1, rows)]
+    if kernel != "cache":
+        outputs = [module(*inputs, attn_mask_type=AttnMaskType.causal, attention_bias=attended)]
+        shapes = [(LENGTH, rows)]
+    for (length, width), output in zip(shapes, outputs, strict=True):
+        assert output.shape == (length, width, HEADS * SIZE)
+        assert output.stride() == (width * HEADS * SIZE, HEADS * SIZE, 1)
 
 
 def flash_segments_of(module: Any, rows: int) -> Any:

@@ -131,6 +131,12 @@ def read_model_file(folder: str | Path) -> dict[str, Any] | None:
     return model
 
 
+def is_known_folder(folder: str | Path) -> bool:
+    """Whether a Hugging Face folder holds a model of this family without code of its own."""
+    model = read_model_file(folder) or {}
+    return model.get("model_type") in MODEL_TYPES and "auto_map" not in model
+
+
 def check_model_file(folder: str | Path) -> None:
     """Says nothing where there is no model yet.
 

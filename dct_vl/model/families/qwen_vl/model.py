@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import MultimodalRotaryEmbedding
@@ -35,7 +35,7 @@ from dct_tokenizer.windows import GROUP
 from dct_vl.inputs.batch import Batch, VisualInputs
 from dct_vl.inputs.chat import VISUAL_TOKEN_INDEX
 from dct_vl.model.context_parallel import part_of_sequence
-from dct_vl.model.kv_cache import KeyValueCache
+from dct_vl.model.kv_cache import SlotCache
 from dct_vl.model.language_model import AnswerLossGPTModel
 from dct_vl.model.layer_specs import expect_no_norm_state, without_norm_state
 from dct_vl.model.parts import with_gradient
@@ -118,6 +118,8 @@ class WindowedTowerWithTokenizer(_CellInputs, Qwen25VisionModel):
 class VisionTowerConfig(Qwen2VLVisionConfig):
     """Vision config that builds a `VisionTowerWithTokenizer`."""
 
+    #: it attends without windows
+    window_side: ClassVar[None] = None
     #: preset of the tokenizer: a flat mapping with `name`, `family` and the preset's keys
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"name": "pixel"})
 
@@ -190,15 +192,14 @@ class QwenVLWithVisualTokenizer(MCoreQwen2VLModel):
         self,
         batch: Batch,
         *,
-        cache: KeyValueCache | None = None,
+        cache: SlotCache | None = None,
         runtime_gather_output: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
         """Run the stage of the model that lives on this pipeline rank.
 
         Args:
             batch: on this stage's device; a context-parallel rank gets the losses of its part of S.
-            cache: keys and values of earlier tokens, while answers are generated; then rows are not
-                packed.
+            cache: keys and values of earlier tokens, while answers are generated.
             runtime_gather_output: gather logits over tensor-parallel ranks.
 
         Returns:
