@@ -28,6 +28,7 @@ from dct_tokenizer.image_headers import (
     read_jpeg_header,
 )
 from dct_tokenizer.upright import (
+    ORIENTATION,
     QUARTER_TURNS,
     ImageError,
     as_rgb,
@@ -89,8 +90,8 @@ def header_size(data: bytes) -> tuple[int, int]:
             return size[::-1] if header.orientation in QUARTER_TURNS else size
     with _as_image_errors("header cannot be read"):
         image = _open(data, MAX_PIXELS)
-        if image.format == "TIFF":
-            # Pillow turns these itself, and says the size that they have then
+        if ORIENTATION in getattr(image, "tag_v2", ()):
+            # Pillow turns a TIFF itself, and says the size that it has then, save where XMP says so
             return image.height, image.width
         if image.format == "PNG" and is_oriented_behind_pixels(data):
             image.load()

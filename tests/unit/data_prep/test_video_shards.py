@@ -11,12 +11,12 @@ import pytest
 import simplejpeg
 from mixed_set import NUM_KEPT, NUM_KINDS, media, write_mixed_set
 from PIL import Image
-from raw_set import output_bytes, read_shards
+from raw_set import read_shards
 from rich.console import Console
 from sample_videos import grey_frames, noise_frames, video
 
 from data_prep.check import check
-from data_prep.executor import InProcessExecutor, ProcessExecutor
+from data_prep.executor import InProcessExecutor
 from data_prep.options import OptionError, Options
 from data_prep.progress import Reporter
 from data_prep.quarantine import Reason, Rejected, missing_by_folder
@@ -67,7 +67,7 @@ def test_a_video_without_its_path_is_a_problem(tmp_path):
     assert problems(path) == ["1 video parts, 0 paths"]
 
 
-def convert(source, target, workers=1, source_format="llava", **options):
+def convert(source, target, source_format="llava", **options):
     job = Job(
         data_dir=source.parent,
         output_dir=target,
@@ -75,8 +75,7 @@ def convert(source, target, workers=1, source_format="llava", **options):
         options=Options(text_only="keep", **options),
         format=source_format,
     )
-    engine = InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
-    return run(job, engine, Reporter(Console(quiet=True)))
+    return run(job, InProcessExecutor(), Reporter(Console(quiet=True)))
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +122,6 @@ def test_every_entry_is_kept_or_listed_with_its_reason(shards):
     cut = next(line for line in lines if line["reason"] == "truncated_video")
     assert (cut["video"], cut["file"]) == ("clips/cut.mp4", "clips.tar")
     assert missing_by_folder(shards / "quarantine.jsonl") == {"clips": 2}
-
-
-def test_workers_do_not_show(mixed, shards, tmp_path):
-    convert(mixed, tmp_path / "W", workers=2)
-    assert output_bytes(tmp_path / "W") == output_bytes(shards)
 
 
 def test_messages_store_the_same(shards, tmp_path):

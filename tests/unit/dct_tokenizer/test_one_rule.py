@@ -33,7 +33,8 @@ XMP = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    # a copy: saving some formats leaves its options on the image
+    image.copy().save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -156,6 +157,20 @@ ORIENTED_CHUNKS = {
 def test_the_orientation_of_a_png(name, behind):
     data = png_with(ORIENTED_CHUNKS[name], behind=behind)
     assert_seen(data, np.asarray(PHOTO.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("tags", [{700: XMP.encode()}, {274: 6}, {274: 6, 700: XMP.encode()}])
+def test_the_orientation_of_a_tiff(tags):
+    data = encoded(PHOTO, "TIFF", tiffinfo=tags)
+    assert_seen(data, np.asarray(PHOTO.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_the_orientation_of_other_files(kind):
+    data = encoded(PHOTO, kind, exif=SIX.tobytes(), quality=100)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert turned.size == (40, 60)
+    assert_seen(data, np.asarray(turned))
 
 
 def test_a_text_behind_the_pixels_costs_no_decoding(monkeypatch):
