@@ -3,6 +3,8 @@
 import os
 import posixpath
 import stat
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from data_prep.archives import UNREAD_SUFFIXES
@@ -50,6 +52,15 @@ class Locator:
             offset=member.offset,
             size=member.size,
         )
+
+    def members(self, tar: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Names of the files in an archive in the order of their places, and what reads each."""
+        reader = TarReader(self._data_dir, self._index.folder)
+        try:
+            for name, offset, size in self._index.members(tar):
+                yield name, partial(_read_whole, reader, tar, offset, size)
+        finally:
+            reader.close()
 
     def _below_data_dir(self, media: str, kind: MediaKind) -> str:
         """The path from the data folder, without dots in it."""
@@ -110,6 +121,13 @@ class Locator:
             if os.path.exists(self._data_dir / f"{first}{suffix}"):
                 return f"; {first}{suffix} is a {kind} archive, which is not read: unpack it"
         return ""
+
+
+def _read_whole(reader: TarReader, tar: str, offset: int, size: int) -> bytes:
+    data = reader.read(tar, offset, size)
+    if len(data) != size:
+        raise OSError(f"{tar} ends {size - len(data)} bytes before the file does")
+    return data
 
 
 class ImageReader:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources import captions, chats, tables
-from data_prep.sources.entry import Entry, ReadOptions, Refusal, Source
+from data_prep.sources.entry import Archives, Entry, ReadOptions, Refusal, Source
 from data_prep.sources.files import SourceError, find_json, find_tars, json_files
 from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
 
 #: Entries that are looked at for their format; the first may be broken.
 _NUM_LOOKED_AT = 100
-Reader = Callable[[Source], Iterator[Entry | Refusal]]
+Reader = Callable[[Source, Archives], Iterator[Entry | Refusal]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,9 @@ def open_source(
     )
 
 
-def read_entries(source: Source) -> Iterator[Entry | Refusal]:
+def read_entries(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """All entries of a source, in order, with their index from 0."""
-    return FORMATS[source.format].read(source)
+    return FORMATS[source.format].read(source, archives)
 
 
 def recognise(data_dir: Path, file: Path | None) -> str:
@@ -111,7 +111,7 @@ def recognise(data_dir: Path, file: Path | None) -> str:
         return "hf"
     if json_files(data_dir):
         return _recognise_file(find_json(data_dir, None))
-    if captions.holds_samples(find_tars(data_dir)):
+    if captions.holds_samples(tuple(find_tars(data_dir))):
         return "webdataset"
     if tables.table_files(data_dir, "parquet"):
         return "parquet"

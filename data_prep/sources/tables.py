@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from data_prep.sources.chats import MEDIA_KEYS, read_entry
-from data_prep.sources.entry import Entry, Inline, Media, MediaKind, Refusal, Row, Source
+from data_prep.sources.entry import Archives, Entry, Inline, Media, MediaKind, Refusal, Row, Source
 from data_prep.sources.files import SourceError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def table_files(path: Path, format_name: str) -> list[Path]:
     return files
 
 
-def read_tables(source: Source) -> Iterator[Entry | Refusal]:
+def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """An entry a row, in order of the files and of their rows."""
     index = 0
     # columns are left out here; what they are called has nothing to do with an entry's keys
