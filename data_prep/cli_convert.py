@@ -224,10 +224,9 @@ def convert(
         text_column=text_column,
         caption_prompt=caption_prompt,
     )
-    is_file = source.is_file()
     return {
-        "data_dir": media_dir or (source.parent if is_file else source),
-        "json": source.absolute() if is_file else None,
+        "data_dir": media_dir or (source.parent if source.is_file() else source),
+        "json": source.absolute() if media_dir or source.is_file() else None,
         "format": format,
         "reading": reading,
     }
