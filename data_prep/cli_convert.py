@@ -257,6 +257,8 @@ def _say_summary(summary: Summary, output: Workspace, reporter: Reporter) -> Non
         folders = missing_by_folder(output.quarantine).most_common(8)
         listed = ", ".join(f"{folder} {count:,}" for folder, count in folders)
         reporter.note(f"Missing files by folder: {listed} (is the tar there, under that name?).")
+    if Reason.TEXT_ONLY.value in summary.rejected:
+        reporter.note("Entries without image and video are kept with --text-only keep.")
     if summary.rejected:
         reporter.note(f"Each rejected entry is a line in {output.shown}/quarantine.jsonl.")
     reporter.note(f"Filtering done and saved to {output.shown}/{summary.filtered_json.name}.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.sources.chats import read_entry
+from data_prep.sources.chats import MEDIA_NAMES, read_entry
 from data_prep.sources.entry import Archives, Entry, Media, MediaKind, Refusal, Refused, Source
 from data_prep.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, TarSource
 
@@ -152,7 +152,7 @@ def _raw(source: Source, sample: _Sample) -> dict[str, Any]:
     }
     if said.keys() & {"conversations", "messages"}:
         # the JSON's own names of the media that lie beside it
-        own = {key: value for key, value in said.items() if key not in ("image", "video")}
+        own = {key: said[key] for key in said.keys() - MEDIA_NAMES}
         return {"id": sample.key} | own | media
     caption: Any = None
     if sample.text is not None:

@@ -22,6 +22,7 @@ MEDIA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video", "videos", "video_path", "video_paths"),
 }
 _KIND_OF_KEY = {key: kind for kind, keys in MEDIA_KEYS.items() for key in keys}
+MEDIA_NAMES = frozenset(_KIND_OF_KEY)
 _NAMES = {"source", "dataset", "data_source"}
 _KNOWN_KEYS = {*ID_KEYS, *_KIND_OF_KEY, *_NAMES, "conversations", "messages", "system"}
 #: Keys that change what an entry says, in ways that shards do not hold.

@@ -131,7 +131,7 @@ def test_numbered_images_of_a_conversation_keep_their_order(tmp_path):
     folder.mkdir()
     turns = conversation("<image>" * 11)
     names = sorted(f"1.{number}.jpg" for number in range(11))
-    record = json.dumps({"conversations": turns, "image": ["x"] * 11}).encode()
+    record = json.dumps({"conversations": turns, "images": ["x"] * 11}).encode()
     write_tar(folder / "0.tar", {name: jpeg(1) for name in names} | {"1.json": record})
     _, (entry,) = entries(folder)
     assert [one.path for one in entry.images] == [f"0/1.{number}.jpg" for number in range(11)]
