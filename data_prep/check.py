@@ -56,7 +56,7 @@ def check(
         locator = Locator(job.data_dir, list(source.tars), index)
         kept_spool = stack.enter_context((folder / "media.bin").open("wb"))
         no_spool = stack.enter_context(Path(os.devnull).open("wb"))
-        for entry in read_entries(source):
+        for entry in read_entries(source, locator):
             num_entries += 1
             spool = kept_spool if len(tried) < _MOST_TRIED else no_spool
             try:

@@ -224,10 +224,9 @@ def convert(
         text_column=text_column,
         caption_prompt=caption_prompt,
     )
-    is_file = source.is_file()
     return {
-        "data_dir": media_dir or (source.parent if is_file else source),
-        "json": source.absolute() if is_file else None,
+        "data_dir": media_dir or (source.parent if source.is_file() else source),
+        "json": source.absolute() if media_dir or source.is_file() else None,
         "format": format,
         "reading": reading,
     }
@@ -258,6 +257,8 @@ def _say_summary(summary: Summary, output: Workspace, reporter: Reporter) -> Non
         folders = missing_by_folder(output.quarantine).most_common(8)
         listed = ", ".join(f"{folder} {count:,}" for folder, count in folders)
         reporter.note(f"Missing files by folder: {listed} (is the tar there, under that name?).")
+    if Reason.TEXT_ONLY.value in summary.rejected:
+        reporter.note("Entries without image and video are kept with --text-only keep.")
     if summary.rejected:
         reporter.note(f"Each rejected entry is a line in {output.shown}/quarantine.jsonl.")
     reporter.note(f"Filtering done and saved to {output.shown}/{summary.filtered_json.name}.")

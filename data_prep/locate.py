@@ -3,6 +3,8 @@
 import os
 import posixpath
 import stat
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from data_prep.archives import unread_archives
@@ -51,6 +53,15 @@ class Locator:
             offset=member.offset,
             size=member.size,
         )
+
+    def members(self, tar: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Names of the files in an archive in the order of their places, and what reads each."""
+        reader = TarReader(self._data_dir, self._index.folder)
+        try:
+            for name, offset, size in self._index.members(tar):
+                yield name, partial(_read_whole, reader, tar, offset, size)
+        finally:
+            reader.close()
 
     def _below_data_dir(self, media: str, kind: MediaKind) -> str:
         """The path from the data folder, without dots in it."""
@@ -109,6 +120,13 @@ class Locator:
         first = path.partition("/")[0]
         lines = [line for line in self._unread_archives if line.startswith(f"{first}.")]
         return f"; {lines[0]}" if lines else ""
+
+
+def _read_whole(reader: TarReader, tar: str, offset: int, size: int) -> bytes:
+    data = reader.read(tar, offset, size)
+    if len(data) != size:
+        raise OSError(f"{tar} ends {size - len(data)} bytes before the file does")
+    return data
 
 
 class ImageReader:

@@ -176,7 +176,7 @@ def make_plan(
         target.rejects.open("wb") as rejects,
         target.spool.open("wb") as spool,
     ):
-        for entry in read_entries(source):
+        for entry in read_entries(source, locator):
             if only is not None and entry.index not in only:
                 continue
             on_entry()

@@ -76,7 +76,7 @@ class TarIndex:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
         self._pending: list[_Row] = []
         self._database = sqlite3.connect(folder / "members.sqlite")
         try:
@@ -93,13 +93,13 @@ class TarIndex:
 
     def _explain(self, error: sqlite3.Error) -> SourceError:
         """What SQLite raised, in one line; a broken index is removed, to be made anew."""
-        path = self._folder / "members.sqlite"
+        path = self.folder / "members.sqlite"
         if isinstance(error, sqlite3.OperationalError) or not isinstance(
             error, sqlite3.DatabaseError
         ):
             return SourceError(f"{path} cannot be written ({error})")
         self._database.close()
-        for leftover in self._folder.glob("members.sqlite*"):
+        for leftover in self.folder.glob("members.sqlite*"):
             leftover.unlink()
         return SourceError(
             f"{path} was cut or changed ({error}) and is removed; run the same command again, "
@@ -114,7 +114,7 @@ class TarIndex:
         One transaction per tar: a killed run leaves no partial pass in the index. ``on_tar``
         is called before a tar is read. Raises SourceError for a file that is no tar.
         """
-        remove_partials(self._folder)
+        remove_partials(self.folder)
         current = {tar.name: (tar.size, tar.mtime_ns) for tar in tars}
         known = set()
         for tar_id, name, *seen in self._rows("SELECT id, name, size, mtime_ns FROM tar"):
@@ -130,9 +130,9 @@ class TarIndex:
                     on_tar(tar)
                     with self._database:
                         self._read(tar)
-                elif needs_unpacking(tar.path, self._folder):
+                elif needs_unpacking(tar.path, self.folder):
                     on_tar(tar)
-                    open_tar(tar.path, self._folder)[0].close()
+                    open_tar(tar.path, self.folder)[0].close()
             except ArchiveError as error:
                 raise SourceError(
                     f"{tar.path} cannot be read as a tar or zip: {error}; fetch it again, unpack "
@@ -168,6 +168,18 @@ class TarIndex:
             for tar, offset, size, unread in rows
         ]
 
+    def members(self, tar: str) -> Iterator[tuple[str, int, int]]:
+        """Name, offset and size of every regular file of a tar, in the order of their places."""
+        # by name alone they would be sorted for every tar; other sources need no such index
+        self._rows("CREATE INDEX IF NOT EXISTS place ON member (tar, offset)")
+        rows = self._database.execute(
+            "SELECT member.name, offset, member.size FROM member JOIN tar ON tar = tar.id "
+            "WHERE tar.name = ? AND unread = '' ORDER BY offset",
+            (tar,),
+        )
+        for name, offset, size in rows:
+            yield os.fsdecode(name), offset, size
+
     def _rows(self, query: str, parameters: tuple = ()) -> list[tuple]:
         try:
             return self._database.execute(query, parameters).fetchall()
@@ -190,7 +202,7 @@ class TarIndex:
             self._flush()
             return []
         damages: list[Damage] = []
-        file, broken = open_tar(tar.path, self._folder)
+        file, broken = open_tar(tar.path, self.folder)
         with file:
             try:
                 for row in self._tar_rows(members(file, damages.append), tar_id):
@@ -204,7 +216,7 @@ class TarIndex:
                 broken = f"its gzip data break off ({error})"
             self._flush()
             if isinstance(file, IndexedGzipFile):
-                file.export_index(str(gzip_index(self._folder, tar.name)))
+                file.export_index(str(gzip_index(self.folder, tar.name)))
         if broken and not self._holds_any(tar_id):
             raise ArchiveError(broken)
         shown = [str(damage) for damage in damages[:3]]

@@ -6,17 +6,20 @@ The question is `ReadOptions.caption_prompt`, the answer the caption: the text o
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from data_prep.sources.chats import read_entry
-from data_prep.sources.entry import Entry, Media, MediaKind, Refusal, Refused, Source
-from data_prep.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SourceError, TarSource
+from data_prep.sources.chats import MEDIA_NAMES, read_entry
+from data_prep.sources.entry import Archives, Entry, Media, MediaKind, Refusal, Refused, Source
+from data_prep.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, TarSource
 
+#: Members of a tar by which it is recognised.
+_NUM_LOOKED_AT = 50
 _CAPTION_KEYS = ("caption", "text")
 #: Parts of a sample that are neither media nor said by the model.
 _OTHER_PARTS = frozenset(("cls", "id", "index"))
@@ -30,6 +33,7 @@ class _Sample:
     found: list[tuple[int, Media]] = field(default_factory=list)  #: with the numbers of their parts
     text: bytes | None = None
     json: bytes | None = None
+    damage: str = ""  #: of its text
     unknown: list[str] = field(default_factory=list)  #: parts that are not understood
 
     @property
@@ -47,18 +51,22 @@ def image_files(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def holds_samples(tars: list[TarSource]) -> bool:
-    """Whether the first tar has an image with a text or JSON of its key."""
-    for tar in tars[:1]:
-        for number, sample in enumerate(_samples(tar)):
-            if sample.found and (sample.text is not None or sample.json is not None):
-                return True
-            if number >= 10:
-                break
-    return False
+def holds_samples(tars: tuple[TarSource, ...]) -> bool:
+    """Whether the first tar begins with an image and a text or JSON of its key."""
+    if not tars:
+        return False
+    sides: dict[str, set[str]] = {}
+    try:
+        with tarfile.open(tars[0].path, "r|*") as file:
+            for member in islice(file, _NUM_LOOKED_AT):
+                key, part = _split(member.name)
+                sides.setdefault(key, set()).add(_suffix(part))
+    except (tarfile.ReadError, EOFError, OSError):
+        return False
+    return any(parts & IMAGE_SUFFIXES and parts & {"txt", "json"} for parts in sides.values())
 
 
-def read_folder(source: Source) -> Iterator[Entry | Refusal]:
+def read_folder(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """An entry an image, in the order of `image_files`."""
     for index, path in enumerate(source.files):
         name = path.relative_to(source.data_dir).as_posix()
@@ -68,42 +76,39 @@ def read_folder(source: Source) -> Iterator[Entry | Refusal]:
         yield _entry(source, index, sample)
 
 
-def read_webdataset(source: Source) -> Iterator[Entry | Refusal]:
+def read_webdataset(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """An entry a key, in order of the tars and of their members."""
     index = 0
     for tar in source.tars:
-        for sample in _samples(tar):
+        for sample in _samples(tar, archives):
             yield _entry(source, index, sample)
             index += 1
 
 
-def _samples(tar: TarSource) -> Iterator[_Sample]:
-    """Neighbouring members of one key; a dot parts it from the part's name, as in WebDataset."""
+def _samples(tar: TarSource, archives: Archives) -> Iterator[_Sample]:
+    """Neighbouring members of one key."""
     sample: _Sample | None = None
-    try:
-        with tarfile.open(tar.path, "r|*") as file:
-            for member in file:
-                file.members.clear()  # type: ignore[attr-defined]
-                folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                key, _, part = name.partition(".")
-                if not member.isfile() or not key or not part:
-                    continue
-                key = f"{folder}{slash}{key}"
-                if sample is None or sample.key != key:
-                    if sample is not None:
-                        yield sample
-                    sample = _Sample(key=key)
-                _add(sample, part, file, member, f"{tar.stem}/{member.name.removeprefix('./')}")
-    except (tarfile.ReadError, EOFError, OSError) as error:
-        if sample is None:
-            raise SourceError(f"{tar.path} cannot be read as a tar ({error})") from error
+    for name, read in archives.members(tar.name):
+        key, part = _split(name)
+        if not key or not part:
+            continue
+        if sample is None or sample.key != key:
+            if sample is not None:
+                yield sample
+            sample = _Sample(key=key)
+        _add(sample, part, f"{tar.stem}/{name}", read)
     if sample is not None:
         yield sample
 
 
-def _add(
-    sample: _Sample, part: str, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str
-) -> None:
+def _split(name: str) -> tuple[str, str]:
+    """Key and part: the first dot behind the folders is between them, as in WebDataset."""
+    folder, slash, last = name.removeprefix("./").rpartition("/")
+    key, _, part = last.partition(".")
+    return (f"{folder}{slash}{key}" if key else ""), part
+
+
+def _add(sample: _Sample, part: str, path: str, read: Callable[[], bytes]) -> None:
     suffix = _suffix(part)
     kinds: dict[MediaKind, frozenset[str]] = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
     for kind, suffixes in kinds.items():
@@ -113,9 +118,10 @@ def _add(
             sample.found.append((place, Media(kind=kind, path=path)))
             return
     if suffix in ("txt", "json"):
-        file = tar.extractfile(member)
-        assert file is not None, "it is a regular file"
-        setattr(sample, "text" if suffix == "txt" else "json", file.read())
+        try:
+            setattr(sample, "text" if suffix == "txt" else "json", read())
+        except OSError as error:
+            sample.damage = str(error)
     elif suffix not in _OTHER_PARTS:
         sample.unknown.append(part)
 
@@ -131,6 +137,8 @@ def _entry(source: Source, index: int, sample: _Sample) -> Entry | Refusal:
 
 def _raw(source: Source, sample: _Sample) -> dict[str, Any]:
     """The sample as an object of `chats.read_entry`; raises Refused."""
+    if sample.damage:
+        raise Refused("unreadable_source", sample.damage)
     if sample.unknown:
         raise Refused(
             "unknown_key",
@@ -144,7 +152,7 @@ def _raw(source: Source, sample: _Sample) -> dict[str, Any]:
     }
     if said.keys() & {"conversations", "messages"}:
         # the JSON's own names of the media that lie beside it
-        own = {key: value for key, value in said.items() if key not in ("image", "video")}
+        own = {key: said[key] for key in said.keys() - MEDIA_NAMES}
         return {"id": sample.key} | own | media
     caption: Any = None
     if sample.text is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.sources.entry import Entry, Media, MediaKind, Refusal, Refused, Source
+from data_prep.sources.entry import Archives, Entry, Media, MediaKind, Refusal, Refused, Source
 from data_prep.sources.json_entries import Unreadable, iter_entries
 from data_prep.sources.media_values import is_address, is_plain_path, media_in, read_media
 from data_prep.sources.messages import MessageReader
@@ -22,6 +22,7 @@ MEDIA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video", "videos", "video_path", "video_paths"),
 }
 _KIND_OF_KEY = {key: kind for kind, keys in MEDIA_KEYS.items() for key in keys}
+MEDIA_NAMES = frozenset(_KIND_OF_KEY)
 _NAMES = {"source", "dataset", "data_source"}
 _KNOWN_KEYS = {*ID_KEYS, *_KIND_OF_KEY, *_NAMES, "conversations", "messages", "system"}
 #: Keys that change what an entry says, in ways that shards do not hold.
@@ -41,7 +42,7 @@ class Chat:
     plain: bool  #: the entry says it in LLaVA's own keys
 
 
-def read_chats(source: Source) -> Iterator[Entry | Refusal]:
+def read_chats(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """Entries of a JSON list or a JSONL file."""
     for index, (line, raw) in enumerate(iter_entries(source.file)):
         yield read_entry(source, index, line, raw)

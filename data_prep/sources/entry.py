@@ -1,9 +1,10 @@
 """What readers of all formats take, a source, and what they yield: normalised entries."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from data_prep.sources.files import TarSource
 
@@ -16,6 +17,7 @@ RefusalReason = Literal[
     "no_conversation",
     "remote",
     "unknown_key",
+    "unreadable_source",
     "value_not_text",
 ]
 #: what the answer of a captioning conversation is asked with
@@ -72,6 +74,15 @@ class Source:
             found[self.name] = [stat.st_size, stat.st_mtime_ns]
         found.update({tar.name: [tar.size, tar.mtime_ns] for tar in self.tars})
         return found
+
+
+class Archives(Protocol):
+    """The tars and zips of a source, as they were indexed."""
+
+    def members(self, tar: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Names of the files in an archive in the order of their places, and what reads each;
+        that raises OSError where the archive is damaged.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

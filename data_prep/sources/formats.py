@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources import captions, chats, tables
-from data_prep.sources.entry import Entry, ReadOptions, Refusal, Source
+from data_prep.sources.entry import Archives, Entry, ReadOptions, Refusal, Source
 from data_prep.sources.files import SourceError, find_json, find_tars, json_files
 from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
 
 #: Entries that are looked at for their format; the first may be broken.
 _NUM_LOOKED_AT = 100
-Reader = Callable[[Source], Iterator[Entry | Refusal]]
+Reader = Callable[[Source, Archives], Iterator[Entry | Refusal]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +61,23 @@ def open_source(
 
     Args:
         data_dir: folder of the media, and of the file where none is named.
-        file: of the entries; None for what the folder holds.
+        file: of the entries, or a folder of them; None for what the data folder holds.
         format_name: one of `FORMATS`; None: as the content has it.
         options: how entries are read.
         in_order: shards will take entries in the order of the source.
     """
-    name = format_name or recognise(data_dir, file)
+    root = data_dir if file is None else _named(data_dir, file)
+    name = format_name or recognise(root)
     if name not in FORMATS:
         raise SourceError(f"--format is {name!r}; expected one of {', '.join(FORMATS)}")
     tars = tuple(find_tars(data_dir)) if data_dir.is_dir() else ()
     if name in ("llava", "messages"):
-        found = find_json(data_dir, file)
+        found = find_json(root, None) if root.is_dir() else find_json(data_dir, file)
         files: tuple[Path, ...] = (found,)
     else:
-        found = data_dir if file is None else _named(data_dir, file)
+        found = root
+        if name in ("webdataset", "folder") and file is not None and root.is_dir():
+            raise SourceError(f"{found} holds its images itself; leave --media-dir out")
         if name == "webdataset":
             tars = tuple(tar for tar in tars if file is None or tar.path.name == found.name)
             files = tuple(tar.path for tar in tars)
@@ -95,15 +98,17 @@ def open_source(
     )
 
 
-def read_entries(source: Source) -> Iterator[Entry | Refusal]:
+def read_entries(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """All entries of a source, in order, with their index from 0."""
-    return FORMATS[source.format].read(source)
+    return FORMATS[source.format].read(source, archives)
 
 
-def recognise(data_dir: Path, file: Path | None) -> str:
-    """Name of the format that the content has; SourceError lists what is known otherwise."""
-    if file is not None:
-        return _recognise_file(_named(data_dir, file))
+def recognise(source: Path) -> str:
+    """Name of the format of a file or folder; SourceError lists what is known otherwise."""
+    return _recognise_folder(source) if source.is_dir() else _recognise_file(source)
+
+
+def _recognise_folder(data_dir: Path) -> str:
     if (data_dir / "dataset_dict.json").is_file():
         parts = ", ".join(sorted(p.parent.name for p in data_dir.glob("*/state.json")))
         raise SourceError(f"{data_dir} holds several splits ({parts}); give the folder of one")
@@ -111,7 +116,7 @@ def recognise(data_dir: Path, file: Path | None) -> str:
         return "hf"
     if json_files(data_dir):
         return _recognise_file(find_json(data_dir, None))
-    if captions.holds_samples(find_tars(data_dir)):
+    if captions.holds_samples(tuple(find_tars(data_dir))):
         return "webdataset"
     if tables.table_files(data_dir, "parquet"):
         return "parquet"
@@ -154,7 +159,7 @@ def _format_of(entry: Any) -> str | None:
 
 
 def _named(data_dir: Path, file: Path) -> Path:
-    return next((path for path in (data_dir / file, file) if path.exists()), data_dir / file)
+    return next((path for path in (file, data_dir / file) if path.exists()), file)
 
 
 def _known() -> str:

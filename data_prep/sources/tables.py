@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from data_prep.sources.chats import MEDIA_KEYS, read_entry
-from data_prep.sources.entry import Entry, Inline, Media, MediaKind, Refusal, Row, Source
+from data_prep.sources.chats import MEDIA_KEYS, MEDIA_NAMES, read_entry
+from data_prep.sources.entry import Archives, Entry, Inline, Media, MediaKind, Refusal, Row, Source
 from data_prep.sources.files import SourceError
 
 if TYPE_CHECKING:
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 #: Uncompressed bytes of a column in a row group up to which its rows are read again.
 MAX_GROUP_BYTES = 256 * 1024 * 1024
 #: Rows that are held at a time.
-BATCH_ROWS = 64
+BATCH_ROWS = 32
 #: Columns that hold media where no option names them, beside those of entries in JSON.
 _MEDIA_NAMES: dict[MediaKind, tuple[str, ...]] = {
     "image": (*MEDIA_KEYS["image"], "img", "jpg", "png", "picture", "image_bytes"),
     "video": (*MEDIA_KEYS["video"], "mp4", "video_bytes"),
 }
-_MEDIA_KEYS = {key for keys in MEDIA_KEYS.values() for key in keys}
 _SPLIT = re.compile(r"(train|validation|valid|val|test|dev)(?=[-_.]|$)")
 _CAPTION_NAMES = ("caption", "text")
 _QUESTION_NAMES, _ANSWER_NAMES = ("question", "query"), ("answer", "response")
@@ -53,7 +52,7 @@ def table_files(path: Path, format_name: str) -> list[Path]:
     return files
 
 
-def read_tables(source: Source) -> Iterator[Entry | Refusal]:
+def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """An entry a row, in order of the files and of their rows."""
     index = 0
     # columns are left out here; what they are called has nothing to do with an entry's keys
@@ -250,7 +249,7 @@ class _Layout:
             while types.is_list(kind) or types.is_large_list(kind):
                 kind = kind.value_type
             holds = (
-                field.name in _MEDIA_KEYS or types.is_binary(kind) or types.is_large_binary(kind)
+                field.name in MEDIA_NAMES or types.is_binary(kind) or types.is_large_binary(kind)
             )
             if types.is_struct(kind):
                 holds = any(kind.field(number).name == "bytes" for number in range(kind.num_fields))

@@ -72,6 +72,26 @@ def test_record_from_any_form(wrap):
     assert parsed.sizes == ((30, 40),)
 
 
+def test_keys_of_other_datasets_are_understood():
+    plural = {"conversations": TURNS, "images": ["a.jpg", "b.jpg"], "videos": ["c.mp4"]}
+    parsed = parse_record(plural)
+    assert (parsed.images, parsed.videos) == (("a.jpg", "b.jpg"), ("c.mp4",))
+    assert parse_record(record(images=["ai2d/1.png"])).images == ("ai2d/1.png",)
+    assert parse_record(record(images=1, videos=None)).images == ("ai2d/1.png",), "a number of them"
+    first = Turn(role="system", text="Be brief.")
+    assert parse_record(record(system="Be brief.")).turns[0] == first
+    own = [{"from": "system", "value": "Be brief."}, *TURNS]
+    assert len(parse_record(record(system="Be brief.", conversations=own)).turns) == 3
+    with pytest.raises(SchemaError, match="unlike the system turn; expected one"):
+        parse_record(record(system="Be long.", conversations=own))
+
+
+def test_keys_that_may_hold_media_are_named():
+    other = record(photo="a/b.jpg", meta={"url": "https://a.b/c.mp4"}, score=3, note="see a.jpg, b")
+    assert parse_record(other).unread == ("meta", "photo")
+    assert parse_record(record()).unread == ()
+
+
 def test_several_images_and_bare_list():
     several = parse_record(record(image=["a", "b"], width=[1, 2], height=[3, 4], id=12))
     assert several.id == "12"
@@ -98,6 +118,9 @@ def test_several_images_and_bare_list():
         (record(width=[1, 2]), "1 heights, 2 widths for 1 images"),
         (record(width=0), "expected positive integers"),
         (record(height=None), "expected positive integers"),
+        (record(images=["b"]), "image and images name different images; expected one of the keys"),
+        (record(images=[{"path": "b"}]), "images is "),
+        (record(system=3), "system is 3; expected a text"),
     ],
 )
 def test_reasons(data, reason):

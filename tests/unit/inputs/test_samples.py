@@ -35,3 +35,17 @@ def test_text_beside_the_media_is_no_loss():
 def test_an_image_that_the_json_names_and_the_sample_lacks():
     with pytest.raises(SchemaError, match="the JSON names 1 images, the sample holds 0: a part"):
         read_record(cooked({"image": "a.jpg"}))
+
+
+@pytest.mark.parametrize("record", [{"images": ["a.jpg"]}, {"videos": ["a.mp4"]}])
+def test_other_names_of_the_keys_are_understood(record):
+    with pytest.raises(SchemaError, match=r"the JSON names 1 .*, the sample holds 0"):
+        read_record(cooked(record))
+
+
+@pytest.mark.parametrize("value", ["a/b.jpg", ["x.png"], {"path": "c.mp4"}])
+def test_a_picture_under_an_unknown_key_is_not_lost_in_silence(value):
+    with pytest.raises(SchemaError, match="looks like an image or a video under photo, the sample"):
+        read_record(cooked({"photo": value}))
+    # where there is an image, it says whence that came
+    assert read_record(cooked({"photo": value}, jpg=JPEG)).unread == ("photo",)

@@ -1,17 +1,23 @@
 """Images with texts beside them, in folders and in tars."""
 
 import json
+import zipfile
 
 import pytest
 from raw_set import conversation, jpeg, write_tar
 
+from data_prep.locate import Locator
 from data_prep.sources import Entry, ReadOptions, open_source
 from data_prep.sources.formats import read_entries
+from data_prep.tar_index import TarIndex
 
 
-def entries(folder, **options):
-    source = open_source(folder, None, None, ReadOptions(**options))
-    return source.format, list(read_entries(source))
+def entries(folder, name=None, **options):
+    source = open_source(folder, None, name, ReadOptions(**options))
+    tars = list(source.tars)
+    with TarIndex(folder.parent / "index") as index:
+        index.update(tars)
+        return source.format, list(read_entries(source, Locator(folder, tars, index)))
 
 
 def captions(found):
@@ -125,7 +131,32 @@ def test_numbered_images_of_a_conversation_keep_their_order(tmp_path):
     folder.mkdir()
     turns = conversation("<image>" * 11)
     names = sorted(f"1.{number}.jpg" for number in range(11))
-    record = json.dumps({"conversations": turns, "image": ["x"] * 11}).encode()
+    record = json.dumps({"conversations": turns, "images": ["x"] * 11}).encode()
     write_tar(folder / "0.tar", {name: jpeg(1) for name in names} | {"1.json": record})
     _, (entry,) = entries(folder)
     assert [one.path for one in entry.images] == [f"0/1.{number}.jpg" for number in range(11)]
+
+
+def test_tars_that_were_joined_or_are_damaged_are_read_on(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(3):
+        parts = {f"{number}.jpg": jpeg(number), f"{number}.txt": b"A dog."}
+        write_tar(tmp_path / f"{number}.tar", parts)
+    joined = b"".join((tmp_path / f"{number}.tar").read_bytes() for number in range(3))
+    (folder / "0.tar").write_bytes(joined)
+    assert len(captions(entries(folder)[1])) == 3
+    second = joined.index(b"1.txt\0")
+    (folder / "0.tar").write_bytes(joined[:second] + b"\xff" + joined[second + 1 :])
+    _, found = entries(folder)
+    assert [one.index for one in found] == [0, 1, 2]
+    assert reasons(found) == {"1": "no_answer"}
+
+
+def test_a_zip_of_samples_is_read_where_it_is_named(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "0.zip", "w") as archive:
+        archive.writestr("a/1.jpg", jpeg(1))
+        archive.writestr("a/1.txt", "A dog.")
+    assert captions(entries(folder, "webdataset")[1]) == {"a/1": "A dog."}

@@ -44,7 +44,7 @@ def rows(number, **changes):
 
 def entries(folder, file=None, *, in_order=True, **options):
     source = open_source(folder, file, None, ReadOptions(**options), in_order=in_order)
-    return list(read_entries(source))
+    return list(read_entries(source, None))
 
 
 def go(folder, output, engine=None, **options):
