@@ -11,7 +11,7 @@ from dct_vl.errors import ConfigError
 from dct_vl.model.families.qwen_vl.config import check_model_file, read_model_file
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.config.tuning import check_tuning
-from dct_vl.runs.data_checks import check_data_path, check_validation
+from dct_vl.runs.data_checks import check_data_path, check_splits
 from dct_vl.runs.derived import RunSettings
 
 
@@ -51,7 +51,7 @@ def check_run(run: RunConfig, world_size: int) -> Division:
         raise ConfigError(f"tokenizer: {error}") from error
     check_tuning(run)
     check_data_path(run.data.path)
-    check_validation(run, division.data_parallel_size)
+    check_splits(run, division.data_parallel_size)
     check_model_file(run.model.path)
     check_model_layout(run)
     return division

@@ -155,13 +155,22 @@ def _holds_conversations(folder: Path) -> bool:
     return False
 
 
-def check_validation(run: RunConfig, data_parallel_size: int = 1) -> None:
-    """Has every data-parallel rank a micro batch to validate on, where the run validates at all?
+def check_splits(run: RunConfig, data_parallel_size: int = 1) -> None:
+    """Is there a sample to train on, and has every data-parallel rank a micro batch to validate on,
+    where the run validates at all?
 
     Raises:
-        ConfigError: it has not, with the numbers and the fix.
+        ConfigError: there is not, with the numbers and the fix.
     """
-    trainer = run.trainer
+    # megatron.energon takes seconds to import
+    from dct_vl.inputs.data_sets import num_samples
+
+    trainer, path = run.trainer, run.data.path
+    if not num_samples(path, "train"):
+        raise ConfigError(
+            f"the train split of {path} has no sample: {_prepare(Path(path))}, with as many shards "
+            "as fill its parts"
+        )
     if not trainer.val_every or trainer.val_every > RunSettings(run).last_step:
         return
     try:
@@ -170,9 +179,6 @@ def check_validation(run: RunConfig, data_parallel_size: int = 1) -> None:
         raise ConfigError(f"trainer.val_every={trainer.val_every}, but {error}") from error
     if path == run.data.val_path:
         check_data_path(path)
-    # megatron.energon takes seconds to import
-    from dct_vl.inputs.data_sets import num_samples
-
     count = num_samples(path, "val")
     needed = trainer.micro_batch_size * data_parallel_size
     if count >= needed:

@@ -16,10 +16,11 @@ Ledger = Mapping[int, Sequence[str]]
 
 #: beginnings of settings that change neither what is learnt nor asked, or have an own check
 _NEUTRAL = (
-    "experiment_name log_dir tokenizer. logger. speed. model.cache_dir data.path data.min_pixels "
-    "data.max_pixels data.num_workers data.worker_timeout_s trainer.micro_batch_size "
-    "trainer.accelerator trainer.tensor_parallel_size trainer.pipeline_parallel_size "
-    "trainer.context_parallel_size trainer.sequence_parallel trainer.distributed_optimizer "
+    "experiment_name log_dir tokenizer. logger. speed. model.cache_dir data.path data.val_path "
+    "data.min_pixels data.max_pixels data.num_workers data.worker_timeout_s "
+    "trainer.micro_batch_size trainer.accelerator trainer.tensor_parallel_size "
+    "trainer.pipeline_parallel_size trainer.context_parallel_size trainer.sequence_parallel "
+    "trainer.distributed_optimizer "
     "trainer.val_ trainer.save_every trainer.keep_ trainer.resume trainer.log_every "
     "trainer.stall_warning_s"
 )

@@ -22,7 +22,7 @@ from dct_vl.errors import ConfigError
 from dct_vl.inputs.chat import read_chat_tokenizer
 from dct_vl.model.families.qwen_vl.config import MODEL_TYPES, check_model_file, read_model_file
 from dct_vl.runs.config.schema import RunConfig
-from dct_vl.runs.data_checks import check_data_path, check_validation
+from dct_vl.runs.data_checks import check_data_path, check_splits
 from dct_vl.shipped import shipped_folder
 
 #: packages whose version decides whether anything works; the others are compared with a warning
@@ -162,7 +162,7 @@ def check_data(run: RunConfig) -> Finding:
     """Shards prepared for Energon, or a file of conversations, and what is validated on."""
     try:
         check_data_path(run.data.path)
-        check_validation(run)
+        check_splits(run)
     except ConfigError as error:
         return _fail("data", str(error))
     return _ok("data", run.data.path)

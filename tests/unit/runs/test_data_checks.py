@@ -14,7 +14,7 @@ from data_prep.blend import BlendMember, blend
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.data_sets import num_samples
 from dct_vl.runs.config.compose import compose_config
-from dct_vl.runs.data_checks import check_data_path, check_validation
+from dct_vl.runs.data_checks import check_data_path, check_splits
 from dct_vl.training.processes.doctor import check_data
 
 
@@ -38,11 +38,11 @@ def test_validation_needs_a_micro_batch_on_each_rank(copied):
     count = num_samples(str(copied), "val")
     assert count > 8
     size = count // 2
-    check_validation(compose(copied, f"trainer.micro_batch_size={size}"), 2)
+    check_splits(compose(copied, f"trainer.micro_batch_size={size}"), 2)
     more = compose(copied, f"trainer.micro_batch_size={size + 1}")
-    check_validation(more, 1)
+    check_splits(more, 1)
     with pytest.raises(ConfigError) as caught:
-        check_validation(more, 2)
+        check_splits(more, 2)
     assert str(caught.value).startswith(
         f"the val split of {copied} has {count} samples, and a validation needs at least "
         f"{2 * size + 2}, a micro batch of {size + 1} on each of 2 data-parallel ranks: give it"
@@ -62,12 +62,22 @@ def test_an_empty_validation_split_is_refused_where_it_would_be_used(copied, nam
     with pytest.raises(
         ConfigError, match=rf"the val split of {copied} has no sample, .*val_every=0"
     ):
-        check_validation(run)
+        check_splits(run)
     assert check_data(run).status == "FAIL"
     assert "has no sample" in check_data(run).detail
     for unused in ("trainer.val_every=0", "trainer.stop_at_step=4"):
-        check_validation(compose(copied, unused))
+        check_splits(compose(copied, unused))
     assert check_data(compose(copied, "trainer.val_every=0")).status == "ok"
+
+
+def test_an_empty_training_split_is_refused(copied):
+    file = copied / ".nv-meta" / "split.yaml"
+    parts = yaml.safe_load(file.read_text())
+    file.write_text(yaml.dump({**parts, "split_parts": {**parts["split_parts"], "train": []}}))
+    with pytest.raises(
+        ConfigError, match=rf"the train split of {copied} has no sample: run `python"
+    ):
+        check_splits(compose(copied, "trainer.val_every=0"))
 
 
 def test_a_file_is_all_to_train_on(tmp_path):
@@ -78,14 +88,14 @@ def test_a_file_is_all_to_train_on(tmp_path):
     train, held, empty = files
     check_data_path(str(train))
     with pytest.raises(ConfigError, match=r"has no val split: set data\.val_path to a file"):
-        check_validation(compose(train))
-    check_validation(compose(train, "trainer.val_every=0"))
-    check_validation(compose(train, f"data.val_path={held}"))
+        check_splits(compose(train))
+    check_splits(compose(train, "trainer.val_every=0"))
+    check_splits(compose(train, f"data.val_path={held}"))
     two = compose(train, f"data.val_path={held}", "trainer.micro_batch_size=2")
     with pytest.raises(ConfigError, match=r"has 1 samples, .* add entries to the file"):
-        check_validation(two)
+        check_splits(two)
     with pytest.raises(ConfigError, match=r"empty\.jsonl holds no entry"):
-        check_validation(compose(train, f"data.val_path={empty}"))
+        check_splits(compose(train, f"data.val_path={empty}"))
     with pytest.raises(ConfigError, match=r"none\.jsonl does not exist"):
         check_data_path(str(tmp_path / "none.jsonl"))
 
