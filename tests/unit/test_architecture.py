@@ -248,7 +248,8 @@ def test_files_are_one_idea_each():
     own = [n for name, n in lengths.items() if not name.endswith("__init__.py")]
     assert 100 <= statistics.median(own) <= 200
     assert len(own) <= 265
-    assert sum(lengths.values()) <= 34_000
+    # 34,000 before any format of data could be read and answers had slots
+    assert sum(lengths.values()) <= 40_500
     tests = [p for p in our_files() if p.suffix == ".py" and p.is_relative_to(ROOT / "tests")]
     assert max(len(path.read_text().splitlines()) for path in tests) <= 400
 

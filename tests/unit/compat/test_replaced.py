@@ -48,7 +48,8 @@ ORDINARY = {
     "dct_vl/verbs/layout_check.py": "os.environ",
     "dct_vl/model/context_parallel.py": "own.context_parallel_size own.num_attention_heads "
     "own.num_query_groups",
-    "dct_vl/model/random_model/__init__.py": "model.generation_config",
+    "dct_vl/model/random_model/__init__.py": "model.generation_config config.torch_dtype "
+    "config.architectures",
     "dct_vl/model/random_model/tokenizer.py": "trained.normalizer trained.pre_tokenizer "
     "trained.decoder tokenizer.chat_template",
     "dct_vl/pages/page.py": "environment.filters",
