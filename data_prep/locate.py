@@ -67,6 +67,8 @@ class Locator:
         """The path from the data folder, without dots in it."""
         if "\0" in media:
             raise Rejected(Reason.UNSAFE_PATH, f"{kind} {media!r} holds a NUL character")
+        if media[:1] not in ("/", ".", "") and "/." not in media and "//" not in media:
+            return media
         path = posixpath.normpath(media)
         if path.startswith("/"):
             path = posixpath.normpath(f"/{path.lstrip('/')}")

@@ -43,7 +43,7 @@ class PlannedEntry:
     @property
     def source_bytes(self) -> int:
         """Bytes of its media."""
-        return sum(location.size for location in (*self.images, *self.videos))
+        return sum([location.size for location in self.images + self.videos])
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def read_planned(source: Round, shard: PlannedShard) -> Iterator[PlannedEntry]:
 
 def to_line(entry: PlannedEntry) -> bytes:
     """One line: what the plan adds, a tab, the entry's JSON (which holds no raw tab)."""
-    added: list[Any] = [entry.index, entry.paths, list(map(_as_list, entry.images))]
+    added: list[Any] = [entry.index, entry.paths, [_as_list(one) for one in entry.images]]
     if entry.videos:
-        added += [entry.video_paths, list(map(_as_list, entry.videos))]
+        added += [entry.video_paths, [_as_list(one) for one in entry.videos]]
     return b"%s\t%s\n" % (orjson.dumps(added), entry.raw)
 
 
@@ -267,7 +267,7 @@ def check_entry(
     """The entry as planned and the repairs made to it; raises Rejected."""
     if isinstance(entry, Refusal):
         raise Rejected(Reason(entry.reason), entry.detail)
-    media = (*entry.images, *entry.videos)
+    media = entry.images + entry.videos
     if not media and options.text_only == "drop":
         raise Rejected(Reason.TEXT_ONLY, "the entry has no image or video")
     num_images = len(entry.images)
@@ -275,21 +275,22 @@ def check_entry(
         entry.conversations, num_images, len(entry.videos), control=options.control_tokens
     )
     # in two steps: nothing is spooled for an entry that is then rejected
-    found = [None if one.held else locator.find(one.path) for one in entry.images]
-    found += [_find_video(one, locator, options) for one in entry.videos]
+    places = [None if one.held else locator.find(one.path) for one in entry.images]
+    if entry.videos:
+        places += [_find_video(one, locator, options) for one in entry.videos]
     try:
         checked = orjson.dumps(entry.raw | {"conversations": conversation.turns}, default=float)
     except TypeError as error:
         raise Rejected(Reason.MALFORMED_ENTRY, str(error)) from error
-    places = tuple(
-        [place or _place_held(one.held, spool) for one, place in zip(media, found, strict=True)]
+    found = tuple(
+        [place or _place_held(one.held, spool) for one, place in zip(media, places, strict=True)]
     )
     planned = PlannedEntry(
         index=entry.index,
         paths=tuple([one.path for one in entry.images]),
-        images=places[:num_images],
+        images=found[:num_images],
         video_paths=tuple([one.path for one in entry.videos]),
-        videos=places[num_images:],
+        videos=found[num_images:],
         raw=checked,
     )
     return planned, conversation.repairs

@@ -112,7 +112,8 @@ def _add_entry(
     entry = planned.entry
     images: list[StoredImage] = []
     videos: list[StoredVideo] = []
-    for location in (*planned.images, *planned.videos):
+    located = planned.images + planned.videos
+    for location in located:
         try:
             data = reader.read(location)
             if len(images) < len(planned.images):
@@ -127,11 +128,12 @@ def _add_entry(
             return
     original_id = "" if entry.get("id") is None else entry["id"]
     key = encode_key(str(original_id), planned.index)
-    source = next((place.source for place in (*planned.images, *planned.videos)), "text")
+    source = located[0].source if located else "text"
     writer.add(f"{key}.json", _sample_json(original_id, entry, planned, source, images, videos))
     for number, image in enumerate(images):
         writer.add(f"{key}.{_part(number, len(images), 'jpg')}", image.data)
-        record.conversions.update(image.conversions)
+        if image.conversions:
+            record.conversions.update(image.conversions)
     for number, video in enumerate(videos):
         writer.add(f"{key}.{_part(number, len(videos), video.extension)}", video.data)
     record.samples += 1

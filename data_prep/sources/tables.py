@@ -17,14 +17,13 @@ import orjson
 from data_prep.sources.chats import MEDIA_KEYS, MEDIA_NAMES, read_entry
 from data_prep.sources.entry import Archives, Entry, Inline, Media, MediaKind, Refusal, Row, Source
 from data_prep.sources.files import SourceError
+from data_prep.sources.table_cells import BATCH_ROWS, arrow_batches, open_parquet, rows_with_sizes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Uncompressed bytes of a column in a row group up to which its rows are read again.
 MAX_GROUP_BYTES = 256 * 1024 * 1024
-#: Rows that are held at a time.
-BATCH_ROWS = 32
 #: Columns that hold media where no option names them, beside those of entries in JSON.
 _MEDIA_NAMES: dict[MediaKind, tuple[str, ...]] = {
     "image": (*MEDIA_KEYS["image"], "img", "jpg", "png", "picture", "image_bytes"),
@@ -62,31 +61,11 @@ def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]
         below = path.is_relative_to(source.data_dir)
         name = (path.relative_to(source.data_dir) if below else path.absolute()).as_posix()
         for first, batch, in_place in _batches(path, layout.columns, source.in_order):
-            for number, row in enumerate(batch.to_pylist(), start=first):
+            rows = rows_with_sizes(batch, layout.media) if in_place else batch.to_pylist()
+            for number, row in enumerate(rows, start=first):
                 raw = layout.entry(row, name, number, in_place=in_place)
                 yield read_entry(of_rows, index, None, raw)
                 index += 1
-
-
-def open_parquet(path: Path) -> Any:
-    """A Parquet file, of which only the pages that are read are in memory."""
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read as Parquet ({error}); fetch it again") from error
-
-
-def arrow_batches(path: Path) -> Iterator["pa.RecordBatch"]:
-    """Batches of an Arrow file, mapped into memory."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            yield from reader
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read as Arrow ({error}); save it again") from error
 
 
 def _schema(path: Path) -> "pa.Schema":
@@ -151,6 +130,7 @@ class _Layout:
         used = {*self._media["image"], *self._media["video"]}
         self._check_unused(used)
         self._says = self._find_text()
+        self.media = used
         self.columns = [name for name in schema.names if name not in options.ignore]
 
     def entry(self, row: dict[str, Any], file: str, number: int, *, in_place: bool) -> Any:
@@ -171,13 +151,15 @@ class _Layout:
     ) -> Any:
         """Media whose bytes are in the table; a path or null as it stands."""
         data, path = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (item, "")
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes | int):
             return item
-        held = (
-            Row(file=file, number=number, column=column, size=len(data))
-            if in_place
-            else Inline(file=file, data=data)
-        )
+        held: Row | Inline
+        if in_place:
+            size = data if isinstance(data, int) else len(data)
+            held = Row(file=file, number=number, column=column, size=size)
+        else:
+            assert isinstance(data, bytes), "sizes stand for bytes only where those stay in place"
+            held = Inline(file=file, data=data)
         return Media(kind=kind, path=path or f"{file}#{number}", held=held)
 
     def _say(self, raw: dict[str, Any]) -> dict[str, Any]:
