@@ -1,5 +1,6 @@
 """``python -m data_prep``, also ``dct-vl data``: the verbs, and how they end on an error."""
 
+import sqlite3
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from data_prep import energon
+from data_prep.blend import blend as write_blend
+from data_prep.blend import parse_member
 from data_prep.cli_convert import cambrian, convert
 from data_prep.cli_stats import NUM_CORES, Root, Workers, preview, stats
 from data_prep.drawn.dataset import JSON_NAME, DrawnSummary, write_drawn_dataset
@@ -17,9 +20,18 @@ from data_prep.drawn.entries import COLLECTIONS, Detail
 from data_prep.executor import ExecutorError
 from data_prep.model_folder import FolderError
 from data_prep.options import OptionError
+from data_prep.remote import folder_at, readable
+from data_prep.shards import shard_names
 from data_prep.sources import SourceError
+from data_prep.split import describe
 from data_prep.verify import verify as verify_shards
 from data_prep.workspace import WorkspaceError
+
+#: OSError, sqlite3.Error: a full disk or missing rights; what is finished stays, a rerun resumes.
+FIXABLE = (
+    *(OSError, sqlite3.Error, ExecutorError, FolderError),
+    *(OptionError, SourceError, WorkspaceError),
+)
 
 
 class OneLineErrors(TyperGroup):
@@ -33,16 +45,8 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(130) from error
         except BrokenPipeError:
             raise  # the reader of the output has gone: Click ends without a word
-        except (
-            OSError,
-            ExecutorError,
-            FolderError,
-            OptionError,
-            SourceError,
-            WorkspaceError,
-        ) as error:
-            # OSError: a full disk or missing rights; finished shards stay, and a rerun resumes
-            typer.echo(f"error: {error}", err=True)
+        except FIXABLE as error:
+            typer.echo(f"error: {readable(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -94,16 +98,45 @@ app.command()(convert)
 
 @app.command()
 def prepare(
-    root: Root,
-    split: Annotated[str, typer.Option(help="Ratio of train,val,test.")] = "8,1,1",
+    root: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with the shards, or its s3:// URL.", parser=folder_at, metavar="ROOT"
+        ),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Ratio of train,val,test (default: as before, else 8,1,1 or what fits)."),
+    ] = None,
+    replace_split: Annotated[
+        bool, typer.Option("--replace-split", help="Replace a split.yaml written by hand.")
+    ] = False,
     num_workers: Workers = NUM_CORES,
 ) -> None:
     """Make the shards ready for Energon: its own `prepare`, without the questions."""
-    num_shards = len(list(root.glob("*.tar")))
+    num_shards = len(shard_names(root))
     typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
-    prepared = energon.prepare(root, split, num_workers=num_workers)
+    prepared = energon.prepare(root, split, num_workers=num_workers, replace_split=replace_split)
+    for name, places in prepared.damage.items():
+        listed = "; ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
+        typer.echo(f"warning: {name} is damaged at {len(places)} places ({listed})", err=True)
+    if prepared.damage:
+        typer.echo(
+            f"warning: {len(prepared.damage)} of {num_shards} shards are damaged; what is at those "
+            "places is lost, the rest is used: copy those shards again, or make them again",
+            err=True,
+        )
+    shown = readable(str(root))
     state = "is prepared" if prepared.again else "was prepared like this already"
-    typer.echo(f"{root} {state}; shards: {energon.describe(prepared.shards)}")
+    typer.echo(
+        f"{shown} {state}; shards: {describe(prepared.shards)}; {prepared.samples:,} samples"
+    )
+    if prepared.kept_split:
+        unused = f", which uses {prepared.unused} shards nowhere" if prepared.unused else ""
+        typer.echo(
+            f"the parts are those of {shown}/.nv-meta/split.yaml{unused}; --replace-split "
+            "divides the shards anew"
+        )
 
 
 app.command()(stats)
@@ -136,7 +169,7 @@ def blend(
     ],
 ) -> None:
     """Combine prepared folders in one dataset; without weights every sample is equally likely."""
-    for one in energon.blend(target, [energon.parse_member(text) for text in folders]):
+    for one in write_blend(target, [parse_member(text) for text in folders]):
         counts = ", ".join(f"{part} {count:,}" for part, count in one.samples.items())
         typer.echo(f"{one.share:6.1%} of the training samples from {one.root} ({counts})")
     typer.echo(f"blend: {target}; give it to training as its data path")

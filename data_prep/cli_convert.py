@@ -13,6 +13,7 @@ from data_prep.check import check as dry_run
 from data_prep.cli_stats import NUM_CORES, Workers
 from data_prep.executor import Executor, InProcessExecutor, ProcessExecutor
 from data_prep.manifest import Summary
+from data_prep.mirror import open_workspace
 from data_prep.model_folder import CONTROL_TOKENS, control_tokens
 from data_prep.options import (
     DEFAULT_SHARD_SIZE,
@@ -26,11 +27,13 @@ from data_prep.progress import Reporter
 from data_prep.quarantine import Reason, missing_by_folder
 from data_prep.run import Job, run
 from data_prep.sources import FORMATS, ReadOptions, SourceError
+from data_prep.split import suggested_split
 from data_prep.stats import find_tokenizers
+from data_prep.workspace import Workspace
 
 
 def _conversion(
-    output_dir: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    output_dir: Annotated[str, typer.Option(help="Folder for the shards, or its s3:// URL.")],
     workers: Workers = NUM_CORES,
     engine: Annotated[
         str,
@@ -127,7 +130,7 @@ def _conversion(
         _check(job, tokenizer, model, min_pixels=min_pixels, max_pixels=max_pixels)
         return
     summary = run(job, _executor(engine, workers), reporter)
-    _say_summary(summary, output_dir, reporter)
+    _say_summary(summary, open_workspace(output_dir), reporter)
     if not summary.kept:
         raise typer.Exit(1)
 
@@ -241,7 +244,7 @@ def _executor(name: str, workers: int) -> Executor:
     return InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
-def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None:
+def _say_summary(summary: Summary, output: Workspace, reporter: Reporter) -> None:
     reporter.note(f"{summary.kept:,} of {summary.entries:,} conversations are kept.")
     for title, counts in (
         ("Rejected", summary.rejected),
@@ -252,18 +255,19 @@ def _say_summary(summary: Summary, output_dir: Path, reporter: Reporter) -> None
             listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             reporter.note(f"{title}: {listed}.")
     if {Reason.MISSING_IMAGE.value, Reason.MISSING_VIDEO.value} & summary.rejected.keys():
-        folders = missing_by_folder(output_dir / "quarantine.jsonl").most_common(8)
+        folders = missing_by_folder(output.quarantine).most_common(8)
         listed = ", ".join(f"{folder} {count:,}" for folder, count in folders)
         reporter.note(f"Missing files by folder: {listed} (is the tar there, under that name?).")
     if summary.rejected:
-        reporter.note(f"Each rejected entry is a line in {output_dir / 'quarantine.jsonl'}.")
-    reporter.note(f"Filtering done and saved to {summary.filtered_json}.")
+        reporter.note(f"Each rejected entry is a line in {output.shown}/quarantine.jsonl.")
+    reporter.note(f"Filtering done and saved to {output.shown}/{summary.filtered_json.name}.")
     if summary.kept:
         reporter.note(
             f"Dataset successfully converted to the webdataset format: {summary.images:,} images, "
             + (f"{summary.videos:,} videos, " if summary.videos else "")
-            + f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output_dir}."
+            + f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output.shown}."
         )
-        reporter.note(f"Next: python -m data_prep prepare {output_dir} --split 8,1,1")
+        split = suggested_split(summary.num_shards)
+        reporter.note(f"Next: python -m data_prep prepare {output.shown} --split {split}")
     else:
         reporter.note("error: no entry was kept; see the quarantine for what is missing")

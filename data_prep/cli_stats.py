@@ -1,5 +1,6 @@
 """``python -m data_prep stats`` and ``preview``: what the shards hold."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +11,27 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from data_prep.manifest import load_manifest
+from data_prep.durable import write_durably
+from data_prep.manifest import check_closed, load_manifest
 from data_prep.options import OptionError
-from data_prep.stats import as_json, count_tokens, find_tokenizers, tally_folder
-from data_prep.workspace import Workspace
+from data_prep.remote import is_url
+from data_prep.shards import shard_paths
+from data_prep.stats import Tally, as_json, count_tokens, find_tokenizers, tally_folder
+from data_prep.workspace import Workspace, WorkspaceError
 
-Root = Annotated[Path, typer.Argument(help="Folder with the shards.")]
+
+def _local(text: str) -> Path:
+    if is_url(text):
+        raise WorkspaceError(
+            f"{text}: this command reads shards on a disk; copy or mount the folder, or look "
+            "at the output of `convert` before it goes there"
+        )
+    return Path(text)
+
+
+Root = Annotated[
+    Path, typer.Argument(help="Folder with the shards.", parser=_local, metavar="ROOT")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
 NUM_CORES = len(os.sched_getaffinity(0))
 
@@ -46,18 +62,19 @@ def stats(
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     tokenizers = find_tokenizers(tokenizer or [])
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=len(list(root.glob("*.tar"))))
+        task = bar.add_task("reading", total=len(shard_paths(root)))
         tally = tally_folder(root, workers=workers, on_shard=lambda: bar.advance(task))
         counting = count_tokens(tally.sizes, tokenizers, **bounds)
         described = "counting visual tokens"
         tokens = list(bar.track(counting, total=len(tokenizers), description=described))
     figures = as_json(tally, tokens, **bounds)
-    path = root / "stats.json"
-    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
-    path.write_bytes(orjson.dumps(figures, option=options))
     console.print(_table(figures))
     for note in _token_notes(figures):
         typer.echo(note)
+    say_faults(tally)
+    _warn_of_unfinished(root)
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+    path = _write(root / "stats.json", orjson.dumps(figures, option=options))
     typer.echo(f"all figures: {path}")
     if html:
         page = stats_page(
@@ -67,8 +84,7 @@ def stats(
             samples=pick_samples(root, num_samples, seed=0),
             manifest=_manifest(root),
         )
-        (root / "stats.html").write_text(page, encoding="utf-8")
-        typer.echo(f"page: {root / 'stats.html'}")
+        typer.echo(f"page: {_write(root / 'stats.html', page.encode())}")
 
 
 def preview(
@@ -82,18 +98,52 @@ def preview(
     """Write a page of samples as they are stored: images and conversations."""
     from data_prep.shard_pages import pick_samples, preview_page
 
-    output = output or root / "preview.html"
-    samples = pick_samples(root, count, seed=seed)
-    title = f"{root.resolve().name}: samples"
-    output.write_text(preview_page(title, samples), encoding="utf-8")
+    faults = Tally()
+    samples = pick_samples(root, count, seed=seed, faults=faults)
+    _warn_of_unfinished(root)
+    page = preview_page(f"{root.resolve().name}: samples", samples).encode()
+    if output is None:
+        output = _write(root / "preview.html", page)
+    else:
+        write_durably(output, page)
     typer.echo(f"{len(samples)} samples: {output}")
+    say_faults(faults)
+
+
+def say_faults(tally: Tally) -> None:
+    """What the shards hold and training will not use."""
+    for line in tally.faults():
+        typer.echo(f"warning: {line}", err=True)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Write a file beside the shards, or in the working folder where theirs is read-only."""
+    try:
+        write_durably(path, data)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        elsewhere = Path.cwd() / f"{path.parent.resolve().name}-{path.name}"
+        if elsewhere.parent.resolve() == path.parent.resolve():
+            raise
+        write_durably(elsewhere, data)
+        return elsewhere
+    return path
+
+
+def _warn_of_unfinished(root: Path) -> None:
+    """Half a conversion may be looked at, but not taken for all of it."""
+    try:
+        check_closed(Workspace(root))
+    except WorkspaceError as error:
+        typer.echo(f"warning: these are the shards that are there: {error}", err=True)
 
 
 def _manifest(root: Path) -> dict[str, Any] | None:
     try:
         return load_manifest(Workspace(root))
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, WorkspaceError):
+        return None  # of which `_warn_of_unfinished` spoke
 
 
 def _table(figures: dict[str, Any]) -> Table:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from data_prep.remote import is_remote
+
 #: Files being written end in this, with the writer's process id before it. Energon looks for
 #: ``*.tar`` below the folder, so an unfinished shard must not end in that.
 PARTIAL_SUFFIX = ".partial"
@@ -43,7 +45,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file in one atomic step."""
+    """Write a small file in one atomic step, as an object store does by itself."""
+    if is_remote(path):
+        path.write_bytes(data)
+        return
     with atomic_write(path) as file:
         file.write(data)
 

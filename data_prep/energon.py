@@ -1,25 +1,28 @@
-"""Prepare shards for Energon without questions, and blend prepared folders with weights."""
+"""Prepare shards for Energon without questions."""
 
-import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import orjson
 import yaml
-from braceexpand import braceexpand
 
 from data_prep.durable import write_durably
-from data_prep.manifest import load_manifest
-from data_prep.workspace import Workspace, WorkspaceError
+from data_prep.indexing import MADE_SPLIT, read_damage, unread_ends
+from data_prep.manifest import check_closed
+from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index, read_mark
+from data_prep.remote import explained, is_remote
+from data_prep.shards import check_shards, iter_samples, shard_names
+from data_prep.split import check_kept, choose_ratio, split_by_hand
+from data_prep.workspace import Workspace, WorkspaceError, listed
 
-PARTS = ("train", "val", "test")
-#: Energon's marker of a prepared folder.
-INFO = Path(".nv-meta") / ".info.json"
+#: Samples are read as they are; `dct_vl` cooks them.
+_DATASET = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,201 +30,169 @@ class Prepared:
     """What a folder was prepared as."""
 
     shards: dict[str, int]  #: number of shards by part
+    samples: int
     again: bool  #: False: it was prepared like this already
+    damage: dict[str, list[str]]  #: damaged places by shard; what is sound around them is used
+    kept_split: bool  #: the parts are those of a `split.yaml` that was written by hand
+    unused: int  #: shards that such a split names nowhere
 
 
-def parse_split(text: str) -> tuple[float, float, float]:
-    """Read a ratio such as ``8,1,1``: train, val, test."""
-    try:
-        ratio = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        ratio = ()
-    if len(ratio) != 3 or min(ratio) < 0 or not ratio[0] > 0:
-        raise WorkspaceError(
-            f"--split is {text!r}; expected train,val,test as in 8,1,1 (val and test may be 0)"
-        )
-    return ratio  # type: ignore[return-value]
+def prepare(
+    root: Path, split: str | None, *, num_workers: int, replace_split: bool = False
+) -> Prepared:
+    """Index the shards in ``root`` as ``energon prepare`` does, media metadata included.
 
+    A folder that was prepared like this from the same shards is left as it is; what a killed
+    attempt left is made anew.
 
-def split_counts(num_shards: int, ratio: tuple[float, ...]) -> dict[str, int]:
-    """Shards of each part as Energon 7.4.1 divides them.
+    Args:
+        split: ratio of train,val,test; None: that of a split that is there, else what fits.
+        replace_split: also where ``split.yaml`` was written by hand.
 
-    The float arithmetic is that of ``WebdatasetPreparator.prepare_dataset``, rounding included.
-    """
-    total, done, share_so_far = sum(ratio), 0, 0.0
-    counts = {}
-    for part, share in zip(PARTS, ratio, strict=True):
-        share_so_far += share / total
-        end = int(num_shards * share_so_far)
-        counts[part] = end - done
-        done = end
-    return counts
-
-
-def shards_needed(ratio: tuple[float, ...]) -> int:
-    """Smallest number of shards that leaves no part with a ratio above 0 empty."""
-    num_shards = 1
-    while not _fills_all_parts(num_shards, ratio):
-        num_shards += 1
-    return num_shards
-
-
-def prepare(root: Path, split: str, *, num_workers: int) -> Prepared:
-    """Run ``energon prepare`` on the shards in ``root`` and record its media metadata.
-
-    A folder that was prepared like this from the same shards is left as it is. Raises
-    WorkspaceError where a part would be empty or Energon fails.
+    Raises:
+        WorkspaceError: the conversion is not finished, a part would be empty, a split that was
+            written by hand would be lost, or Energon fails.
     """
     workspace = Workspace(root)
-    ratio = parse_split(split)
-    names = sorted(path.name for path in root.glob("*.tar"))
+    names = shard_names(root)
     if not names:
         raise WorkspaceError(
             f"{root} holds no shards; make them with `python -m data_prep cambrian`"
         )
-    if not _fills_all_parts(len(names), ratio):
-        raise WorkspaceError(
-            f"{len(names)} shards at {split} leave a part empty "
-            f"({describe(split_counts(len(names), ratio))}); "
-            f"at least {shards_needed(ratio)} are needed: make smaller ones with --shard-size"
-        )
-    mark = orjson.dumps(
-        {
-            "split": ratio,
-            "shards": _shard_identity(workspace, names),
+    with explained(root), workspace.locked():
+        manifest = check_closed(workspace)
+        hashes = {shard["name"]: shard["sha256"] for shard in (manifest or {}).get("shards", [])}
+        before = read_mark(workspace)
+        kept = None if replace_split else split_by_hand(root, before, names, split)
+        if kept is not None and split is not None:
+            raise WorkspaceError(
+                f"{root / SPLITS[0]} is not as a former --split made it: leave --split out to "
+                "keep it, or add --replace-split to divide the shards anew"
+            )
+        ratio = None if kept is not None else choose_ratio(split, before, len(names))
+        if kept is not None:
+            check_kept(root, kept, names, before)
+        check_shards(root, names)
+        mark = {
+            "split": ratio and list(ratio),
+            "shards": _shard_identity(root, names, hashes),
             "energon": version("megatron-energon"),
         }
-    )
-    mark_path = workspace.state / "prepared.json"
-    result = split_counts(len(names), ratio)
-    if mark_path.exists() and mark_path.read_bytes() == mark and (root / INFO).exists():
-        return Prepared(shards=result, again=False)
-    _run_energon(root, split, num_workers)
-    workspace.state.mkdir(exist_ok=True)
-    write_durably(mark_path, mark)
-    return Prepared(shards=result, again=True)
+        again = any(before.get(key) != mark[key] for key in mark) or not _is_whole(root, names)
+        damage = {} if again else before.get("damage", {})
+        if again:
+            workspace.prepared.unlink(missing_ok=True)
+            _remove_index(root, keep_split=kept is not None)
+            damage = _run_energon(root, names, ratio, num_workers)
+            made = root / META / MADE_SPLIT
+            if ratio is not None:
+                write_durably(root / SPLITS[0], made.read_bytes())
+            made.unlink()
+            _write_dataset(root)
+            write_durably(workspace.prepared, orjson.dumps({**mark, "damage": damage}))
+        else:
+            _write_dataset(root)
+        index = read_index(root)
+        return Prepared(
+            shards={part: len(shards) for part, shards in index.parts.items()},
+            samples=sum(index.counts.values()),
+            again=again,
+            damage=damage,
+            kept_split=kept is not None,
+            unused=0 if kept is None else len(set(names) - index.named),
+        )
 
 
-def describe(counts: dict[str, int]) -> str:
-    """Counts by part as one line."""
-    return ", ".join(f"{part} {count}" for part, count in counts.items())
-
-
-def _run_energon(root: Path, split: str, num_workers: int) -> None:
-    command = [
-        *(sys.executable, "-c", "from megatron.energon.cli.main import main; main()"),
-        *("prepare", str(root), "--non-interactive", "--force-overwrite"),
-        *("--split-ratio", split, "--sample-type", "CrudeWebdataset"),
-        *("--media-metadata-by-extension", "--num-workers", str(num_workers)),
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    output = finished.stdout + finished.stderr
-    # Energon reports some failures, such as duplicate keys or a broken shard, with status 0
-    if finished.returncode or not output.rstrip().endswith("Done") or "Traceback" in output:
-        raise WorkspaceError(f"energon prepare failed on {root}:\n{output.strip()}")
-
-
-def _fills_all_parts(num_shards: int, ratio: tuple[float, ...]) -> bool:
-    counts = split_counts(num_shards, ratio)
-    return all(counts[part] or not share for part, share in zip(PARTS, ratio, strict=True))
-
-
-def _shard_identity(workspace: Workspace, names: list[str]) -> list[list[str | int]]:
-    """Names with hashes where the manifest has them, else with size and time."""
+def _is_whole(root: Path, names: list[str]) -> bool:
     try:
-        hashes = {shard["name"]: shard["sha256"] for shard in load_manifest(workspace)["shards"]}
-    except FileNotFoundError:
-        hashes = {}
+        check_prepared(root)
+    except WorkspaceError:
+        return False
+    return not unread_ends(root, names)
+
+
+def _write_dataset(root: Path) -> None:
+    """Say how samples are read, unless a file does that says more and means the same."""
+    path = root / META / "dataset.yaml"
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except (FileNotFoundError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict) or found.get("__class__") != _DATASET["__class__"]:
+        write_durably(path, yaml.safe_dump(_DATASET, sort_keys=False).encode())
+
+
+def _remove_index(root: Path, *, keep_split: bool) -> None:
+    """Remove what Energon wrote, its marker first: until all is made anew, nothing is prepared."""
+    made = [INFO, INFO.with_suffix(".yaml"), META / "index.uuid", META / MADE_SPLIT]
+    made += [] if keep_split else SPLITS
+    for name in made:
+        (root / name).unlink(missing_ok=True)
+    for pattern in (f"{DATABASE}*", "*.idx.tmp"):
+        for leftover in root.glob(pattern):
+            leftover.unlink()
+
+
+def _shard_identity(root: Path, names: list[str], hashes: dict[str, str]) -> list[list[str | int]]:
+    """Names with hashes where the manifest has them, and size and time."""
     identity: list[list[str | int]] = []
+    if is_remote(root) and hashes.keys() >= set(names):
+        return [[name, hashes[name]] for name in names]  # each size would be a request
     for name in names:
-        stat = (workspace.root / name).stat()
+        stat = (root / name).stat()
         identity.append([name, hashes.get(name, ""), stat.st_size, stat.st_mtime_ns])
     return identity
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlendMember:
-    """A prepared folder in a blend."""
-
-    root: Path
-    weight: float | None  #: None: the number of its training samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlendShare:
-    """What a folder gives to a blend."""
-
-    root: Path
-    samples: dict[str, int]  #: by part
-    weight: float
-    share: float  #: of the training samples that a run sees, 0…1
-
-
-def parse_member(text: str) -> BlendMember:
-    """Read ``FOLDER`` or ``FOLDER=WEIGHT``."""
-    path, equals, weight = text.rpartition("=")
-    if not equals:
-        return BlendMember(root=Path(text), weight=None)
+def _run_energon(
+    root: Path, names: list[str], ratio: tuple[float, ...] | None, num_workers: int
+) -> dict[str, list[str]]:
+    """Damaged places by shard. Energon forks and prints: it runs in a process of its own."""
+    order = {"root": str(root), "names": names, "ratio": ratio, "num_workers": num_workers}
+    reader, writer = os.pipe()
     try:
-        number = float(weight)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise WorkspaceError(f"the weight in {text!r} is {weight!r}; expected a number above 0")
-    return BlendMember(root=Path(path), weight=number)
+        with tempfile.NamedTemporaryFile(suffix=".jsonl") as damage:
+            finished = subprocess.run(
+                [sys.executable, "-m", "data_prep.indexing", damage.name, str(reader)],
+                input=orjson.dumps(order),
+                capture_output=True,
+                pass_fds=(reader,),
+            )
+            found = read_damage(root, Path(damage.name))
+    finally:
+        os.close(reader)
+        os.close(writer)
+    if finished.returncode:
+        output = (finished.stdout + finished.stderr).decode("utf-8", "replace")
+        raise WorkspaceError(f"{root} cannot be prepared: {_explain(root, names, output)}")
+    return found
 
 
-def blend(target: Path, members: list[BlendMember]) -> list[BlendShare]:
-    """Write a metadataset (Energon's ``MetadatasetV2``) that draws from all members.
-
-    With weights, training draws from each member in that proportion; without any, every training
-    sample is equally likely. Validation and test hold the samples of all members that have such a
-    part. Paths in the file are relative to it. Raises WorkspaceError where a folder is not
-    prepared, named twice, or weights are mixed with none.
-    """
-    if target.suffix not in (".yaml", ".yml"):
-        raise WorkspaceError(f"{target} is no .yaml file; Energon knows a metadataset by that")
-    given = [member.weight is not None for member in members]
-    if any(given) and not all(given):
-        raise WorkspaceError("some folders have weights and some have none; give all or none")
-    roots = [member.root.resolve() for member in members]
-    if len(set(roots)) != len(roots):
-        raise WorkspaceError("a folder is named twice; give it once, with the sum of the weights")
-    samples = [_count_samples(member.root) for member in members]
-    weights = [
-        member.weight if member.weight is not None else float(counts["train"])
-        for member, counts in zip(members, samples, strict=True)
-    ]
-    folder = target.resolve().parent
-    splits: dict[str, Any] = {}
-    for part in PARTS:
-        entries = [
-            {"weight": weight, "path": os.path.relpath(root, folder), "split_part": part}
-            for root, weight, counts in zip(roots, weights, samples, strict=True)
-            if counts[part]
-        ]
-        if entries:
-            splits[part] = {"blend": entries}
-    document = {"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": splits}
-    write_durably(target, yaml.safe_dump(document, sort_keys=False).encode())
-    return [
-        BlendShare(root=root, samples=counts, weight=weight, share=weight / sum(weights))
-        for root, counts, weight in zip(roots, samples, weights, strict=True)
-    ]
-
-
-def _count_samples(root: Path) -> dict[str, int]:
-    split_path = root / ".nv-meta" / "split.yaml"
-    if not (root / INFO).exists() or not split_path.exists():
-        raise WorkspaceError(
-            f"{root} is not prepared; run `python -m data_prep prepare {root} --split 8,1,1` first"
+def _explain(root: Path, names: list[str], output: str) -> str:
+    """Why Energon failed, in one line, with advice that leaves the shards as they are."""
+    twice = re.search(r'Example duplicate key: "(.*)"', output)
+    if twice:
+        found = [name for name in names for key in _keys(root / name) if key == twice[1]]
+        return (
+            f"the key {twice[1]} is there more than once (in {listed(found)}), and Energon needs "
+            "keys that are unique in a folder; give each set of shards a folder of its own, "
+            "prepare both, and combine them with `python -m data_prep blend`"
         )
-    counts = json.loads((root / INFO).read_text())["shard_counts"]
-    shards = yaml.safe_load(split_path.read_text())["split_parts"]
-    samples = {
-        part: sum(counts[name] for pattern in shards.get(part, []) for name in braceexpand(pattern))
-        for part in PARTS
-    }
-    if not samples["train"]:
-        raise WorkspaceError(f"{root} has no training shards; prepare it with another --split")
-    return samples
+    # the name, and the last line of the stack below it
+    broken = re.findall(
+        r"Shard failed to load: '(.*?)'.*?^(\w[\w.]*(?:Error|Exception)\b.*?)$",
+        output,
+        re.DOTALL | re.MULTILINE,
+    )
+    if broken:
+        shown = "; ".join(f"{name} ({cause})" for name, cause in dict(broken).items())
+        return f"{shown}; fetch or make it again, or move it away"
+    empty = re.search(r"AssertionError: Shard (.*) has no samples", output)
+    if empty:
+        return f"{empty[1]} holds no sample; move it away"
+    return output.strip().rpartition("\n")[2] or "Energon was killed (for memory, perhaps)"
+
+
+def _keys(shard: Path) -> list[str]:
+    with shard.open("rb") as file:
+        return [sample.key for sample in iter_samples(file)]

@@ -1,20 +1,25 @@
-"""Find and read the images of entries, in tars or in extracted folders."""
+"""Find and read the images and videos of entries, in tars or in extracted folders."""
 
 import os
+import posixpath
 import stat
 from pathlib import Path
 
+from data_prep.archives import unread_archives
 from data_prep.quarantine import Reason, Rejected
 from data_prep.sources import Location, TarSource
-from data_prep.tar_index import TarIndex, TarReader, member_name
+from data_prep.sources.entry import MediaKind
+from data_prep.tar_index import Member, TarIndex, TarReader, member_name
 
 
 class Locator:
-    """Finds images of entries.
+    """Finds images and videos of entries.
 
     A path ``ai2d/images/1.png`` is looked for in ``ai2d.tar`` as it stands, then without the first
-    folder, then in all other tars as it stands, then as an extracted file. Links, devices and
-    sparse files in tars are never followed; a path that would leave the data folder is refused.
+    folder, then in all other tars as it stands, then as an extracted file. Where several of the
+    other tars hold it, none is chosen. An absolute path below the data folder is what it is from
+    there. Links, devices and sparse files in tars are never followed; a path that would leave the
+    data folder is refused.
     """
 
     def __init__(self, data_dir: Path, tars: list[TarSource], index: TarIndex) -> None:
@@ -22,12 +27,14 @@ class Locator:
         self._index = index
         self._by_stem = {tar.stem: tar.name for tar in tars}
         self._stems = {tar.name: tar.stem for tar in tars}
+        self._unread_archives = unread_archives(data_dir)
+        # with and without the links on the way to it
+        self._roots = [f"{root}/" for root in (data_dir.absolute(), data_dir.resolve())]
 
-    def find(self, image: str) -> Location:
-        """Location of an entry's image; raises Rejected where there is none."""
-        if image.startswith("/") or "\0" in image or ".." in image.split("/"):
-            raise Rejected(Reason.UNSAFE_PATH, f"image {image!r} leads out of the data folder")
-        name = member_name(image)
+    def find(self, media: str, kind: MediaKind = "image") -> Location:
+        """Location of an entry's image or video; raises Rejected where there is none."""
+        path = self._below_data_dir(media, kind)
+        name = member_name(path)
         first, _, rest = name.partition(b"/")
         own_tar = self._by_stem.get(os.fsdecode(first))
         members = self._index.find(name)
@@ -35,31 +42,73 @@ class Locator:
         if own_tar is not None and not found and rest:
             found = [m for m in self._index.find(rest) if m.tar == own_tar]
         found = found or members
-        if found:
-            member = next((m for m in found if m.regular), None)
-            if member is None:
-                raise Rejected(
-                    Reason.NOT_A_REGULAR_FILE, f"{image} in {found[0].tar} is a link or a device"
-                )
-            return Location(
-                source=self._stems[member.tar],
-                file=member.tar,
-                offset=member.offset,
-                size=member.size,
-            )
-        return self._find_file(image)
+        if not found:
+            return self._find_file(media, path, kind)
+        member = self._only(media, found)
+        return Location(
+            source=self._stems[member.tar],
+            file=member.tar,
+            offset=member.offset,
+            size=member.size,
+        )
 
-    def _find_file(self, image: str) -> Location:
+    def _below_data_dir(self, media: str, kind: MediaKind) -> str:
+        """The path from the data folder, without dots in it."""
+        if "\0" in media:
+            raise Rejected(Reason.UNSAFE_PATH, f"{kind} {media!r} holds a NUL character")
+        path = posixpath.normpath(media)
+        if path.startswith("/"):
+            path = posixpath.normpath(f"/{path.lstrip('/')}")
+            root = next((root for root in self._roots if path.startswith(root)), None)
+            if root is None:
+                raise Rejected(
+                    Reason.UNSAFE_PATH,
+                    f"{kind} {media!r} is an absolute path outside {self._data_dir}; put the file "
+                    "there, or give its path from there",
+                )
+            return path.removeprefix(root)
+        if path == ".." or path.startswith("../"):
+            raise Rejected(
+                Reason.UNSAFE_PATH,
+                f"{kind} {media!r} leads out of {self._data_dir}; put the file there, or let "
+                "--data-dir be the folder above",
+            )
+        return path
+
+    def _only(self, media: str, found: list[Member]) -> Member:
+        """The one member that is a file; raises Rejected where there is none, or a choice."""
+        members = [member for member in found if not member.unread]
+        if not members:
+            raise Rejected(
+                Reason.NOT_A_REGULAR_FILE, f"{media} in {found[0].tar} is {found[0].unread}"
+            )
+        if len(members) > 1:
+            names = " and in ".join(member.tar for member in members)
+            raise Rejected(
+                Reason.AMBIGUOUS_IMAGE,
+                f"{media} is in {names}; keep one, or name the tar's folder in the path, as in "
+                f"{self._stems[members[0].tar]}/{media}",
+            )
+        return members[0]
+
+    def _find_file(self, media: str, path: str, kind: MediaKind) -> Location:
         try:
-            status = (self._data_dir / image).stat()
+            status = (self._data_dir / path).stat()
         except (OSError, ValueError) as error:
             raise Rejected(
-                Reason.MISSING_IMAGE, f"{image} is in no tar and is no file of the data folder"
+                Reason.MISSING_IMAGE if kind == "image" else Reason.MISSING_VIDEO,
+                f"{media} is in no tar and is no file of the data folder" + self._unread(path),
             ) from error
         if not stat.S_ISREG(status.st_mode):
-            raise Rejected(Reason.NOT_A_REGULAR_FILE, f"{image} is a folder or a device")
-        source, slash, _ = image.removeprefix("./").partition("/")
-        return Location(source=source if slash else "", file=image, offset=-1, size=status.st_size)
+            raise Rejected(Reason.NOT_A_REGULAR_FILE, f"{media} is a folder or a device")
+        source, slash, _ = path.partition("/")
+        return Location(source=source if slash else "", file=path, offset=-1, size=status.st_size)
+
+    def _unread(self, path: str) -> str:
+        """The archive that may hold it, of a kind that is not read."""
+        first = path.partition("/")[0]
+        lines = [line for line in self._unread_archives if line.startswith(f"{first}.")]
+        return f"; {lines[0]}" if lines else ""
 
 
 class ImageReader:

@@ -11,10 +11,27 @@ import orjson
 from data_prep.durable import atomic_write, write_durably
 from data_prep.options import Options
 from data_prep.plan import RoundPlan, load_plan, read_planned
+from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardRecord, load_record
-from data_prep.workspace import Round, Workspace
+from data_prep.workspace import (
+    Round,
+    Workspace,
+    WorkspaceError,
+    listed,
+    read_json,
+    unreadable,
+)
 
 FORMAT_VERSION = 1
+#: What is read of a manifest.
+_KEYS = frozenset(
+    {
+        *("json", "entries", "kept", "rejected", "repairs", "conversions", "images", "bytes"),
+        *("shards", "rounds"),
+    }
+)
+#: How the filtered JSON ends.
+_END = b"\n]\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +78,7 @@ def close_rounds(workspace: Workspace, rounds: list[Round], options: Options) ->
                 for line in lines:
                     kept_entries.write(separator + line)
                     separator = b",\n"
-        kept_entries.write(b"\n]\n")
+        kept_entries.write(_END)
     kept = sum(shard["samples"] for shard in shards)
     entries = plans[0].entries
     if kept + rejected.total() != entries:
@@ -84,12 +101,94 @@ def close_rounds(workspace: Workspace, rounds: list[Round], options: Options) ->
         "rounds": len(rounds),
     }
     write_durably(workspace.manifest, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    for path in (workspace.quarantine, filtered, workspace.manifest):
+        workspace.deliver(path)
     return summarize(workspace)
 
 
 def load_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The manifest; FileNotFoundError where the folder is not complete."""
-    return orjson.loads(workspace.manifest.read_bytes())
+    """The manifest; FileNotFoundError where the folder is not complete.
+
+    Raises WorkspaceError for one that is not as it was written.
+    """
+    manifest = read_json(workspace.manifest)
+    lacking = _KEYS - (manifest.keys() if isinstance(manifest, dict) else set())
+    if lacking:
+        raise unreadable(workspace.manifest, f"no {', '.join(sorted(lacking))} in it")
+    return manifest
+
+
+def is_closed(workspace: Workspace, rounds: list[Round]) -> bool:
+    """The manifest covers all rounds, and the files that it speaks of are there and whole."""
+    try:
+        manifest = load_manifest(workspace)
+        quarantined = quarantined_indices(workspace.quarantine)
+    except (FileNotFoundError, WorkspaceError):
+        return False
+    filtered = workspace.filtered(manifest["json"])
+    return (
+        manifest["rounds"] == len(rounds)
+        and len(quarantined) == manifest["entries"] - manifest["kept"]
+        and filtered.is_file()
+        and _last_bytes(filtered, len(_END)) == _END
+        and not lost_shards(workspace, manifest)
+    )
+
+
+def check_closed(workspace: Workspace) -> dict[str, Any] | None:
+    """The manifest of a finished conversion; None for shards that were not made here.
+
+    Raises:
+        WorkspaceError: a conversion was begun and not finished, or shards of it are lost.
+    """
+    rounds = workspace.rounds()
+    begun = bool(rounds) or workspace.settings.exists()
+    again = f"run the command that converts into {workspace.root} again; it makes what is missing"
+    try:
+        manifest = load_manifest(workspace)
+    except FileNotFoundError as error:
+        if not begun:
+            return None
+        raise WorkspaceError(
+            f"the conversion into {workspace.root} is not finished{_progress(workspace, rounds)}: "
+            f"{again}"
+        ) from error
+    except WorkspaceError as error:
+        raise WorkspaceError(f"{error}: {again}" if begun else f"{error}: copy it again") from error
+    if rounds and manifest["rounds"] < len(rounds):
+        raise WorkspaceError(
+            f"a --retry-quarantined of {workspace.root} is not finished"
+            f"{_progress(workspace, rounds)}: {again}"
+        )
+    lost = lost_shards(workspace, manifest)
+    if lost:
+        mend = f"copy them again, or {again}" if begun else "copy them again"
+        raise WorkspaceError(
+            f"{workspace.root} lacks {len(lost)} of the {len(manifest['shards'])} shards of its "
+            f"manifest, or has them in another size ({listed(lost)}): {mend}"
+        )
+    return manifest
+
+
+def lost_shards(workspace: Workspace, manifest: dict[str, Any]) -> list[str]:
+    """Shards of the manifest that are not there, or in another size."""
+    sizes = workspace.sizes()
+    return [s["name"] for s in manifest["shards"] if sizes.get(s["name"]) != s["bytes"]]
+
+
+def _progress(workspace: Workspace, rounds: list[Round]) -> str:
+    try:
+        planned = [shard for one in rounds for shard in load_plan(one.plan).shards]
+    except WorkspaceError:
+        planned = []
+    made = sum(workspace.shard(shard.number).exists() for shard in planned)
+    return f" ({made} of {len(planned)} shards are there)" if planned else ""
+
+
+def _last_bytes(path: Path, number: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - number))
+        return file.read()
 
 
 def summarize(workspace: Workspace) -> Summary:

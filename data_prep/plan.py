@@ -24,9 +24,9 @@ from data_prep.conversation import check_conversation
 from data_prep.durable import sync_folder, write_durably
 from data_prep.locate import Location, Locator
 from data_prep.options import DEFAULT_SHARD_SIZE, MIN_SHARDS, Options
-from data_prep.quarantine import Reason, Rejected, reject_line
+from data_prep.quarantine import Reason, Rejected, quarantined_indices, reject_line
 from data_prep.sources import Entry, Inline, Media, Place, Refusal, Row, Source, read_entries
-from data_prep.workspace import Round
+from data_prep.workspace import Round, read_json, unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,31 @@ class RoundPlan:
 
 
 def load_plan(path: Path) -> RoundPlan:
-    """Read a plan back."""
-    fields = orjson.loads(path.read_bytes())
-    shards = tuple(PlannedShard(**shard) for shard in fields.pop("shards"))
-    return RoundPlan(**fields, shards=shards)
+    """Read a plan back; WorkspaceError where it is not as it was written."""
+    fields = read_json(path)
+    try:
+        shards = tuple(PlannedShard(**shard) for shard in fields.pop("shards"))
+        return RoundPlan(**fields, shards=shards)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise unreadable(path, error) from error
+
+
+def check_round(source: Round) -> None:
+    """Raise WorkspaceError where the files of a round are not as they were written."""
+    plan = load_plan(source.plan)
+    for path in (source.order, source.entries, source.rejects):
+        if not path.is_file():
+            raise unreadable(path, "it is not there")
+    offsets = np.fromfile(source.order, dtype=np.int64)
+    if len(offsets) != sum(shard.count for shard in plan.shards):
+        raise unreadable(source.order, f"{len(offsets)} entries")
+    with source.entries.open("rb") as entries:
+        entries.seek(int(offsets.max(initial=0)))
+        last = entries.readline()
+        if bool(len(offsets)) != last.endswith(b"\n") or entries.read(1):
+            raise unreadable(source.entries, "its end is not where it was")
+    if len(quarantined_indices(source.rejects)) != sum(plan.rejected.values()):
+        raise unreadable(source.rejects, "lines are missing")
 
 
 def read_planned(source: Round, shard: PlannedShard) -> Iterator[PlannedEntry]:
@@ -276,12 +297,7 @@ def check_entry(
 
 def _find_video(video: Media, locator: Locator, options: Options) -> Location | None:
     """Where a path leads to; None for bytes that came with their entry."""
-    try:
-        found = None if video.held else locator.find(video.path)
-    except Rejected as rejection:
-        if rejection.reason is Reason.MISSING_IMAGE:
-            raise Rejected(Reason.MISSING_VIDEO, rejection.detail) from rejection
-        raise
+    found = None if video.held else locator.find(video.path, "video")
     place = video.held or found
     if place and place.size > options.max_video_bytes:
         raise Rejected(

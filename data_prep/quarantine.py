@@ -1,5 +1,6 @@
 """Reasons for rejecting an entry, and the lines of ``quarantine.jsonl``."""
 
+import os
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import orjson
 
 from data_prep.sources import ID_KEYS, MEDIA_KEYS, Location
+from data_prep.workspace import unreadable
 
 _MAX_TEXT = 1000
 
@@ -33,8 +35,9 @@ class Reason(str, Enum):
     MISSING_IMAGE = "missing_image"
     MISSING_VIDEO = "missing_video"
     REMOTE = "remote"  # an address on another machine
-    UNSAFE_PATH = "unsafe_path"  # absolute, or leads out of the data folder
-    NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder or sparse member
+    UNSAFE_PATH = "unsafe_path"  # leads out of the data folder
+    AMBIGUOUS_IMAGE = "ambiguous_image"  # several tars hold a file of that path
+    NOT_A_REGULAR_FILE = "not_a_regular_file"  # a link, device, folder, sparse or encrypted member
     UNREADABLE_SOURCE = "unreadable_source"  # the tar or file ends early or cannot be read
     # images and videos
     EMPTY_FILE = "empty_file"
@@ -95,9 +98,12 @@ def reject_line(
 
 
 def quarantined_indices(path: Path) -> set[int]:
-    """Indices of the entries in a quarantine file."""
+    """Indices of the entries in a quarantine file; WorkspaceError where it was cut or changed."""
     with path.open("rb") as lines:
-        return {orjson.loads(line)["index"] for line in lines}
+        try:
+            return {orjson.loads(line)["index"] for line in lines}
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise unreadable(path, error) from error
 
 
 def missing_by_folder(path: Path) -> Counter[str]:
@@ -111,9 +117,10 @@ def missing_by_folder(path: Path) -> Counter[str]:
             kind = {"missing_image": "image", "missing_video": "video"}.get(reject["reason"])
             if kind is not None:
                 found = reject.get(kind)
-                paths = found if isinstance(found, list) else [found]
                 # none where the media stand inside the turns
-                folders[(paths[0] or "").removeprefix("./").partition("/")[0]] += 1
+                name = (found[0] if isinstance(found, list) else found) or ""
+                first = name.removeprefix("./").partition("/")[0]
+                folders[os.path.dirname(name) if name.startswith("/") else first] += 1
     return folders
 
 

@@ -1,6 +1,5 @@
 """Run a conversion: plan, make the missing shards, close."""
 
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -9,18 +8,21 @@ from typing import Any
 
 import orjson
 
+from data_prep.archives import reading_note, remove_unpacked, unread_archives
 from data_prep.durable import remove_partials, write_durably
+from data_prep.earlier import made_shards, refuse_foreign_tars, sound_rounds
 from data_prep.executor import Executor
 from data_prep.locate import Locator
-from data_prep.manifest import Summary, close_rounds, load_manifest, summarize
+from data_prep.manifest import Summary, close_rounds, is_closed, load_manifest, summarize
+from data_prep.mirror import open_workspace
 from data_prep.options import DEFAULT_SHARD_SIZE, Options, flag
-from data_prep.plan import PlannedShard, RoundPlan, load_plan, make_plan
+from data_prep.plan import RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
 from data_prep.sources import ReadOptions, Source, TarSource, open_source
 from data_prep.tar_index import TarIndex
-from data_prep.workspace import Round, Workspace, WorkspaceError
+from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Job:
     """What to prepare and where to."""
 
     data_dir: Path
-    output_dir: Path
+    output_dir: str | Path  #: a folder, or the URL of one in an object store
     json: Path | None  #: file of the entries; None: the only one in the data folder
     options: Options
     format: str | None = "llava"  #: of `data_prep.sources`; None: as the content has it
@@ -50,28 +52,31 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     source = job.open_source()
     if job.format is None:
         reporter.note(f"format: {source.format} ({source.name})")
-    workspace = Workspace(job.output_dir)
+    workspace = open_workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")
     with workspace.locked():
-        _refuse_foreign_tars(workspace)
+        workspace.pull()
+        rounds = sound_rounds(workspace, reporter)
+        refuse_foreign_tars(workspace, rounds)
         remove_partials(workspace.root)
         _check_settings(workspace, job.options, source)
         planner = _Planner(job, workspace, source, reporter)
-        rounds = workspace.rounds()
         planner.check_same_json(rounds)
         if not rounds:
             rounds = [planner.plan_all()]
-        elif _is_closed(workspace, rounds):
+        elif is_closed(workspace, rounds):
             retried = planner.plan_retry(rounds) if job.retry_quarantined else None
             if retried is None:
-                reporter.note(f"{workspace.root} is complete; nothing to do")
+                remove_unpacked(workspace.index)
+                reporter.note(f"{workspace.shown} is complete; nothing to do")
                 return summarize(workspace)
             rounds.append(retried)
         _make_missing(job, workspace, rounds, executor, planner, reporter)
+        remove_unpacked(workspace.index)
         if len(rounds) > 1 and _changed_nothing(workspace, rounds[-1]):
             # so that trying again what stays broken leaves the folder as it was
-            shutil.rmtree(rounds[-1].folder)
+            workspace.discard(rounds[-1])
             reporter.note("none of the rejected entries can be used now either")
             return summarize(workspace)
         return close_rounds(workspace, rounds, job.options)
@@ -112,9 +117,14 @@ class _Planner:
         if plan.shards:
             self._reporter.note(f"{len(retried):,} rejected entries are tried again")
             return target
-        shutil.rmtree(target.folder)
+        self._workspace.discard(target)
         self._reporter.note(f"none of the {len(retried):,} rejected entries can be used now either")
         return None
+
+    def make_readable(self) -> None:
+        """Unpack what shards are made from, where that went after an earlier run."""
+        with TarIndex(self._workspace.index) as index:
+            index.update(list(self._source.tars), self._say_indexing)
 
     def check_unchanged(self, plan: RoundPlan) -> None:
         """Raise where the input is not what an unfinished round was planned from."""
@@ -125,7 +135,7 @@ class _Planner:
         for plan in (load_plan(one.plan) for one in rounds):
             if self._source.name != plan.json_name:
                 raise WorkspaceError(
-                    f"{self._workspace.root} was made from {plan.json_name}, not from "
+                    f"{self._workspace.shown} was made from {plan.json_name}, not from "
                     f"{self._source.name}; use another --output-dir"
                 )
             self._compare(plan, [plan.json_name])
@@ -135,7 +145,7 @@ class _Planner:
             if self._inputs.get(name) != plan.inputs[name]:
                 now = self._inputs.get(name)
                 raise WorkspaceError(
-                    f"{name} has changed since {self._workspace.root} was planned (size and mtime "
+                    f"{name} has changed since {self._workspace.shown} was planned (size and mtime "
                     f"{plan.inputs[name]} then, {now or 'not there'} now); put the old one back, "
                     "or use another --output-dir"
                 )
@@ -146,13 +156,11 @@ class _Planner:
         with TarIndex(self._workspace.index) as index:
             tars = list(self._source.tars)
             index.update(tars, self._say_indexing)
-            for name in index.damaged():
-                self._reporter.note(
-                    f"{name} breaks off before its end; images behind that are missing"
-                )
+            for fault in (*index.faults(), *unread_archives(self._job.data_dir)):
+                self._reporter.note(fault)
             locator = Locator(self._job.data_dir, tars, index)
             with self._reporter.planning() as meter:
-                return make_plan(
+                plan = make_plan(
                     target,
                     self._source,
                     locator,
@@ -162,12 +170,14 @@ class _Planner:
                     first_shard=first_shard,
                     on_entry=meter.advance,
                 )
+        if plan.shards or first_shard == 0:
+            self._workspace.deliver_round(target)
+        return plan
 
     def _say_indexing(self, tar: TarSource) -> None:
+        note = reading_note(tar.path)
         text = f"indexing {tar.name} ({tar.size / 1e6:,.1f} MB)"
-        if tar.compressed:
-            text += ": compressed, so it is read sequentially, slower than a plain tar"
-        self._reporter.note(text)
+        self._reporter.note(f"{text}: {note}" if note else text)
 
 
 def _make_missing(
@@ -182,7 +192,8 @@ def _make_missing(
     source_bytes = num_shards = 0
     for number, one in enumerate(rounds):
         plan = load_plan(one.plan)
-        missing = [shard for shard in plan.shards if not _is_made(workspace, one, shard)]
+        made = made_shards(workspace, one, plan.shards)
+        missing = [shard for shard in plan.shards if shard.number not in made]
         if missing:
             planner.check_unchanged(plan)
         num_shards += len(plan.shards)
@@ -191,7 +202,7 @@ def _make_missing(
             ShardTask(
                 # a worker elsewhere has another working folder
                 data_dir=job.data_dir.absolute(),
-                output_dir=job.output_dir.absolute(),
+                workspace=workspace.absolute(),
                 round_number=number,
                 shard=shard,
                 options=job.options,
@@ -200,6 +211,7 @@ def _make_missing(
         ]
     if not tasks:
         return
+    planner.make_readable()
     if len(tasks) < num_shards:
         reporter.note(
             f"{num_shards - len(tasks)} of {num_shards} shards are there; making the rest"
@@ -211,15 +223,6 @@ def _make_missing(
         remove_partials(folder)
 
 
-def _is_made(workspace: Workspace, one: Round, shard: PlannedShard) -> bool:
-    record_path = one.record(shard.number)
-    if not record_path.exists():
-        return False
-    record = load_record(record_path)
-    path = workspace.shard(shard.number)
-    return not record.samples or (path.exists() and path.stat().st_size == record.bytes)
-
-
 def _changed_nothing(workspace: Workspace, last: Round) -> bool:
     """The round kept nothing, and rejected for the reasons that the manifest has already."""
     plan = load_plan(last.plan)
@@ -229,39 +232,6 @@ def _changed_nothing(workspace: Workspace, last: Round) -> bool:
         rejected.update(record.rejected)
     kept_nothing = not any(record.samples for record in records)
     return kept_nothing and rejected == load_manifest(workspace)["rejected"]
-
-
-def _is_closed(workspace: Workspace, rounds: list[Round]) -> bool:
-    """The manifest covers all rounds, and the shards that it names are there."""
-    try:
-        manifest = load_manifest(workspace)
-    except FileNotFoundError:
-        return False
-    files = [workspace.quarantine, workspace.filtered(manifest["json"])]
-    return (
-        manifest["rounds"] == len(rounds)
-        and all(file.exists() for file in files)
-        and all(
-            (path := workspace.root / shard["name"]).exists()
-            and path.stat().st_size == shard["bytes"]
-            for shard in manifest["shards"]
-        )
-    )
-
-
-def _refuse_foreign_tars(workspace: Workspace) -> None:
-    """Energon takes every tar below the folder for a shard."""
-    planned = {
-        workspace.shard(shard.number).name
-        for one in workspace.rounds()
-        for shard in load_plan(one.plan).shards
-    }
-    foreign = sorted(p.name for p in workspace.root.glob("*.tar") if p.name not in planned)
-    if foreign:
-        raise WorkspaceError(
-            f"{workspace.root} holds {len(foreign)} tars of another origin ({foreign[0]} …), which "
-            "Energon would take for shards; use an empty --output-dir or move them away"
-        )
 
 
 def _check_settings(workspace: Workspace, options: Options, source: Source) -> None:
@@ -277,11 +247,19 @@ def _check_settings(workspace: Workspace, options: Options, source: Source) -> N
     }
     if not workspace.settings.exists():
         write_durably(workspace.settings, orjson.dumps(current, option=orjson.OPT_INDENT_2))
+        workspace.deliver(workspace.settings)
         return
-    before = orjson.loads(workspace.settings.read_bytes())
-    reading = ReadOptions().as_json() | before.get("reading", {})
-    then = {"format": before.get("format", "llava")} | Options().as_json() | before["options"]
-    then |= reading
+    try:
+        before = read_json(workspace.settings)
+        then = {"format": before.get("format", "llava")} | Options().as_json() | before["options"]
+        then |= ReadOptions().as_json() | before.get("reading", {})
+        versions = dict(before["versions"])
+    except (WorkspaceError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WorkspaceError(
+            f"{workspace.settings} cannot be read ({error}), so that the options of the shards are "
+            "not known: if they are those of this command, remove that file and go on; if not, "
+            "use another --output-dir"
+        ) from error
     now = {"format": source.format} | current["options"] | current["reading"]
     changed = [
         f"{flag(name)} was {then[name]}, is {value}"
@@ -289,12 +267,12 @@ def _check_settings(workspace: Workspace, options: Options, source: Source) -> N
         if then[name] != value
     ]
     changed += [
-        f"{name} was {before['versions'].get(name)}, is {value}"
+        f"{name} was {versions.get(name)}, is {value}"
         for name, value in current["versions"].items()
-        if before["versions"].get(name) != value
+        if versions.get(name) != value
     ]
     if changed:
         raise WorkspaceError(
-            f"{workspace.root} was begun with other settings: {'; '.join(changed)}. Go on with "
+            f"{workspace.shown} was begun with other settings: {'; '.join(changed)}. Go on with "
             "those, or use another --output-dir"
         )

@@ -1,4 +1,4 @@
-"""The schema of a sample in a shard: its key, its media parts and its JSON.
+"""The schema of a sample in a shard: its media parts and its JSON; for its key see `sample_key`.
 
 A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, ``<key>.1.jpg`` …
 (several), and ``<key>.mp4`` or ``<key>.0.mp4`` … (videos, numbered on their own). The JSON holds
@@ -7,29 +7,34 @@ A sample is ``<key>.json`` beside ``<key>.jpg`` (one image) or ``<key>.0.jpg``, 
 then perhaps of the videos).
 Shards of earlier projects are read too: a bare conversations list as JSON, and parts whose
 extension is doubled (``jpg.json``, ``png.jpg``) because their keys held a dot.
-
-Keys are unique, safe in a tar member's name and readable back to the original id. WebDataset takes
-everything after the first dot of a member's name for the part's extension, so an id such as
-``ai2d/1.png`` must not become a key as it stands.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from data_prep.sources.media_values import media_in
+
+#: Keys of a sample's JSON, and names that are no path whatever they look like.
+_KEYS = {
+    *("id", "key", "sample_id", "source", "dataset", "data_source", "conversations", "system"),
+    *("image", "images", "video", "videos", "width", "height"),
+}
+
 __all__ = [
     "ROLES",
     "ChatRecord",
+    "SampleParts",
     "SchemaError",
     "Turn",
-    "decode_key",
-    "encode_key",
+    "check_all_there",
     "image_parts",
     "json_part",
     "parse_record",
+    "sample_parts",
     "video_parts",
 ]
 
@@ -47,6 +52,13 @@ _VIDEO_PART = re.compile(
     r"(?:(\d+)\.)?(?:mp4|m4v|mov|mkv|webm|avi|gif|flv|ts|mpe?g|wmv|ogv)", re.IGNORECASE
 )
 _JSON_PART = re.compile(r"(?:[A-Za-z]+\.)?json", re.IGNORECASE)
+
+
+#: of media and JSON, for errors
+KNOWN_PARTS = (
+    "known are json, jpg, jpeg, png, webp, mp4, m4v, mov, mkv, webm, avi, gif, flv, ts, mpg, "
+    "mpeg, wmv and ogv, of several 0.jpg, 1.jpg …"
+)
 
 
 class SchemaError(ValueError):
@@ -71,6 +83,8 @@ class ChatRecord:
     images: tuple[str, ...]  #: original paths, in the order of the image parts
     sizes: tuple[tuple[int, int], ...]  #: (height, width) in pixels per image; () where unknown
     videos: tuple[str, ...] = ()  #: original paths, in the order of the video parts
+    #: other keys whose values look like media; a sample that holds none has lost them
+    unread: tuple[str, ...] = ()
 
 
 def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
@@ -86,15 +100,20 @@ def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
         raise SchemaError(
             f"the sample's JSON is a {type(data).__name__}; expected an object or a list of turns"
         )
-    images = _string_list(data.get("image"), "image")
-    videos = _string_list(data.get("video"), "video")
+    images, videos = _paths(data, "image"), _paths(data, "video")
+    turns = parse_turns(data.get("conversations"))
+    if data.get("system"):
+        turns = _with_system(turns, data["system"])
     return ChatRecord(
         id=_scalar_text(data.get("id"), "id"),
         source=_scalar_text(data.get("source"), "source"),
-        turns=parse_turns(data.get("conversations")),
+        turns=turns,
         images=images,
         sizes=_sizes(data.get("height"), data.get("width"), len(images), len(videos)),
         videos=videos,
+        unread=tuple(
+            sorted(key for key in data.keys() - _KEYS if any(True for _ in media_in(data[key])))
+        ),
     )
 
 
@@ -163,6 +182,86 @@ def json_part(sample: Mapping[str, object]) -> str:
     return found[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleParts:
+    """The names of a sample's parts by what they hold."""
+
+    json: str
+    images: list[str]  #: in order; [] for text only
+    videos: list[str]  #: likewise
+
+
+def sample_parts(sample: Mapping[str, object], read: Callable[[str], bytes]) -> SampleParts:
+    """What the parts of a sample hold, as `image_parts` and its like have it.
+
+    Args:
+        read: content of a part. Only parts of unknown names are read here: text beside the media is
+            nobody's loss, but whatever is not text may be a picture.
+
+    Raises:
+        SchemaError: also for a part of an unknown name that is no text.
+    """
+    known = (_JSON_PART, _IMAGE_PART, _VIDEO_PART)
+    for part in sample:
+        is_known = part.startswith("__") or any(pattern.fullmatch(part) for pattern in known)
+        if not is_known and not _is_text(read(part)):
+            raise SchemaError(f"part {part} is of a name that is not known; {KNOWN_PARTS}")
+    return SampleParts(
+        json=json_part(sample), images=image_parts(sample), videos=video_parts(sample)
+    )
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data
+
+
+def check_all_there(record: ChatRecord, num_images: int, num_videos: int) -> None:
+    """Raise SchemaError where the JSON names more media than the sample holds.
+
+    An image that is missing would leave a question about nothing where no mark counts it.
+    """
+    for kind, named, held in (
+        ("image", record.images, num_images),
+        ("video", record.videos, num_videos),
+    ):
+        wanted = sum(map(bool, named))
+        if held < wanted:
+            raise SchemaError(
+                f"the JSON names {wanted} {kind}s, the sample holds {held}: a part is missing, or "
+                f"its name is not known; {KNOWN_PARTS}"
+            )
+    if record.unread and not num_images and not num_videos:
+        raise SchemaError(
+            f"the JSON has what looks like an image or a video under {record.unread[0]}, the "
+            "sample holds none: its part is missing, or the set is to be converted again"
+        )
+
+
+def _with_system(turns: tuple[Turn, ...], system: object) -> tuple[Turn, ...]:
+    """A system text beside the conversation, as ShareGPT has it, is its first turn."""
+    if not isinstance(system, str):
+        raise SchemaError(f"system is {shortened(system)}; expected a text")
+    if turns[0].role != "system":
+        return (Turn(role="system", text=system), *turns)
+    if turns[0].text != system:
+        raise SchemaError(f"system is {shortened(system)}, unlike the system turn; expected one")
+    return turns
+
+
+def _paths(data: dict[str, Any], kind: str) -> tuple[str, ...]:
+    """Paths under ``image``, or under ``images`` as others call it."""
+    found = _string_list(data.get(kind), kind)
+    plural = data.get(f"{kind}s")
+    others = () if isinstance(plural, int) else _string_list(plural, f"{kind}s")
+    if found and others and found != others:
+        raise SchemaError(f"{kind} and {kind}s name different {kind}s; expected one of the keys")
+    return found or others
+
+
 def _string_list(value: object, name: str) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -207,48 +306,3 @@ def shortened(value: object) -> str:
     """A value in an error message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-#: Longest escaped id that a key carries; with the index and ``.99.jpg`` it stays below the 100
-#: characters of a plain ustar name. The JSON of the sample holds the id in any case.
-MAX_ESCAPED_ID = 80
-
-_UNSAFE = re.compile(rb"[^A-Za-z0-9-]")
-_ESCAPE = re.compile(rb"_(_|[0-9A-F]{2})")
-_KEY = re.compile(r"(\d{9,})(?:-((?:[A-Za-z0-9-]|__|_[0-9A-F]{2})*))?")
-
-
-def encode_key(original_id: str, index: int) -> str:
-    """``encode_key("ai2d/1.png", 7) == "000000007-ai2d_2F1_2Epng"``.
-
-    ``index`` is the entry's position in the source JSON (0-based): it makes the key unique even
-    where ids repeat. In the id ``_`` becomes ``__`` and every other byte of UTF-8 outside
-    ``[A-Za-z0-9-]`` becomes ``_XX``. An id of more than `MAX_ESCAPED_ID` escaped characters is
-    left out of the key.
-    """
-    if index < 0:
-        raise ValueError(f"index {index} is negative; expected the entry's position from 0")
-    escaped = _UNSAFE.sub(_escape, original_id.encode("utf-8", "surrogatepass")).decode("ascii")
-    return f"{index:09d}-{escaped}" if len(escaped) <= MAX_ESCAPED_ID else f"{index:09d}"
-
-
-def decode_key(key: str) -> tuple[int, str | None]:
-    """Index and original id of a key; the id is None where it was too long for the key.
-
-    Raises ValueError where `encode_key` cannot have made the key.
-    """
-    match = _KEY.fullmatch(key)
-    if match is None:
-        raise ValueError(f"key {key!r} was not made by encode_key: expected 000000007-escaped_id")
-    if match[2] is None:
-        return int(match[1]), None
-    original = _ESCAPE.sub(_unescape, match[2].encode("ascii"))
-    return int(match[1]), original.decode("utf-8", "surrogatepass")
-
-
-def _escape(match: re.Match[bytes]) -> bytes:
-    return b"__" if match[0] == b"_" else b"_%02X" % match[0][0]
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    return b"_" if match[1] == b"_" else bytes.fromhex(match[1].decode("ascii"))

@@ -2,19 +2,21 @@
 
 import base64
 import random
+import tarfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import simplejpeg
 from markupsafe import Markup
 
-from data_prep.schema import ChatRecord, image_parts, json_part, parse_record, video_parts
-from data_prep.shards import ShardSample, iter_samples, shard_paths
+from data_prep.schema import ChatRecord, SchemaError
+from data_prep.shards import ShardSample, iter_samples, open_shard, read_sample, shard_paths
 from data_prep.stats import Tally
-from data_prep.workspace import WorkspaceError
 from dct_vl.pages.bars import bars, histogram
 from dct_vl.pages.page import render_page
 
@@ -50,38 +52,47 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
-def pick_samples(root: Path, count: int, *, seed: int) -> list[Shown]:
-    """About ``count`` samples, from as many shards as possible; the same for the same seed."""
+def pick_samples(root: Path, count: int, *, seed: int, faults: Tally | None = None) -> list[Shown]:
+    """About ``count`` samples, from as many shards as possible; the same for the same seed.
+
+    Samples that training would reject are left out; ``faults`` takes down what is wrong with them,
+    and damaged places of the shards.
+    """
     paths = shard_paths(root)
-    if not paths:
-        raise WorkspaceError(f"{root} holds no shards (*.tar)")
     rng = random.Random(seed)
     chosen = sorted(rng.sample(paths, min(count, len(paths))))
     shown: list[Shown] = []
+    faults = faults or Tally()
     for position, path in enumerate(chosen):
         wanted = count * (position + 1) // len(chosen) - count * position // len(chosen)
-        shown += _pick_in_shard(path, wanted, rng)
+        shown += _pick_in_shard(path, path.relative_to(root).as_posix(), wanted, rng, faults)
     return shown
 
 
-def _pick_in_shard(path: Path, count: int, rng: random.Random) -> list[Shown]:
-    with path.open("rb") as shard:
-        samples = list(iter_samples(shard))
-        picked = sorted(rng.sample(range(len(samples)), min(count, len(samples))))
-        return [
-            Shown(
-                key=sample.key,
-                shard=path.name,
-                record=parse_record(sample.parts[json_part(sample.parts)].read(shard)),
-                images=tuple(sample.parts[p].read(shard) for p in image_parts(sample.parts)),
-                first_frames=_first_frames(sample, shard),
+def _pick_in_shard(
+    path: Path, name: str, count: int, rng: random.Random, faults: Tally
+) -> Iterator[Shown]:
+    with open_shard(path) as shard:
+        try:
+            samples = list(iter_samples(shard, partial(faults.note_damage, name)))
+        except (OSError, tarfile.ReadError) as error:
+            faults.note_damage(name, f"it cannot be read: {error}")
+            return
+        for place in sorted(rng.sample(range(len(samples)), min(count, len(samples)))):
+            sample = samples[place]
+            try:
+                record, parts = read_sample(sample, shard)
+            except SchemaError as error:
+                faults.note_unusable(name, sample.key, error)
+                continue
+            images = tuple(sample.parts[part].read(shard) for part in parts.images)
+            frames = _first_frames(sample, parts.videos, shard)
+            yield Shown(
+                key=sample.key, shard=name, record=record, images=images, first_frames=frames
             )
-            for sample in (samples[i] for i in picked)
-        ]
 
 
-def _first_frames(sample: ShardSample, shard: BinaryIO) -> tuple[bytes, ...]:
-    parts = video_parts(sample.parts)
+def _first_frames(sample: ShardSample, parts: Sequence[str], shard: BinaryIO) -> tuple[bytes, ...]:
     if not parts:
         return ()
     # PyAV takes an eighth of a second to import, which sets of images do without

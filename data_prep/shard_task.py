@@ -15,9 +15,9 @@ from data_prep.media_reader import MediaReader
 from data_prep.options import Options
 from data_prep.plan import PlannedEntry, PlannedShard, read_planned
 from data_prep.quarantine import Rejected, reject_line
-from data_prep.schema import encode_key
+from data_prep.sample_key import encode_key
 from data_prep.shards import ShardWriter
-from data_prep.workspace import Workspace
+from data_prep.workspace import Workspace, read_json, unreadable
 
 if TYPE_CHECKING:
     from data_prep.videos import StoredVideo
@@ -30,7 +30,7 @@ class ShardTask:
     """All that a worker on any machine that sees both folders needs to make a shard."""
 
     data_dir: Path
-    output_dir: Path
+    workspace: Workspace
     round_number: int
     shard: PlannedShard
     options: Options
@@ -65,16 +65,19 @@ class ShardRecord:
 
 
 def load_record(path: Path) -> ShardRecord:
-    """Read a record back."""
-    fields = orjson.loads(path.read_bytes())
-    for name in ("sources", "conversions", "rejected"):
-        fields[name] = Counter(fields[name])
-    return ShardRecord(**fields)
+    """Read a record back; WorkspaceError where it is not as it was written."""
+    fields = read_json(path)
+    try:
+        for name in ("sources", "conversions", "rejected"):
+            fields[name] = Counter(fields[name])
+        return ShardRecord(**fields)
+    except (KeyError, TypeError) as error:
+        raise unreadable(path, error) from error
 
 
 def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: None) -> ShardRecord:
     """Write the shard and its record, each atomically."""
-    workspace = Workspace(task.output_dir)
+    workspace = task.workspace
     source = workspace.round(task.round_number)
     path = workspace.shard(task.shard.number)
     record = ShardRecord(number=task.shard.number, name=path.name)
@@ -86,12 +89,14 @@ def make_shard(task: ShardTask, report: Callable[[Tick], None] = lambda tick: No
                 _add_entry(planned, reader, task.options, writer, record, meter)
             if record.samples:
                 record.bytes, record.sha256 = writer.publish()
+                workspace.deliver(path)
             else:
                 path.unlink(missing_ok=True)
     finally:
         reader.close()
     meter.flush()
     write_durably(source.record(task.shard.number), orjson.dumps(record))
+    workspace.deliver(source.record(task.shard.number))
     return record
 
 

@@ -1,7 +1,9 @@
 """Write a shard as a tar whose bytes depend on its members only, and read shards back."""
 
+import glob
 import hashlib
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +11,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from braceexpand import braceexpand
+
+from data_prep.archives import ArchiveError, kind_of
 from data_prep.durable import partial_path, publish
 from data_prep.options import MAX_MEMBER_BYTES
+from data_prep.remote import is_remote, sizes
+from data_prep.schema import (
+    ChatRecord,
+    SampleParts,
+    SchemaError,
+    check_all_there,
+    parse_record,
+    sample_parts,
+)
+from data_prep.tar_walk import Damage, OnDamage, members
+from data_prep.workspace import WorkspaceError
+
+SHARD_SUFFIXES = (".tar", ".tgz")
+#: of a member that Energon does not follow
+NOT_A_FILE = "{} is a link or a device, which training passes over; pack it as a file"
 
 _BUFFER = 4 * 1024 * 1024
 _BLOCK = tarfile.BLOCKSIZE
@@ -97,29 +117,116 @@ class ShardSample:
     key: str
     offset: int
     parts: dict[str, Part]
+    damaged: bool  #: the shard is damaged within it or right behind it: a part may be missing
 
 
-def iter_samples(shard: BinaryIO) -> Iterator[ShardSample]:
-    """Samples of an open shard, in order; no content is read. Raises tarfile.ReadError.
+def iter_samples(
+    shard: BinaryIO, on_damage: OnDamage = lambda damage: None
+) -> Iterator[ShardSample]:
+    """Samples of an open shard, in order, as Energon tells them apart; no content is read.
 
-    A dot parts the key from the part's name, as in WebDataset and Energon. The shard may be read
-    between two samples.
+    Damaged places and the ends of joined tars are read past; ``on_damage`` hears of the former, and
+    of links, which nobody follows. The shard may be read between two samples.
+
+    Raises:
+        tarfile.ReadError: the file is no tar.
     """
     key, offset, parts = "", 0, dict[str, Part]()
-    with tarfile.open(fileobj=shard, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]
-            member_key, _, name = member.name.partition(".")
-            if member_key != key and parts:
-                yield ShardSample(key=key, offset=offset, parts=parts)
-                parts = {}
-            if not parts:
-                key, offset = member_key, member.offset
-            parts[name] = Part(offset=member.offset_data, size=member.size)
+    gaps: list[Damage] = []
+
+    def note(damage: Damage) -> None:
+        gaps.extend([damage] if damage.between else [])
+        on_damage(damage)
+
+    def sample() -> ShardSample:
+        return ShardSample(key=key, offset=offset, parts=parts, damaged=bool(gaps))
+
+    for member in members(shard, note):
+        split = split_name(member.name)
+        if split is None or member.isdir():
+            continue
+        if not member.isreg():
+            on_damage(Damage(offset=member.offset, detail=NOT_A_FILE.format(member.name)))
+            continue
+        if split[0] != key and parts:
+            yield sample()
+            parts = {}
+            gaps.clear()
+        if not parts:
+            key, offset = split[0], member.offset
+        parts[split[1]] = Part(offset=member.offset_data, size=member.size)
     if parts:
-        yield ShardSample(key=key, offset=offset, parts=parts)
+        yield sample()
+
+
+def read_sample(sample: ShardSample, shard: BinaryIO) -> tuple[ChatRecord, SampleParts]:
+    """A sample's JSON, and what its parts hold; SchemaError where training would reject it."""
+    if sample.damaged:
+        raise SchemaError("the shard is damaged there: a part may be missing or cut")
+    parts = sample_parts(sample.parts, lambda part: sample.parts[part].read(shard))
+    record = parse_record(sample.parts[parts.json].read(shard))
+    check_all_there(record, len(parts.images), len(parts.videos))
+    return record, parts
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and part's name of a member, as Energon 7.4.1 has them; None for what it passes over.
+
+    The first dot of the file's name parts them, and folders belong to the key. A name that begins
+    with a dot has no key.
+    """
+    if _META.match(name):
+        return None
+    match = _NAME.match(name)
+    return (match[1], match[2]) if match else None
+
+
+_META = re.compile(r"__[^/]*__(/|$)")
+_NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)$")
+
+
+def shard_names(root: Path) -> list[str]:
+    """Shards at any depth of a folder, relative to it and in order: those that Energon takes.
+
+    Hidden files and folders are passed over.
+    """
+    if is_remote(root):
+        return sorted(name for name in sizes(root) if name.endswith(SHARD_SUFFIXES))
+    found = (
+        name
+        for suffix in SHARD_SUFFIXES
+        for name in glob.glob(f"**/*{suffix}", root_dir=root, recursive=True)
+    )
+    return sorted(name for name in found if (root / name).is_file())
+
+
+def open_shard(path: Path) -> BinaryIO:
+    """Open a shard; WorkspaceError where it is compressed, since training reads plain tars."""
+    try:
+        kind = kind_of(path)
+    except ArchiveError as error:
+        raise WorkspaceError(f"{path} is no shard: {error}") from error
+    if kind != "tar":
+        raise WorkspaceError(
+            f"{path} is compressed ({kind}); training reads plain tars: unpack it, and name it .tar"
+        )
+    return path.open("rb")
+
+
+def check_shards(root: Path, names: list[str]) -> None:
+    """Raise WorkspaceError for shards that Energon would list and training could not read."""
+    for name in names:
+        if not is_remote(root):
+            open_shard(root / name).close()
+        if list(braceexpand(name)) != [name]:
+            raise WorkspaceError(
+                f"{root / name}: Energon takes braces in a shard's name for a pattern; rename it"
+            )
 
 
 def shard_paths(root: Path) -> list[Path]:
-    """Shards of a folder, in order."""
-    return sorted(root.glob("*.tar"))
+    """Shards of a folder, in order; raises WorkspaceError where there is none."""
+    paths = [root / name for name in shard_names(root)]
+    if not paths:
+        raise WorkspaceError(f"{root} holds no shards (*.tar)")
+    return paths

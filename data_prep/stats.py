@@ -1,22 +1,27 @@
 """Exact statistics of a folder of shards, and what its images cost in visual tokens."""
 
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_prep.options import FACTOR, OptionError
-from data_prep.schema import image_parts, json_part, parse_record, video_parts
-from data_prep.shards import iter_samples, shard_paths
-from data_prep.workspace import WorkspaceError
+from data_prep.schema import SchemaError
+from data_prep.shards import ShardSample, iter_samples, open_shard, read_sample, shard_paths
 from dct_tokenizer.geometry import smart_resize
 from dct_tokenizer.plan import PlanError
 
 if TYPE_CHECKING:
     from dct_tokenizer import VisualTokenizer
+
+
+#: faults that are written out
+MAX_SHOWN = 10
 
 
 @dataclass
@@ -32,10 +37,39 @@ class Tally:
     turns: Counter[int] = field(default_factory=Counter)  #: samples by questions with an answer
     question_chars: Counter[int] = field(default_factory=Counter)  #: questions by length
     answer_chars: Counter[int] = field(default_factory=Counter)  #: answers by length
+    unusable: Counter[str] = field(default_factory=Counter)  #: samples by what is wrong with them
+    damage: Counter[str] = field(default_factory=Counter)  #: damaged places
 
     def add(self, other: "Tally") -> None:
         for counter in fields(self):
             getattr(self, counter.name).update(getattr(other, counter.name))
+
+    def note_damage(self, shard: str, damage: object) -> None:
+        """A place of a shard that cannot be read."""
+        _note(self.damage, f"{shard}, {damage}")
+
+    def note_unusable(self, shard: str, key: str, error: SchemaError) -> None:
+        """A sample that training would reject."""
+        _note(self.unusable, f"{shard}, {key}: {error}")
+
+    def faults(self) -> list[str]:
+        """What is left out of the counts, a line each; [] where nothing is."""
+        lines = []
+        for what, found in (("damaged places", self.damage), ("unusable samples", self.unusable)):
+            if found:
+                shown = [text for text in found if text != _OTHERS][:MAX_SHOWN]
+                others = found.total() - sum(found[text] for text in shown)
+                shown += [f"and {others:,} more"] if others else []
+                lines.append(f"{found.total():,} {what}: {'; '.join(shown)}")
+        return lines
+
+
+_OTHERS = ""
+
+
+def _note(found: Counter[str], text: str) -> None:
+    """Count a fault; only the first are kept in words, since all samples may have it."""
+    found[text if len(found) < MAX_SHOWN else _OTHERS] += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,35 +82,46 @@ class TokenCounts:
     refused: int = 0  #: images whose size the tokenizer cannot cut within these pixel bounds
 
 
-def tally_shard(path: Path) -> Tally:
-    """Count one shard; raises SchemaError for a sample of another schema."""
+def tally_shard(path: Path, name: str | None = None) -> Tally:
+    """Count one shard, which faults call by its name; a sample that training would reject for its
+    parts or its JSON is counted as unusable.
+    """
     tally = Tally()
-    with path.open("rb") as shard:
-        for sample in iter_samples(shard):
-            record = parse_record(sample.parts[json_part(sample.parts)].read(shard))
-            parts, videos = image_parts(sample.parts), video_parts(sample.parts)
-            tally.samples[record.source or "unknown"] += 1
-            tally.sizes.update(record.sizes)
-            tally.image_kib.update(round(sample.parts[part].size / 1024) for part in parts)
-            tally.video_kib.update(round(sample.parts[part].size / 1024) for part in videos)
-            tally.images[len(parts)] += 1
-            tally.videos[len(videos)] += 1
-            by_role = {"user": tally.question_chars, "assistant": tally.answer_chars}
-            for turn in record.turns:
-                if turn.role in by_role:
-                    by_role[turn.role][len(turn.text)] += 1
-            tally.turns[sum(turn.role == "assistant" for turn in record.turns)] += 1
+    name = name or path.name
+    with open_shard(path) as shard:
+        try:
+            for sample in iter_samples(shard, partial(tally.note_damage, name)):
+                try:
+                    _count_sample(tally, sample, shard)
+                except SchemaError as error:
+                    tally.note_unusable(name, sample.key, error)
+        except (OSError, tarfile.ReadError) as error:
+            tally.note_damage(name, f"it cannot be read: {error}")
     return tally
+
+
+def _count_sample(tally: Tally, sample: ShardSample, shard: BinaryIO) -> None:
+    record, parts = read_sample(sample, shard)
+    tally.samples[record.source or "unknown"] += 1
+    tally.sizes.update(record.sizes)
+    tally.image_kib.update(round(sample.parts[part].size / 1024) for part in parts.images)
+    tally.video_kib.update(round(sample.parts[part].size / 1024) for part in parts.videos)
+    tally.images[len(parts.images)] += 1
+    tally.videos[len(parts.videos)] += 1
+    by_role = {"user": tally.question_chars, "assistant": tally.answer_chars}
+    for turn in record.turns:
+        if turn.role in by_role:
+            by_role[turn.role][len(turn.text)] += 1
+    tally.turns[sum(turn.role == "assistant" for turn in record.turns)] += 1
 
 
 def tally_folder(root: Path, *, workers: int, on_shard: Callable[[], None] = lambda: None) -> Tally:
     """Count all shards of a folder, in parallel."""
     paths = shard_paths(root)
-    if not paths:
-        raise WorkspaceError(f"{root} holds no shards (*.tar)")
+    names = [path.relative_to(root).as_posix() for path in paths]
     total = Tally()
     with ProcessPoolExecutor(min(workers, len(paths)), get_context("spawn")) as pool:
-        for tally in pool.map(tally_shard, paths):
+        for tally in pool.map(tally_shard, paths, names):
             total.add(tally)
             on_shard()
     return total
@@ -130,6 +175,7 @@ def as_json(
         "turns_per_sample": dict(sorted(tally.turns.items())),
         "question_chars": summarize(tally.question_chars),
         "answer_chars": summarize(tally.answer_chars),
+        "unusable": {"samples": tally.unusable.total(), "damaged_places": tally.damage.total()},
         "min_pixels": min_pixels,
         "max_pixels": max_pixels,
         "visual_tokens": {

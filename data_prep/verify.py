@@ -1,7 +1,6 @@
 """Check every shard against the manifest, its own headers and Energon's index."""
 
 import hashlib
-import json
 import sqlite3
 import tarfile
 from collections.abc import Iterator
@@ -12,10 +11,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.energon import INFO
 from data_prep.manifest import load_manifest
-from data_prep.schema import SchemaError, image_parts, json_part, parse_record, video_parts
-from data_prep.shards import ShardSample, iter_samples, shard_paths
+from data_prep.prepared import DATABASE, META, prepare_command, read_index
+from data_prep.quarantine import quarantined_indices
+from data_prep.schema import SchemaError
+from data_prep.shards import ShardSample, iter_samples, read_sample, shard_names
+from data_prep.tar_walk import Damage
 from data_prep.workspace import Workspace, WorkspaceError
 from dct_tokenizer.image_headers import JpegEndsEarly, read_jpeg_header
 
@@ -54,24 +55,30 @@ def verify(root: Path, *, workers: int) -> Iterator[ShardFindings]:
             found[findings.name] = findings.samples
             yield findings
     problems = [
-        f"{path.name} is not in the manifest; Energon would read it"
-        for path in shard_paths(root)
-        if path.name not in expected
+        f"{name} is not in the manifest; Energon would read it"
+        for name in shard_names(root)
+        if name not in expected
     ]
     problems += _check_keys(found)
     problems += _check_counts(workspace, manifest)
     problems += _check_energon(root, found)
+    if len(workspace.rounds()) > manifest["rounds"]:
+        problems.append("a --retry-quarantined is not finished; run it again")
     yield ShardFindings(name="the folder", samples=[], problems=problems)
 
 
 def _check_shard(path: Path, expected: dict[str, Any]) -> ShardFindings:
     problems: list[str] = []
     samples: list[tuple[str, int]] = []
+
+    def note(damage: Damage) -> None:
+        problems.append(f"damaged at {damage}")
+
     try:
         with path.open("rb") as shard:
             problems += _check_bytes(shard, expected)
             shard.seek(0)
-            for sample in iter_samples(shard):
+            for sample in iter_samples(shard, note):
                 samples.append((sample.key, sample.offset))
                 if len(problems) < _MAX_PER_SHARD:
                     problems += [f"{sample.key}: {p}" for p in _check_sample(sample, shard)]
@@ -96,10 +103,10 @@ def _check_bytes(shard: BinaryIO, expected: dict[str, Any]) -> list[str]:
 
 def _check_sample(sample: ShardSample, shard: BinaryIO) -> list[str]:
     try:
-        parts, videos = image_parts(sample.parts), video_parts(sample.parts)
-        record = parse_record(sample.parts[json_part(sample.parts)].read(shard))
+        record, named = read_sample(sample, shard)
     except SchemaError as error:
         return [str(error)]
+    parts, videos = named.images, named.videos
     if len(parts) != len(record.images) or len(parts) != len(record.sizes):
         return [f"{len(parts)} image parts, {len(record.images)} paths, {len(record.sizes)} sizes"]
     problems = []
@@ -128,8 +135,10 @@ def _check_keys(found: dict[str, list[tuple[str, int]]]) -> list[str]:
 
 
 def _check_counts(workspace: Workspace, manifest: dict[str, Any]) -> list[str]:
-    with workspace.quarantine.open("rb") as lines:
-        quarantined = sum(1 for _ in lines)
+    try:
+        quarantined = len(quarantined_indices(workspace.quarantine))
+    except (OSError, WorkspaceError) as error:
+        return [str(error)]
     if manifest["kept"] + quarantined != manifest["entries"]:
         return [
             f"{manifest['kept']} kept and {quarantined} lines of quarantine do not make up "
@@ -140,23 +149,30 @@ def _check_counts(workspace: Workspace, manifest: dict[str, Any]) -> list[str]:
 
 def _check_energon(root: Path, found: dict[str, list[tuple[str, int]]]) -> list[str]:
     """Compare the index that ``energon prepare`` made, where there is one."""
-    if not (root / INFO).exists():
+    if not (root / META).exists():
         return []
-    counts = json.loads((root / INFO).read_text())["shard_counts"]
+    again = f"prepare the folder again: {prepare_command(root)}"
+    try:
+        counts = read_index(root).counts
+    except WorkspaceError as error:
+        return [str(error)]
     if counts != {name: len(samples) for name, samples in found.items()}:
-        return [f"{INFO} counts other samples than the shards hold; prepare the folder again"]
-    database = root / ".nv-meta" / "index.sqlite"
-    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as index:
-        rows = index.execute(
-            "SELECT tar_file_id, sample_key, byte_offset FROM samples "
-            "ORDER BY tar_file_id, sample_index"
-        ).fetchall()
+        return [f"Energon's index counts other samples than the shards hold; {again}"]
+    address = f"{(root / DATABASE).absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            rows = database.execute(
+                "SELECT tar_file_id, sample_key, byte_offset FROM samples "
+                "ORDER BY tar_file_id, sample_index"
+            ).fetchall()
+    except sqlite3.Error as error:
+        return [f"{root / DATABASE} cannot be read ({error}); {again}"]
     names = list(counts)
     indexed: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
     for tar, key, offset in rows:
         indexed[names[tar]].append((key, offset))
     return [
-        f"Energon's index of {name} does not fit the shard; prepare the folder again"
+        f"Energon's index of {name} does not fit the shard; {again}"
         for name in names
         if indexed[name] != found[name]
     ]

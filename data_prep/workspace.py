@@ -6,20 +6,26 @@
     W/manifest.json             what is complete, with hashes; written last
     W/quarantine.jsonl          one line per rejected entry
     W/<name>_filtered.json      the entries that the shards hold
+    W/.data_prep/settings.json  options and versions with which the shards are made
     W/.data_prep/index/         where files lie in the source tars
     W/.data_prep/round-0/       plan of the run and a record per finished shard; each
                                 --retry-quarantined that found something to do adds a round
+    W/.data_prep/prepared.json  what `prepare` indexed
 """
 
 import fcntl
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import orjson
 
-class WorkspaceError(RuntimeError):
-    """The output folder cannot be used as asked; the message says what to do."""
+from data_prep.remote import WorkspaceError, is_remote
+from data_prep.remote import sizes as remote_sizes
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,11 @@ class Workspace:
         return self.state / "settings.json"
 
     @property
+    def prepared(self) -> Path:
+        """From what `prepare` made Energon's index, and what it found damaged."""
+        return self.state / "prepared.json"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 
@@ -89,6 +100,41 @@ class Workspace:
 
     def filtered(self, json_name: str) -> Path:
         return self.root / f"{Path(json_name).stem}_filtered.json"
+
+    @property
+    def shown(self) -> str:
+        """The folder as the user names it."""
+        return str(self.root)
+
+    def absolute(self) -> "Workspace":
+        """The same from any working folder."""
+        return replace(self, root=self.root.absolute())
+
+    def pull(self) -> None:
+        """Fetch what is not on this machine; nothing for a local folder."""
+
+    def deliver(self, path: Path) -> None:
+        """Hand over a finished file; nothing for a local folder, where it has its place."""
+
+    def deliver_round(self, one: Round) -> None:
+        """Hand over the files of a planned round, its plan last."""
+        files = [path for path in one.folder.iterdir() if path.is_file() and path != one.plan]
+        for path in (*sorted(files), one.plan):
+            self.deliver(path)
+
+    def discard(self, one: Round) -> None:
+        """Remove a round with all its files but the shards."""
+        shutil.rmtree(one.folder, ignore_errors=True)
+
+    def remove_shard(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files directly in the folder, by name."""
+        if is_remote(self.root):
+            return remote_sizes(self.root)
+        with os.scandir(self.root) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
     def rounds(self) -> list[Round]:
         """Rounds with a complete plan, oldest first."""
@@ -104,14 +150,36 @@ class Workspace:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; WorkspaceError where another run holds it.
 
-        The lock goes with its process, so that nothing is left to clean after a kill.
+        The lock goes with its process, so that nothing is left to clean after a kill. A folder in
+        an object store cannot be held.
         """
+        if is_remote(self.root):
+            yield
+            return
         self.state.mkdir(parents=True, exist_ok=True)
         with (self.state / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise WorkspaceError(
                     f"another run is writing to {self.root}; wait for it or end it"
                 ) from error
             yield
+
+
+def read_json(path: Path) -> Any:
+    """A file of this package; WorkspaceError where it was cut or changed."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: object) -> WorkspaceError:
+    """The error for a file that does not hold what this package wrote."""
+    return WorkspaceError(f"{path} is not as it was written, it was cut or changed ({error})")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -45,7 +45,8 @@ def images_in(shard_dir: Path) -> Iterator[bytes]:
     if not shards:
         raise TokenizerConfigError(f"{shard_dir}: no .tar files; pass the folder of the shards")
     for shard in shards:
-        with tarfile.open(shard, "r|") as tar:
+        # joined tars and damaged headers are read past
+        with tarfile.open(shard, "r|", ignore_zeros=True) as tar:
             for member in tar:
                 if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
                     content = tar.extractfile(member)

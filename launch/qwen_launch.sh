@@ -35,7 +35,10 @@ for setting in "$@"; do
   esac
 done
 # paths are the caller's
-DATA_PATH=$(realpath -m -- "$DATA_PATH")
+case $DATA_PATH in
+  *://*) ;;                          # a folder in an object store
+  *) DATA_PATH=$(realpath -m -- "$DATA_PATH") ;;
+esac
 case $MODEL_PATH in
   auto | auto25) ;;                  # no folder: tiny models with random weights
   *) MODEL_PATH=$(realpath -m -- "$MODEL_PATH") ;;

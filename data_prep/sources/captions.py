@@ -39,7 +39,7 @@ class _Sample:
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """Images in a folder and those below it, by path."""
+    """Images in a folder, by name, then in the folders below it."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -59,7 +59,7 @@ def holds_samples(tars: list[TarSource]) -> bool:
 
 
 def read_folder(source: Source) -> Iterator[Entry | Refusal]:
-    """An entry an image, in order of the paths."""
+    """An entry an image, in the order of `image_files`."""
     for index, path in enumerate(source.files):
         name = path.relative_to(source.data_dir).as_posix()
         sample = _Sample(key=name, found=[(0, Media(kind="image", path=name))])
@@ -81,7 +81,7 @@ def _samples(tar: TarSource) -> Iterator[_Sample]:
     """Neighbouring members of one key; a dot parts it from the part's name, as in WebDataset."""
     sample: _Sample | None = None
     try:
-        with tarfile.open(tar.path, "r|gz" if tar.compressed else "r:") as file:
+        with tarfile.open(tar.path, "r|*") as file:
             for member in file:
                 file.members.clear()  # type: ignore[attr-defined]
                 folder, slash, name = member.name.removeprefix("./").rpartition("/")

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.sources.entry import Entry, Media, MediaKind, Refusal, Refused, Source
 from data_prep.sources.json_entries import Unreadable, iter_entries
-from data_prep.sources.media_values import is_address, is_plain_path, media_strings, read_media
+from data_prep.sources.media_values import is_address, is_plain_path, media_in, read_media
 from data_prep.sources.messages import MessageReader
 
 ID_KEYS = ("id", "key", "sample_id")
@@ -183,7 +183,7 @@ def _refuse_lost_media(raw: dict[str, Any], media: tuple[Media, ...]) -> None:
     for key in sorted(raw.keys() - _KNOWN_KEYS):
         lost = [
             text
-            for text in media_strings(raw[key])
+            for text in media_in(raw[key])
             if not (media and is_address(text)) and text.rpartition("/")[2] not in known
         ]
         if lost:

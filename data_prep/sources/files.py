@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz"),
+    *(".tar.zst", ".tar.zstd", ".tzst", ".zip"),
+)
 _IMAGES = (
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jxl avif heic heif "
     "ico svg"
@@ -27,10 +30,6 @@ class TarSource:
     path: Path
     size: int  #: bytes
     mtime_ns: int
-
-    @property
-    def compressed(self) -> bool:
-        return not self.name.endswith(".tar")
 
 
 #: What a location's ``file`` and ``offset`` mean: a file of its own or the bytes of a tar, the
@@ -98,7 +97,7 @@ def find_tars(data_dir: Path) -> list[TarSource]:
     """The tars directly in the folder, by name. Two tars of one stem are a SourceError."""
     tars: dict[str, TarSource] = {}
     for path in sorted(data_dir.iterdir()):
-        suffix = next((s for s in reversed(TAR_SUFFIXES) if path.name.endswith(s)), None)
+        suffix = next((s for s in TAR_SUFFIXES if path.name.endswith(s)), None)
         if suffix is None or not path.is_file():
             continue
         stem = path.name.removesuffix(suffix)

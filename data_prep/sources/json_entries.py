@@ -138,8 +138,9 @@ class _ListReader:
                 if self._ended or not cut:
                     raise self._broken(error.msg, error.pos) from error
             else:
-                # a number at the end of what was read may go on
-                if self._ended or end < len(self._text):
+                # a number near the end of what was read may go on: 1 of 1.5, 1 of 1e+5
+                may_go_on = isinstance(value, int | float) and end >= len(self._text) - _MARGIN
+                if self._ended or not may_go_on:
                     break
             self._read(size)
             size *= 2

@@ -31,11 +31,6 @@ def read_media(source: Source, index: int, kind: MediaKind, value: Any) -> tuple
     return () if _is_empty(value) else (_read_one(source, index, kind, value),)
 
 
-def media_strings(value: Any) -> list[str]:
-    """Paths and addresses of media in a value, shortened where they are the media themselves."""
-    return list(_media_in(value))
-
-
 def is_plain_path(text: str) -> bool:
     """Whether it is certainly a path as it stands: neither absolute nor an address nor bytes."""
     return 0 < len(text) < _MIN_BASE64 and text[0] != "/" and ":" not in text
@@ -131,7 +126,8 @@ def _local_path(source: Source, text: str) -> str:
     return text
 
 
-def _media_in(value: Any, depth: int = 3) -> Iterator[str]:
+def media_in(value: Any, depth: int = 3) -> Iterator[str]:
+    """What looks like media in a value: paths, addresses, and the starts of media themselves."""
     if isinstance(value, Media):
         yield value.path
     elif isinstance(value, bytes):
@@ -141,7 +137,7 @@ def _media_in(value: Any, depth: int = 3) -> Iterator[str]:
             yield value[:80]
     elif depth and isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _media_in(item, depth - 1)
+            yield from media_in(item, depth - 1)
 
 
 def _is_media_text(text: str) -> bool:

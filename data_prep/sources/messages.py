@@ -3,7 +3,7 @@
 from typing import Any
 
 from data_prep.sources.entry import Media, MediaKind, Refused, Source
-from data_prep.sources.media_values import STRUCT_KEYS, media_strings, read_media
+from data_prep.sources.media_values import STRUCT_KEYS, media_in, read_media
 
 #: LLaVA's name of a role by the name in messages.
 ROLE_NAMES = {
@@ -102,7 +102,7 @@ class MessageReader:
         if message.get("loss") is False or message.get("weight") == 0:
             raise Refused("unknown_key", f"{where} is not to be learnt, which shards do not hold")
         for key in message.keys() - {"role", "from", "content", "value"}:
-            if lost := media_strings(message[key]):
+            if lost := list(media_in(message[key])):
                 raise Refused("unknown_key", f"{where} holds {lost[0]} under {key}; expected parts")
         content = message.get("content", message.get("value"))
         if isinstance(content, str):

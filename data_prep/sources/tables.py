@@ -8,6 +8,7 @@ of Parquet that is larger than `MAX_GROUP_BYTES`.
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ def table_files(path: Path, format_name: str) -> list[Path]:
 def read_tables(source: Source) -> Iterator[Entry | Refusal]:
     """An entry a row, in order of the files and of their rows."""
     index = 0
+    # columns are left out here; what they are called has nothing to do with an entry's keys
+    of_rows = replace(source, options=replace(source.options, ignore=()))
     for path in source.files:
         layout = _Layout(source, path, _schema(path))
         below = path.is_relative_to(source.data_dir)
@@ -62,7 +65,7 @@ def read_tables(source: Source) -> Iterator[Entry | Refusal]:
         for first, batch, in_place in _batches(path, layout.columns, source.in_order):
             for number, row in enumerate(batch.to_pylist(), start=first):
                 raw = layout.entry(row, name, number, in_place=in_place)
-                yield read_entry(source, index, None, raw)
+                yield read_entry(of_rows, index, None, raw)
                 index += 1
 
 

@@ -9,6 +9,7 @@ from megatron.energon.flavors.jsonl import CrudeJsonlDatasetFactory
 from megatron.energon.flavors.webdataset.empty_dataset_error import EmptyDatasetError
 from megatron.energon.metadataset.loader_interface import LoadedDataset, LoadedDatasetList
 
+from data_prep.remote import energon_url
 from dct_vl.inputs.jsonl import ChatLines, cook_line, is_jsonl
 from dct_vl.inputs.samples import cook_chat
 
@@ -32,7 +33,7 @@ def load_sets(
         lines = ChatLines(path, training=training, worker_config=config, **options)
         loaded = LoadedDatasetList(datasets=[LoadedDataset(dataset=lines)])
     else:
-        loaded = load_dataset(path).get_datasets(
+        loaded = load_dataset(energon_url(path)).get_datasets(
             training=training, split_part=split, worker_config=config, decoder=None, **options
         )
     for one in loaded.datasets:

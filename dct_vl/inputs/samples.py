@@ -14,10 +14,9 @@ from megatron.energon.edataclass import edataclass
 from data_prep.schema import (
     ChatRecord,
     SchemaError,
-    image_parts,
-    json_part,
+    check_all_there,
     parse_record,
-    video_parts,
+    sample_parts,
 )
 from data_prep.video_file import VideoError
 from dct_tokenizer import Plan
@@ -96,12 +95,15 @@ def cook_chat(sample: dict[str, Any]) -> CrudeChat:
     would print and forget.
     """
     try:
-        record = sample[json_part(sample)]
-        images = tuple(sample[part] for part in image_parts(sample))
-        videos = tuple(sample[part] for part in video_parts(sample))
+        parts = sample_parts(sample, sample.__getitem__)
     except SchemaError as error:
         return CrudeChat(**basic_sample_keys(sample), record=b"", images=(), fault=str(error))
-    return CrudeChat(**basic_sample_keys(sample), record=record, images=images, videos=videos)
+    return CrudeChat(
+        **basic_sample_keys(sample),
+        record=sample[parts.json],
+        images=tuple(sample[part] for part in parts.images),
+        videos=tuple(sample[part] for part in parts.videos),
+    )
 
 
 def read_record(sample: CrudeChat) -> ChatRecord:
@@ -113,17 +115,7 @@ def read_record(sample: CrudeChat) -> ChatRecord:
     if sample.fault:
         raise SchemaError(sample.fault)
     record = parse_record(sample.record)
-    for kind, named, held in (
-        ("image", record.images, sample.images),
-        ("video", record.videos, sample.videos),
-    ):
-        wanted = sum(map(bool, named))
-        # an image that is missing would leave a question about nothing, where no mark counts it
-        if len(held) < wanted:
-            raise SchemaError(
-                f"the JSON names {wanted} {kind}s, the sample holds {len(held)}: a part is "
-                "missing, or its extension is none of those that data_prep/schema.py knows"
-            )
+    check_all_there(record, len(sample.images), len(sample.videos))
     return record
 
 

@@ -13,6 +13,7 @@ import orjson
 from braceexpand import braceexpand
 from omegaconf import OmegaConf
 
+from data_prep.remote import folder_at, local_copy
 from dct_vl.inputs.jsonl import is_jsonl, num_entries
 
 _META = ".nv-meta"
@@ -25,7 +26,7 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
     """
     if is_jsonl(path):
         return {"train": set(map(str, range(num_entries(path))))} if Path(path).is_file() else None
-    meta = Path(path) / _META
+    meta = folder_at(path) / _META
     files = [meta / name for name in _FILES]
     if not all(file.is_file() for file in files):
         return None
@@ -48,7 +49,7 @@ def keys_by_split(path: str | Path) -> dict[str, set[str]] | None:
 
 def used_shards(path: str | Path) -> list[str]:
     """Names of the shards that the splits of a folder are made of, without those left out."""
-    file = Path(path) / _META / "split.yaml"
+    file = folder_at(path) / _META / "split.yaml"
     if not file.is_file():
         return []
     parts = _split_parts(file)
@@ -60,7 +61,7 @@ def used_shards(path: str | Path) -> list[str]:
 
 def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
     """Key of the sample that begins at a byte of a shard; None where Energon's index is silent."""
-    meta = Path(path) / _META
+    meta = folder_at(path) / _META
     if not all((meta / name).is_file() for name in _FILES):
         return None
     shards = list(orjson.loads((meta / _FILES[0]).read_bytes())["shard_counts"])
@@ -74,7 +75,9 @@ def key_at(path: str | Path, shard: str, byte_offset: int) -> str | None:
 
 
 def _open_index(file: Path) -> sqlite3.Connection:
-    database = file.absolute().as_uri()  # in which # and ? of a path stand as %23 and %3F
+    database = (
+        local_copy(file).absolute().as_uri()
+    )  # in which # and ? of a path stand as %23 and %3F
     return sqlite3.connect(f"{database}?mode=ro", uri=True)
 
 
@@ -90,7 +93,7 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
     Returns:
         `{"shards", "split"}`, 16 hexadecimal digits each; None where nothing is there.
     """
-    root = Path(path)
+    root = folder_at(path)
     if root.is_file():
         text = root.read_bytes()
         return {"shards": _digest(text), "split": _digest(text)}
@@ -100,15 +103,20 @@ def data_identity(path: str | Path) -> dict[str, str] | None:
     manifest = root / "manifest.json"
     listed = orjson.loads(manifest.read_bytes()).get("shards", []) if manifest.is_file() else []
     hashes = {shard["name"]: shard["sha256"] for shard in listed if shard.get("sha256")}
-    shards = []
-    for name, count in sorted(orjson.loads(info.read_bytes())["shard_counts"].items()):
-        size = (root / name).stat().st_size if (root / name).is_file() else None
-        shards.append([name, count, hashes.get(name) or size])
+    counts = orjson.loads(info.read_bytes())["shard_counts"]
+    shards = [
+        [name, count, hashes.get(name) or _size(root / name)]
+        for name, count in sorted(counts.items())
+    ]
     parts = _split_parts(split)
     return {
         "shards": _digest(orjson.dumps(shards)),
         "split": _digest(orjson.dumps([parts["split_parts"], parts.get("exclude") or []])),
     }
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _expand(patterns: Sequence[str] | None) -> Iterator[str]:
@@ -117,7 +125,7 @@ def _expand(patterns: Sequence[str] | None) -> Iterator[str]:
 
 
 def _split_parts(file: Path) -> dict[str, Any]:
-    parts = OmegaConf.to_container(OmegaConf.load(file))
+    parts = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
     assert isinstance(parts, dict)
     return {str(name): value for name, value in parts.items()}
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 from megatron.energon import DefaultTaskEncoder, SkipSample, WorkerConfig, get_loader
 from megatron.energon.flavors.webdataset.empty_dataset_error import EmptyDatasetError
+from megatron.energon.flavors.webdataset.itar import ITarSamplePointer
 from megatron.energon.flavors.webdataset.itar_reader import ITarReader
 from megatron.energon.flavors.webdataset.sample_loader import WebdatasetSampleLoaderDataset
 from megatron.energon.flavors.webdataset.structs import FilteredSample
@@ -39,7 +40,8 @@ class DamageLog(Protocol):
 class ShardReader:
     """Energon's reader of tar shards, in which damaged samples count as rejected.
 
-    Energon 7.4.1 ends training at the first of them. It also keeps the tar headers of all samples
+    Energon 7.4.1 ends training at the first of them, and at the joint of tars that were put
+    together with ``cat``. It also keeps the tar headers of all samples
     that it has read, a kilobyte each, for as long as a shard is open.
     """
 
@@ -58,7 +60,7 @@ class ShardReader:
             OSError: the storage fails, or the shard is not there.
         """
         try:
-            sample = self._reader[index]
+            sample = self._read(index)
         except _DAMAGE as error:
             self._reject(index, error)
             return None
@@ -67,6 +69,35 @@ class ShardReader:
                 tar.members.clear()
         self._rejects.accept("reading")
         return sample
+
+    def _read(self, index: int) -> FilteredSample | None:
+        try:
+            return self._reader[index]
+        except _DAMAGE:
+            pointer = self._before_padding(index)
+            if pointer is None:
+                raise
+            return self._reader._get_item_by_sample_pointer(pointer, index)
+
+    def _before_padding(self, index: int) -> ITarSamplePointer | None:
+        """Where a sample is that ends a tar to which another one was joined, else None.
+
+        The index has it up to the next sample, with the zeros between the two tars.
+        """
+        pointer = self._reader._get_itar_sample_pointer(index)
+        stop = pointer.byte_offset + pointer.byte_size
+        with self._reader._open_itarfile(pointer.tar_file_id) as tar:
+            tar.offset = pointer.byte_offset
+            while tar.offset < stop and tar.next() is not None:
+                pass
+            size = tar.offset - pointer.byte_offset
+            tar.fileobj.seek(tar.offset)
+            padding = tar.fileobj.read(max(0, stop - tar.offset))
+        if not size or not padding or padding.strip(b"\0"):
+            return None
+        return ITarSamplePointer(
+            tar_file_id=pointer.tar_file_id, byte_offset=pointer.byte_offset, byte_size=size
+        )
 
     def _reject(self, index: int, error: Exception) -> None:
         pointer = self._reader._get_itar_sample_pointer(index)

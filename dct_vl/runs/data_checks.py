@@ -9,7 +9,11 @@ from pathlib import Path
 
 import yaml
 
+from data_prep.indexing import unread_ends
+from data_prep.prepared import check_prepared
+from data_prep.remote import explained, folder_at, is_remote, readable, sizes
 from data_prep.schema import SchemaError, parse_record
+from data_prep.workspace import WorkspaceError, listed
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.jsonl import indexed, is_jsonl, num_entries
 from dct_vl.inputs.shard_index import used_shards
@@ -26,13 +30,23 @@ def check_data_path(path: str) -> None:
     """A ConfigError unless it is a folder that Energon has prepared for conversations, a
     metadataset of such, or a JSONL file.
     """
-    where = Path(path)
-    if not where.exists():
+    try:
+        where = folder_at(path)
+        with explained(where):
+            is_there = where.exists()
+    except WorkspaceError as error:
+        raise ConfigError(f"DATA_PATH: {error}") from error
+    if not is_there:
         raise ConfigError(
             f"DATA_PATH={path} does not exist: make the shards with `python -m data_prep cambrian "
             f"--data-dir D --output-dir {path}`"
         )
-    if is_jsonl(where) and where.is_file():
+    if is_jsonl(path) and where.is_file():
+        if is_remote(where):
+            raise ConfigError(
+                f"DATA_PATH={path}: a JSONL file is read with its media from a disk; write shards "
+                "with `python -m data_prep convert x.jsonl --output-dir s3://…`"
+            )
         _check_lines(where)
         return
     if where.is_file() and where.suffix not in (".yaml", ".yml"):
@@ -40,23 +54,14 @@ def check_data_path(path: str) -> None:
             f"DATA_PATH={path} is a file: expected the folder of the shards, a metadataset YAML, "
             "or a .jsonl file of conversations"
         )
+    try:
+        check_prepared(where)
+    except WorkspaceError as error:
+        raise ConfigError(f"DATA_PATH={path}: {readable(str(error))}") from error
     if where.is_file():
         _check_blend(where)
-        return
-    if not (where / ".nv-meta" / "dataset.yaml").is_file():
-        raise ConfigError(
-            f"DATA_PATH={path} has no .nv-meta: run `energon prepare {path}` or "
-            f"`python -m data_prep prepare {path} --split 8,1,1` first"
-        )
-    there = set(os.listdir(where))
-    gone = [n for n in used_shards(where) if n not in there and not (where / n).is_file()]
-    if gone:
-        shown = ", ".join(gone[:4]) + (" …" if len(gone) > 4 else "")
-        raise ConfigError(
-            f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: {shown}; "
-            f"copy them again, or run `python -m data_prep prepare {path} --split 8,1,1` anew"
-        )
-    _check_sample_type(where)
+    else:
+        _check_folder(path, where)
 
 
 def _check_blend(path: Path) -> None:
@@ -74,7 +79,31 @@ def _check_blend(path: Path) -> None:
             "`python -m data_prep blend` writes one"
         ) from error
     for one in found:
-        check_data_path(str(one.path))
+        where = folder_at(str(one.path))
+        if where.is_dir():
+            _check_folder(str(one.path), where)
+        else:
+            check_data_path(str(one.path))
+
+
+def _check_folder(path: str, where: Path) -> None:
+    """Are the shards there that the splits name, to their ends, and of conversations?"""
+    used = used_shards(where)
+    there = set(sizes(where) if is_remote(where) else os.listdir(where))
+    gone = [n for n in used if n not in there and not (where / n).is_file()]
+    if gone:
+        raise ConfigError(
+            f"DATA_PATH={path} lacks {len(gone)} of the shards that its splits name: "
+            f"{listed(gone)}; copy them again, or run `python -m data_prep prepare {path}` anew"
+        )
+    if short := unread_ends(where, used):
+        raise ConfigError(
+            f"DATA_PATH={path}: Energon's index of {len(short)} shards ends before they do "
+            f"({listed(short)}), and what is behind would never be read: run `python -m data_prep "
+            f"prepare {path}`, which reads on and names what is damaged"
+        )
+    if (where / ".nv-meta" / "dataset.yaml").is_file():
+        _check_sample_type(where)
 
 
 def _check_lines(path: Path) -> None:
@@ -101,7 +130,7 @@ def _check_sample_type(folder: Path) -> None:
         _prepare(folder)
         if _holds_conversations(folder)
         else f"write shards of conversations with `python -m data_prep convert {folder} "
-        "--output-dir W`, then `python -m data_prep prepare W --split 8,1,1`"
+        "--output-dir W`, then `python -m data_prep prepare W`"
     )
     raise ConfigError(
         f"{file} describes the samples of DATA_PATH={folder} as {name}; expected {_CRUDE}, whose "
@@ -110,13 +139,13 @@ def _check_sample_type(folder: Path) -> None:
 
 
 def _prepare(folder: Path) -> str:
-    return f"run `python -m data_prep prepare {folder} --split 8,1,1` anew"
+    return f"run `python -m data_prep prepare {folder}` anew"
 
 
 def _holds_conversations(folder: Path) -> bool:
     for name in used_shards(folder)[:1]:
         try:
-            with tarfile.open(folder / name) as tar:
+            with (folder / name).open("rb") as shard, tarfile.open(fileobj=shard) as tar:
                 for member in islice(tar, _LOOKED_AT):
                     file = tar.extractfile(member) if member.name.endswith("json") else None
                     if file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import tarfile
@@ -69,8 +70,26 @@ def entries(num_entries: int) -> Iterator[dict[str, Any]]:
         yield {"id": f"mixed/{index}", **fields, "conversations": turns}
 
 
-def write_mixed_set(folder: Path, num_entries: int) -> Path:
-    """Write the media and a JSONL of their entries; returns the JSONL."""
+def as_messages(entry: dict[str, Any]) -> dict[str, Any]:
+    """The same in OpenAI's words: one image as base64, one video as a part, others in lists."""
+    images, videos = (
+        value if isinstance(value, list) else [value] if value else []
+        for value in (entry.get("image"), entry.get("video"))
+    )
+    question, answer = (turn["value"] for turn in entry["conversations"])
+    content: Any = question
+    if not videos and images:
+        images = ["data:image/jpeg;base64," + base64.b64encode(media()[images[0]]).decode()]
+    elif question.startswith("<video>"):
+        content = [{"type": "video", "video": videos[0]}, {"type": "text", "text": "What?"}]
+        videos = []
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    lists = {"images": images, "videos": videos}
+    return {"id": entry["id"], "messages": messages, **{k: v for k, v in lists.items() if v}}
+
+
+def write_mixed_set(folder: Path, num_entries: int, *, messages: bool = False) -> Path:
+    """Write the media and a JSONL of their entries, LLaVA's or messages; returns the JSONL."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "clips.tar", "w") as tar:
         for path, data in media().items():
@@ -82,5 +101,6 @@ def write_mixed_set(folder: Path, num_entries: int) -> Path:
                 (folder / path).parent.mkdir(exist_ok=True)
                 (folder / path).write_bytes(data)
     source = folder / "mixed.jsonl"
-    source.write_text("".join(json.dumps(entry) + "\n" for entry in entries(num_entries)))
+    said = map(as_messages, entries(num_entries)) if messages else entries(num_entries)
+    source.write_text("".join(json.dumps(entry) + "\n" for entry in said))
     return source

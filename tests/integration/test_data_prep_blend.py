@@ -105,7 +105,7 @@ def test_refusals(sets, tmp_path):
         ([target, small, f"{large}=2"], "give all or none"),
         ([target, f"{small}=1", f"{small}=2"], "named twice"),
         ([target, f"{small}=0"], "expected a number above 0"),
-        ([target, str(tmp_path / "raw")], "is not prepared; run `python -m data_prep prepare"),
+        ([target, str(tmp_path / "raw")], "has no .nv-meta: run `energon prepare"),
         ([str(tmp_path / "b.json"), small], "is no .yaml file"),
     ):
         done = call("blend", *arguments)

@@ -41,8 +41,8 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """Images, videos and text; a JSONL."""
-    return write_mixed_set(tmp_path_factory.mktemp("mixed"), 360)
+    """Messages with images, some of them inside the entry, with videos and text alone; a JSONL."""
+    return write_mixed_set(tmp_path_factory.mktemp("mixed"), 270, messages=True)
 
 
 def calm_run(source: Path, output: Path) -> tuple[dict[str, bytes], float]:

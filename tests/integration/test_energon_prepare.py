@@ -158,11 +158,13 @@ def test_too_few_shards_are_refused_with_the_number_needed(shards, tmp_path):
     few.mkdir()
     for name in ("pretrain-000000.tar", "pretrain-000001.tar", "pretrain-000002.tar"):
         shutil.copy(shards / name, few)
-    done = subprocess.run([*OURS, "prepare", str(few)], capture_output=True, text=True)
+    command = [*OURS, "prepare", str(few)]
+    done = subprocess.run([*command, "--split", "8,1,1"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "3 shards at 8,1,1 leave a part empty" in done.stderr
     assert "at least 6 are needed" in done.stderr
-    assert "train 1, val 1, test 1" in call([*OURS, "prepare", str(few), "--split", "1,1,1"])
+    assert "or take --split 1,1,1" in done.stderr
+    assert "train 1, val 1, test 1" in call(command)
 
 
 def test_a_broken_shard_is_an_error(shards, tmp_path):
@@ -171,4 +173,11 @@ def test_a_broken_shard_is_an_error(shards, tmp_path):
     (broken / "pretrain-000004.tar").write_bytes(b"no tar")
     done = subprocess.run([*OURS, "prepare", str(broken)], capture_output=True, text=True)
     assert done.returncode == 1
+    assert "lacks 1 of the 10 shards of its manifest" in done.stderr
     assert "pretrain-000004.tar" in done.stderr
+    (broken / "manifest.json").unlink()
+    shutil.rmtree(broken / ".data_prep")
+    done = subprocess.run([*OURS, "prepare", str(broken)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pretrain-000004.tar (tarfile.ReadError: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1

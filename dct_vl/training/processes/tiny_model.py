@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from data_prep.schema import SchemaError, parse_record
+from data_prep.remote import folder_at, is_url
+from data_prep.schema import ChatRecord, SchemaError, parse_record
+from data_prep.shards import iter_samples, read_sample, shard_names
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.jsonl import is_jsonl, read_chats
 from dct_vl.runs.config.schema import RunConfig
@@ -40,7 +41,7 @@ def with_model_folder(run: RunConfig) -> RunConfig:
     if run.model.path not in AUTO:
         return run
     check_data_path(run.data.path)
-    where = str(Path(run.data.path).resolve())
+    where = run.data.path if is_url(run.data.path) else str(Path(run.data.path).resolve())
     name = hashlib.sha256(f"{where} {run.seed}".encode()).hexdigest()[:12]
     folder = Path(run.model.cache_dir) / f"{AUTO[run.model.path]}-{name}"
     if not (folder / "config.json").is_file():
@@ -75,18 +76,19 @@ def shard_texts(path: str) -> Iterator[str]:
     if is_jsonl(path):
         yield from (_text(chat.record) for chat in read_chats(path) if not chat.fault)
         return
-    for shard in sorted(Path(path).glob("**/*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.name.endswith("json") else None
-                if file is None:
-                    continue
+    root = folder_at(path)
+    for name in shard_names(root):
+        with (root / name).open("rb") as shard:
+            for sample in iter_samples(shard):
                 try:
-                    yield _text(file.read())
+                    yield _joined(read_sample(sample, shard)[0])
                 except SchemaError:
                     continue
 
 
 def _text(record: bytes) -> str:
-    turns = parse_record(record).turns
-    return " ".join(turn.text.replace("<image>", "").strip() for turn in turns)
+    return _joined(parse_record(record))
+
+
+def _joined(record: ChatRecord) -> str:
+    return " ".join(turn.text.replace("<image>", "").strip() for turn in record.turns)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.remote import folder_at
 from dct_vl.compat import activate
 
 activate()
@@ -211,11 +212,11 @@ def data_fingerprint(path: str) -> str:
 
     It stays the same when the folder is moved.
     """
-    where = Path(path)
-    names = (".nv-meta/.info.json", ".nv-meta/split.yaml") if where.is_dir() else ("",)
+    where = folder_at(path)
+    names = (".nv-meta/.info.json", ".nv-meta/split.yaml")
     digest = hashlib.sha256()
-    for name in names:
-        digest.update((where / name).read_bytes())
+    for file in [where / name for name in names] if where.is_dir() else [where]:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

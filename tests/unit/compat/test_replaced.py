@@ -33,6 +33,7 @@ EXTENDED = ("torch", "lightning", "hydra", "transformers", "megatron.energon", "
 #: same function has made
 ORDINARY = {
     "data_prep/drawn/dataset.py": "member.size member.mode",
+    "data_prep/indexing.py": "sys.argv",
     "dct_tokenizer/cli.py": "table.caption",
     "dct_vl/inference/chat/web.py": "os.environ",
     "dct_vl/export/bundle/modeling_dct_vl.py": "self.front_end",

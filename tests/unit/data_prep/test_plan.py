@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_set import entry, jpeg, write_json, write_tar
 
-from data_prep.energon import parse_split, shards_needed, split_counts
 from data_prep.locate import Locator
 from data_prep.options import MIN_SHARDS, OptionError, Options, parse_presize
 from data_prep.plan import load_plan, make_plan, read_planned, shard_counts
 from data_prep.sources import SourceError, iter_entries, open_source
+from data_prep.split import parse_split, shards_needed, split_counts
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, WorkspaceError
 

@@ -21,7 +21,8 @@ from data_prep.options import Options
 from data_prep.progress import Reporter
 from data_prep.quarantine import missing_by_folder
 from data_prep.run import Job, run
-from data_prep.schema import decode_key, image_parts, parse_record
+from data_prep.sample_key import decode_key
+from data_prep.schema import image_parts, parse_record
 from data_prep.sources import SourceError
 from data_prep.workspace import Workspace, WorkspaceError
 

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.sample_key import MAX_ESCAPED_ID, decode_key, encode_key
 from data_prep.schema import (
-    MAX_ESCAPED_ID,
     SchemaError,
     Turn,
-    decode_key,
-    encode_key,
     image_parts,
     json_part,
     parse_record,

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_set import write_tar
 
+from data_prep.archives import unread_archives
 from data_prep.locate import Locator
 from data_prep.quarantine import Reason, Rejected
 from data_prep.sources import SourceError, find_tars
@@ -86,6 +87,33 @@ def test_last_of_equal_names_counts(tmp_path):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     assert fetch(tmp_path, tmp_path / "state", "a/x") == [b"new!"]
+    with TarIndex(tmp_path / "state") as index:
+        assert index.faults() == [
+            "a.tar holds 1 files more than once (a/x …); the last copy counts, as in tar"
+        ]
+
+
+def test_the_same_path_in_two_tars_is_nobodys_choice(tmp_path):
+    write_tar(tmp_path / "one.v1.tar", {"x.jpg": b"1", "a/y.jpg": b"1"})
+    write_tar(tmp_path / "two.tar", {"x.jpg": b"22", "a/y.jpg": b"1"})
+    for image in ("x.jpg", "a/y.jpg"):
+        with pytest.raises(Rejected, match=r"in one\.v1\.tar and in two\.tar") as caught:
+            fetch(tmp_path, tmp_path / "state", image)
+        assert caught.value.reason is Reason.AMBIGUOUS_IMAGE
+    assert f"as in one.v1/{image}" in str(caught.value)
+    assert fetch(tmp_path, tmp_path / "state", "two/x.jpg", "one.v1/x.jpg") == [b"22", b"1"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_joined_tars_are_read_on(tmp_path, mode):
+    for number in range(3):
+        write_tar(tmp_path / f"part{number}", {f"s/{number}": bytes([number]) * 900}, mode)
+    parts = [(tmp_path / f"part{number}").read_bytes() for number in range(3)]
+    (tmp_path / "s.tar").write_bytes(b"".join(parts))
+    found = fetch(tmp_path, tmp_path / "state", "s/0", "s/1", "s/2")
+    assert found == [bytes([number]) * 900 for number in range(3)]
+    with TarIndex(tmp_path / "state") as index:
+        assert index.faults() == []
 
 
 def test_tar_and_folder_side_by_side(tmp_path):
@@ -95,6 +123,31 @@ def test_tar_and_folder_side_by_side(tmp_path):
     (tmp_path / "a" / "sub" / "2").write_bytes(b"two")
     assert fetch(tmp_path, tmp_path / "state", "a/1", "a/sub/2") == [b"tar", b"two"]
     assert reason_for(tmp_path, tmp_path / "state", "a/sub") is Reason.NOT_A_REGULAR_FILE
+
+
+def add_link(tar, name, target, kind=tarfile.LNKTYPE):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    tar.addfile(member)
+
+
+def add_file(tar, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def test_a_hard_link_is_the_file_before_it(tmp_path):
+    """`tar` writes the second name of a file as a link to the first."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add_file(tar, "a/1.jpg", b"first")
+        add_link(tar, "a/2.jpg", "./a/1.jpg")
+        add_link(tar, "a/3.jpg", "a/2.jpg")
+        add_file(tar, "a/1.jpg", b"second")
+        add_link(tar, "a/4.jpg", "a/5.jpg")
+        add_file(tar, "a/5.jpg", b"too late")
+    assert fetch(tmp_path, tmp_path / "state", "a/2.jpg", "a/3.jpg") == [b"first", b"first"]
+    assert reason_for(tmp_path, tmp_path / "state", "a/4.jpg") is Reason.NOT_A_REGULAR_FILE
 
 
 @pytest.mark.parametrize(
@@ -108,13 +161,51 @@ def test_links_and_devices_are_not_followed(tmp_path, kind):
     assert reason_for(tmp_path, tmp_path / "state", "a/x.jpg") is Reason.NOT_A_REGULAR_FILE
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a/\0"])
-def test_paths_out_of_the_folder_are_refused(tmp_path, path):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/etc/passwd", "is an absolute path outside"),
+        ("//etc/passwd", "is an absolute path outside"),
+        ("../x", "leads out of"),
+        ("a/../../x", "leads out of"),
+        ("a/\0", "holds a NUL character"),
+    ],
+)
+def test_paths_out_of_the_folder_are_refused(tmp_path, path, message):
     inner = tmp_path / "data"
     inner.mkdir()
     (tmp_path / "x").write_bytes(b"secret")
     write_tar(inner / "a.tar", {"../x": b"in tar"})
-    assert reason_for(inner, tmp_path / "state", path) is Reason.UNSAFE_PATH
+    with pytest.raises(Rejected, match=message) as caught:
+        fetch(inner, tmp_path / "state", path)
+    assert caught.value.reason is Reason.UNSAFE_PATH
+
+
+@pytest.mark.parametrize("folder", ["data", "data[1]", "da*ta", "data{1,2}"])
+def test_absolute_paths_into_the_folder_are_found(tmp_path, folder):
+    inner = tmp_path / "there" / folder
+    (inner / "b[2]").mkdir(parents=True)
+    (inner / "b[2]" / "*.jpg").write_bytes(b"file")
+    write_tar(inner / "a.tar", {"a/[1].jpg": b"in tar"})
+    (tmp_path / "link").symlink_to("there")
+    for root in (inner, tmp_path / "link" / folder):
+        for base in (inner, root):
+            paths = [f"{base}/a/[1].jpg", f"{base}/./b[2]/x/../*.jpg"]
+            assert fetch(root, tmp_path / "state", *paths) == [b"in tar", b"file"]
+    assert fetch(inner, tmp_path / "state", "x/../b[2]/*.jpg") == [b"file"]
+    assert reason_for(inner, tmp_path / "state", f"{inner}2/x") is Reason.UNSAFE_PATH
+
+
+@pytest.mark.parametrize("suffix", [".7z", ".rar", ".tar.lz4"])
+def test_an_archive_that_is_not_read_is_named(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(b"")
+    with pytest.raises(
+        Rejected, match=rf"a\{suffix} is a .* archive, which is not read: unpack it"
+    ):
+        fetch(tmp_path, tmp_path / "state", "a/1.jpg")
+    assert unread_archives(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert unread_archives(tmp_path) == []
 
 
 def test_missing(tmp_path):
@@ -146,7 +237,8 @@ def test_damaged_tars_are_told(tmp_path, cut):
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:cut])
     with TarIndex(tmp_path / "state") as index:
         index.update(find_tars(tmp_path))
-        assert index.damaged() == ["a.tar"]
+        (fault,) = index.faults()
+        assert fault.startswith("a.tar is damaged (byte ")
         assert index.find(b"a/0")
 
 
@@ -157,7 +249,10 @@ def test_a_header_of_noise_in_the_middle_is_told(tmp_path):
     (tmp_path / "a.tar").write_bytes(data)
     with TarIndex(tmp_path / "state") as index:
         index.update(find_tars(tmp_path))
-        assert index.damaged() == ["a.tar"]
+        (fault,) = index.faults()
+        assert "a.tar is damaged (byte 2,048: no header of a tar up to byte 3,072)" in fault
+        found = [index.find(f"a/{i}".encode()) for i in range(5)]
+        assert [bool(members) for members in found] == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +261,12 @@ def test_a_header_of_noise_in_the_middle_is_told(tmp_path):
         ("a.tar", b"<html>", "cannot be read as a tar"),
         ("a.tar", b"", "cannot be read as a tar"),
         ("a.tar.gz", b"no gzip", "cannot be read as a tar"),
+        ("a.tar", b"\x1f\x8bno gzip", "cannot be read as a tar"),
+        ("a.tar.zst", b"\x28\xb5\x2f\xfdno zstd", "its zstd data break off"),
+        ("a.tar", b"BZhno bzip2", "its bzip2 data break off"),
+        ("a.zip", b"PK\x03\x04no zip", "the directory at its end is not sound"),
+        ("a.zip", b"7z\xbc\xaf\x27\x1c...", "it is a 7-Zip archive, which is not read; fetch"),
+        ("a.tar", b"Rar!\x1a\x07", "it is a RAR archive"),
         ("a.tar", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     ],
 )

@@ -69,7 +69,10 @@ def test_lost_cut_and_foreign_shards(shards):
     ("change", "message"),
     [
         (lambda parts: [(n, b"no jpeg" if n.endswith("jpg") else d) for n, d in parts], "no JPEG"),
-        (lambda parts: [p for p in parts if not p[0].endswith("jpg")], "0 image parts, 1 paths"),
+        (
+            lambda parts: [p for p in parts if not p[0].endswith("jpg")],
+            "names 1 images, the sample holds 0",
+        ),
         (lambda parts: [p for p in parts if not p[0].endswith("json")], "0 JSON parts"),
         (lambda parts: [(n, d[:-3] if n[-1] == "n" else d) for n, d in parts], "cannot be read"),
         (lambda parts: parts[2:], "3 samples; the manifest has 4"),

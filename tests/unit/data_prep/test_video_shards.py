@@ -15,6 +15,7 @@ from raw_set import output_bytes, read_shards
 from rich.console import Console
 from sample_videos import grey_frames, noise_frames, video
 
+from data_prep.check import check
 from data_prep.executor import InProcessExecutor, ProcessExecutor
 from data_prep.options import OptionError, Options
 from data_prep.progress import Reporter
@@ -66,12 +67,13 @@ def test_a_video_without_its_path_is_a_problem(tmp_path):
     assert problems(path) == ["1 video parts, 0 paths"]
 
 
-def convert(source, target, workers=1, **options):
+def convert(source, target, workers=1, source_format="llava", **options):
     job = Job(
         data_dir=source.parent,
         output_dir=target,
         json=Path(source.name),
         options=Options(text_only="keep", **options),
+        format=source_format,
     )
     engine = InProcessExecutor() if workers == 1 else ProcessExecutor(workers)
     return run(job, engine, Reporter(Console(quiet=True)))
@@ -128,6 +130,18 @@ def test_workers_do_not_show(mixed, shards, tmp_path):
     assert output_bytes(tmp_path / "W") == output_bytes(shards)
 
 
+def test_messages_store_the_same(shards, tmp_path):
+    source = write_mixed_set(tmp_path / "raw", 2 * NUM_KINDS, messages=True)
+    convert(source, tmp_path / "W", source_format=None)
+    expected, found = read_shards(shards), read_shards(tmp_path / "W")
+    assert list(found) == list(expected)
+    for key, parts in found.items():
+        said, other = json.loads(parts.pop("json")), json.loads(expected[key]["json"])
+        assert {**other, **parts} == {**other, **{p: expected[key][p] for p in parts}}
+        assert parse_record(said).turns == parse_record(other).turns
+        assert (said.get("video"), said.get("height")) == (other.get("video"), other.get("height"))
+
+
 def test_videos_are_counted_shown_and_verified(shards):
     tally = Tally()
     for path in sorted(shards.glob("*.tar")):
@@ -145,6 +159,14 @@ def test_videos_are_counted_shown_and_verified(shards):
     )
     assert frame.shape == (64, 96, 3)
     assert all(not findings.problems for findings in verify(shards, workers=1))
+
+
+def test_a_dry_run_probes_videos(mixed, tmp_path):
+    options = Options(text_only="keep")
+    job = Job(data_dir=mixed.parent, output_dir=tmp_path, json=Path(mixed.name), options=options)
+    lines = list(check(job, tokenizers=[], model=None))
+    assert f"  video clips/a.mp4: 96x64, {len(media()['clips/a.mp4']):,} bytes, as it is" in lines
+    assert [line for line in lines if line.startswith("rejected, missing_video: 2")]
 
 
 def test_larger_videos_are_left_out(mixed, tmp_path):

@@ -8,8 +8,11 @@ import shutil
 import pytest
 import yaml
 
-from dct_vl.inputs.shard_index import data_identity, keys_by_split
+from data_prep.indexing import unread_ends
+from dct_vl.errors import ConfigError
+from dct_vl.inputs.shard_index import data_identity, keys_by_split, used_shards
 from dct_vl.inputs.shard_reader import read_split
+from dct_vl.runs.checks import check_data_path
 from dct_vl.runs.config.compose import compose_config
 from dct_vl.runs.run_files import write_provenance
 
@@ -25,6 +28,19 @@ def test_every_split_has_the_keys_that_the_loader_gives(shards):
     assert set(found) == {"train", "val", "test"}
     for split, keys in found.items():
         assert keys == {sample.key for sample in read_split(str(shards), split)}
+
+
+def test_a_shard_that_holds_more_than_its_index_is_refused(copied):
+    """As `energon prepare` leaves it at a damaged header, or where two tars were joined."""
+    check_data_path(str(copied))
+    index = copied / "pretrain-000002.tar.idx"
+    index.write_bytes(index.read_bytes()[:-8])
+    assert unread_ends(copied, used_shards(copied)) == ["pretrain-000002.tar"]
+    with pytest.raises(ConfigError, match=r"1 shards ends before they do \(pretrain-000002\.tar\)"):
+        check_data_path(str(copied))
+    with (copied / "pretrain-000003.tar").open("ab") as shard:
+        shard.write(bytes(100_000))
+    assert unread_ends(copied, used_shards(copied)) == ["pretrain-000002.tar"], "zeros hold nothing"
 
 
 def test_the_folder_may_have_any_name(copied):

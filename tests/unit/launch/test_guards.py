@@ -66,10 +66,13 @@ def test_the_launch_script_refuses_what_its_variables_set(setting):
     assert "dct-vl launch" in done.stderr
 
 
-def test_the_launch_script_knows_the_models_that_are_no_folders(tmp_path):
+def test_the_launch_script_knows_what_is_no_folder_here(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
     for name, path in (("auto25", "auto25"), ("m/../n", f"{Path.cwd()}/n")):
         done = run("qwen_launch.sh", MODEL_PATH=name, DCT_VL_PYTHON=str(python))
         assert f"model.path={path}" in done.stdout.splitlines()
+    for data, path in (("s3://b/W", "s3://b/W"), ("d/../W", f"{Path.cwd()}/W")):
+        done = run("qwen_launch.sh", DATA_PATH=data, DCT_VL_PYTHON=str(python))
+        assert f"data.path={path}" in done.stdout.splitlines()

@@ -6,7 +6,7 @@ from typing import get_args
 
 import orjson
 import pytest
-from raw_set import jpeg, output_bytes, read_shards, write_plain_set
+from raw_set import entry, jpeg, output_bytes, read_shards, write_plain_set
 from rich.console import Console
 
 from data_prep.executor import InProcessExecutor, ProcessExecutor
@@ -108,3 +108,27 @@ def test_a_workspace_of_an_older_version_is_completed(tmp_path):
 
 def test_every_refusal_has_a_reason_of_the_closed_list():
     assert set(get_args(RefusalReason)) <= {reason.value for reason in Reason}
+
+
+@pytest.mark.parametrize("name", ["set.json", "set.jsonl"])
+def test_a_bad_entry_is_quarantined_with_its_line(tmp_path, name):
+    """NaN, a lone surrogate (in the text, in the id), bytes that are no UTF-8, after a BOM."""
+    write_plain_set(tmp_path / "data", 6)
+    (tmp_path / "data" / "cambrian737k.json").unlink()
+    lines = []
+    for index in range(6):
+        said = {"from": "gpt", "value": "\ud800" if index == 2 else "A dog."}
+        made = entry("\udfff" if index == 4 else f"e{index}", f"ai2d/images/{index}.jpg")
+        made["conversations"][1] = said
+        made |= {"score": float("nan")} if index == 1 else {}
+        lines.append(json.dumps(made).encode())
+    lines[3] = lines[3].replace(b"A dog", b"A \xff")
+    in_list = name == "set.json"
+    body = b"[" + b",\n".join(lines) + b"]" if in_list else b"\n".join(lines)
+    (tmp_path / "data" / name).write_bytes(b"\xef\xbb\xbf" + body)
+    summary = go(tmp_path / "data", tmp_path / "out")
+    assert (summary.entries, summary.kept) == (6, 2)
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").open()]
+    assert [(r["index"], r["line"]) for r in rejects] == [(1, 2), (2, 3), (3, 4), (4, 5)]
+    assert {r["reason"] for r in rejects} == {"malformed_entry"}
+    assert "JSON" in rejects[0]["detail"]
