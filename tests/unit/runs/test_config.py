@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from data_prep.energon import BlendMember
-from data_prep.energon import blend as write_blend
+from data_prep.blend import BlendMember
+from data_prep.blend import blend as write_blend
 from dct_tokenizer.registry import list_presets, preset_config
 from dct_vl.errors import ConfigError
 from dct_vl.runs.checks import check_layout, check_run

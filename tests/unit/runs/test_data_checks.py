@@ -10,7 +10,7 @@ import tarfile
 import pytest
 import yaml
 
-from data_prep.energon import BlendMember, blend
+from data_prep.blend import BlendMember, blend
 from dct_vl.errors import ConfigError
 from dct_vl.inputs.data_sets import num_samples
 from dct_vl.runs.config.compose import compose_config
@@ -112,7 +112,7 @@ def test_shards_that_were_prepared_for_another_task_are_refused(copied, tmp_path
     file = copied / ".nv-meta" / "dataset.yaml"
     file.write_text(yaml.dump(described))
     name = described.get("__class__") or described["sample_type"]["__class__"]
-    again = rf"as {name}; expected CrudeWebdataset, .*`python -m data_prep prepare {copied} --split"
+    again = rf"as {name}; expected CrudeWebdataset, .*`python -m data_prep prepare {copied}` anew"
     with pytest.raises(ConfigError, match=again):
         check_data_path(str(copied))
     blend(tmp_path / "all.yaml", [BlendMember(root=copied, weight=None)])
