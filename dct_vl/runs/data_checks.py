@@ -168,8 +168,8 @@ def check_splits(run: RunConfig, data_parallel_size: int = 1) -> None:
     trainer, path = run.trainer, run.data.path
     if not num_samples(path, "train"):
         raise ConfigError(
-            f"the train split of {path} has no sample: {_prepare(Path(path))}, with as many shards "
-            "as fill its parts"
+            f"the train split of {path} has no sample: run `python -m data_prep prepare {path} "
+            "--split 8,1,1`, with as many shards as fill its parts"
         )
     if not trainer.val_every or trainer.val_every > RunSettings(run).last_step:
         return

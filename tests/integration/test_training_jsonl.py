@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from any_format import drawn_talks
+from command_line import invoke
 
 from dct_vl.runs.ledger import summarize
 from dct_vl.runs.run_files import STEPS_NAME, read_json_lines
@@ -70,6 +71,12 @@ def test_a_killed_run_of_lines_ends_as_if_it_had_not_been(train, lines):
     assert (reject["key"], reject["reason"]) == ("20", "schema")
     assert "line 21 of train.jsonl: malformed_entry: the line is no JSON" in reject["detail"]
     assert reject["file"] == lines[0].partition("=")[2]
+
+    # what answers reads the file that the run has validated on
+    answers = ("--limit", "3", "--output", folder / "answers.jsonl")
+    done = invoke("answers", folder, *answers)
+    assert done.exit_code == 0, done.output
+    assert {line["key"] for line in read_json_lines(folder / "answers.jsonl")} == {"0", "1", "2"}
 
 
 def _rejects(folder: Path) -> list[dict[str, str]]:

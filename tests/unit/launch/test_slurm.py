@@ -183,7 +183,11 @@ def test_the_dry_run_prints_the_commands(shards, nodes, devices):
         "DATA_PATH": str(shards),
     }
     done = subprocess.run(
-        ["bash", str(SCRIPT), "--dry-run"], env=environ, capture_output=True, text=True
+        # the few samples of these shards would leave 64 ranks without one to validate on
+        ["bash", str(SCRIPT), "--dry-run", "trainer.val_every=0"],
+        env=environ,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"srun --nodes={nodes} --ntasks-per-node=1")

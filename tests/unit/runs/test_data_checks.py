@@ -119,8 +119,7 @@ def test_shards_that_were_prepared_for_another_task_are_refused(copied, tmp_path
     with pytest.raises(ConfigError, match=again):
         check_data_path(str(tmp_path / "all.yaml"))
 
-    # of another origin
-    (copied / "manifest.json").unlink()
+    (copied / "manifest.json").unlink()  # another tool made these
     shutil.rmtree(copied / ".data_prep")
     for shard in copied.glob("*.tar"):
         with tarfile.open(shard, "w") as tar:
