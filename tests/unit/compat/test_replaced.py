@@ -32,6 +32,8 @@ EXTENDED = ("torch", "lightning", "hydra", "transformers", "megatron.energon", "
 #: set on objects of others, and replaces nothing: settings that are made to be set, and what the
 #: same function has made
 ORDINARY = {
+    "data_prep/cli_convert.py": "verb.__signature__ verb.__annotations__",
+    "data_prep/sources/captions.py": "sample",
     "data_prep/drawn/dataset.py": "member.size member.mode",
     "data_prep/indexing.py": "sys.argv",
     "dct_tokenizer/cli.py": "table.caption",
