@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Rows that are held at a time.
-BATCH_ROWS = 32
+BATCH_ROWS = 16
 #: Bytes of a Parquet file that are read at a time; a mapped file takes half as long again.
 _BUFFER = 1 << 20
 
