@@ -128,8 +128,9 @@ class _ParquetColumn(_Column):
         if group != self._group or number < self._first:
             self._group = group
             self._first, self._values = self._starts[group], ()
+            # the workers are the parallel ones; threads of each would only wait for each other
             self._batches = self._file.iter_batches(
-                batch_size=BATCH_ROWS, row_groups=[group], columns=[self._column]
+                BATCH_ROWS, row_groups=[group], columns=[self._column], use_threads=False
             )
         while number >= self._first + len(self._values):
             self._first += len(self._values)

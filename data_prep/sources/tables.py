@@ -107,7 +107,9 @@ def _batches(
                 sizes[name] = chunk.total_uncompressed_size // max(described.num_rows, 1)
                 columns.remove(name)
                 columns += [f"{name}.path"] if dot else []
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+        for batch in file.iter_batches(
+            BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
+        ):
             yield first, batch, in_place, sizes
             first += batch.num_rows
 
