@@ -39,8 +39,14 @@ class Job:
 
     def open_source(self) -> Source:
         """The source that it names; raises SourceError where that is not clear."""
-        in_order = self.options.shuffle_seed is None
-        return open_source(self.data_dir, self.json, self.format, self.reading, in_order=in_order)
+        return open_source(
+            self.data_dir,
+            self.json,
+            self.format,
+            self.reading,
+            in_order=self.options.shuffle_seed is None,
+            exact_sizes=self.options.shard_bytes is not None,
+        )
 
 
 def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:

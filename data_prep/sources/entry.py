@@ -54,6 +54,7 @@ class Source:
     tars: tuple[TarSource, ...]  #: of media, in `data_dir`
     options: ReadOptions
     in_order: bool = True  #: shards take entries in the order of the source
+    exact_sizes: bool = False  #: shards are cut by the sizes of their media
 
     @property
     def name(self) -> str:
@@ -105,7 +106,7 @@ class Row:
     file: str  #: relative to the data folder
     number: int  #: of the row, from 0
     column: str
-    size: int  #: bytes
+    size: int  #: bytes; about the mean of many rows where it need not be exact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,6 +56,7 @@ def open_source(
     options: ReadOptions | None = None,
     *,
     in_order: bool = True,
+    exact_sizes: bool = False,
 ) -> Source:
     """Find the entries and the tars in a data folder; SourceError where that is not clear.
 
@@ -65,6 +66,7 @@ def open_source(
         format_name: one of `FORMATS`; None: as the content has it.
         options: how entries are read.
         in_order: shards will take entries in the order of the source.
+        exact_sizes: they will be cut by the sizes of their media.
     """
     root = data_dir if file is None else _named(data_dir, file)
     name = format_name or recognise(root)
@@ -95,6 +97,7 @@ def open_source(
         tars=tars,
         options=options or ReadOptions(),
         in_order=in_order,
+        exact_sizes=exact_sizes,
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Rows that are held at a time.
-BATCH_ROWS = 32
+BATCH_ROWS = 16
 #: Bytes of a Parquet file that are read at a time; a mapped file takes half as long again.
 _BUFFER = 1 << 20
 
@@ -128,8 +128,9 @@ class _ParquetColumn(_Column):
         if group != self._group or number < self._first:
             self._group = group
             self._first, self._values = self._starts[group], ()
+            # the workers are the parallel ones; threads of each would only wait for each other
             self._batches = self._file.iter_batches(
-                batch_size=BATCH_ROWS, row_groups=[group], columns=[self._column]
+                BATCH_ROWS, row_groups=[group], columns=[self._column], use_threads=False
             )
         while number >= self._first + len(self._values):
             self._first += len(self._values)

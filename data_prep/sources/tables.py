@@ -60,9 +60,12 @@ def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]
         layout = _Layout(source, path, _schema(path))
         below = path.is_relative_to(source.data_dir)
         name = (path.relative_to(source.data_dir) if below else path.absolute()).as_posix()
-        for first, batch, in_place in _batches(path, layout.columns, source.in_order):
-            rows = rows_with_sizes(batch, layout.media) if in_place else batch.to_pylist()
+        for first, batch, in_place, sizes in _batches(path, layout, source):
+            held = layout.media - sizes.keys()
+            rows = rows_with_sizes(batch, held) if in_place else batch.to_pylist()
             for number, row in enumerate(rows, start=first):
+                for column, size in sizes.items():
+                    row[column] = {"bytes": size, "path": (row.get(column) or {}).get("path")}
                 raw = layout.entry(row, name, number, in_place=in_place)
                 yield read_entry(of_rows, index, None, raw)
                 index += 1
@@ -75,27 +78,39 @@ def _schema(path: Path) -> "pa.Schema":
 
 
 def _batches(
-    path: Path, columns: list[str], in_order: bool
-) -> Iterator[tuple[int, "pa.RecordBatch", bool]]:
-    """Number of the first row, the rows, and whether their bytes stay in the file."""
+    path: Path, layout: "_Layout", source: Source
+) -> Iterator[tuple[int, "pa.RecordBatch", bool, dict[str, int]]]:
+    """Number of the first row, the rows, whether their bytes stay in the file, and the columns
+    whose bytes were not read because each row is known to hold some, with about their mean size.
+    """
     first = 0
     if path.suffix == ".arrow":
         for batch in arrow_batches(path):
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                part = batch.slice(start, BATCH_ROWS).select(columns)
-                yield first, part, True
+                part = batch.slice(start, BATCH_ROWS).select(layout.columns)
+                yield first, part, True, {}
                 first += part.num_rows
         return
     file = open_parquet(path)
     for group in range(file.num_row_groups):
         described = file.metadata.row_group(group)
-        sizes = [
-            described.column(number).total_uncompressed_size
-            for number in range(described.num_columns)
-        ]
-        in_place = in_order and max(sizes, default=0) <= MAX_GROUP_BYTES
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-            yield first, batch, in_place
+        chunks = [described.column(number) for number in range(described.num_columns)]
+        largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+        in_place = source.in_order and largest <= MAX_GROUP_BYTES
+        sizes: dict[str, int] = {}
+        columns = list(layout.columns)
+        for chunk in chunks if in_place and not source.exact_sizes else ():
+            name, dot, leaf = chunk.path_in_schema.partition(".")
+            counted = chunk.statistics is not None and chunk.statistics.has_null_count
+            whole = name in layout.images and leaf in ("", "bytes") and layout.holds_bytes(name)
+            if whole and counted and not chunk.statistics.null_count:
+                sizes[name] = chunk.total_uncompressed_size // max(described.num_rows, 1)
+                columns.remove(name)
+                columns += [f"{name}.path"] if dot else []
+        for batch in file.iter_batches(
+            BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
+        ):
+            yield first, batch, in_place, sizes
             first += batch.num_rows
 
 
@@ -131,7 +146,17 @@ class _Layout:
         self._check_unused(used)
         self._says = self._find_text()
         self.media = used
+        self.images = self._media["image"]
         self.columns = [name for name in schema.names if name not in options.ignore]
+
+    def holds_bytes(self, name: str) -> bool:
+        """Whether a column holds one image a row, as bytes or beside a path."""
+        import pyarrow.types as types
+
+        kind = self._schema.field(name).type
+        if types.is_struct(kind):
+            return [field.name for field in kind] == ["bytes", "path"]
+        return types.is_binary(kind) or types.is_large_binary(kind)
 
     def entry(self, row: dict[str, Any], file: str, number: int, *, in_place: bool) -> Any:
         """The row as an object of `chats.read_entry`."""
@@ -152,7 +177,7 @@ class _Layout:
         """Media whose bytes are in the table; a path or null as it stands."""
         data, path = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (item, "")
         if not isinstance(data, bytes | int):
-            return item
+            return item if data or path or not isinstance(item, dict) else None
         held: Row | Inline
         if in_place:
             size = data if isinstance(data, int) else len(data)

@@ -42,8 +42,10 @@ def rows(number, **changes):
     ]
 
 
-def entries(folder, file=None, *, in_order=True, **options):
-    source = open_source(folder, file, None, ReadOptions(**options), in_order=in_order)
+def entries(folder, file=None, *, in_order=True, exact_sizes=True, **options):
+    source = open_source(
+        folder, file, None, ReadOptions(**options), in_order=in_order, exact_sizes=exact_sizes
+    )
     return list(read_entries(source, None))
 
 
@@ -196,3 +198,21 @@ def test_splits_of_a_saved_dict_are_folders(tmp_path):
     with pytest.raises(SourceError, match=r"several splits \(train\); give the folder of one"):
         entries(tmp_path / "set")
     assert len(entries(tmp_path / "set" / "train")) == 2
+
+
+@pytest.mark.parametrize("cell", [jpeg, lambda i: {"bytes": jpeg(i), "path": f"{i}.jpg"}])
+def test_bytes_are_not_read_to_be_planned_where_each_row_has_some(tmp_path, cell):
+    folder = write(tmp_path / "set", rows(4, image=cell), row_group_size=2)
+    exact, mean = (entries(folder, exact_sizes=value) for value in (True, False))
+    sizes = [[one.images[0].held.size for one in found] for found in (exact, mean)]
+    assert sizes[0] == [len(jpeg(i)) for i in range(4)]
+    # of a group of rows, page headers with bounds of such small images included
+    assert sizes[1][0] == sizes[1][1]
+    assert max(sizes[0]) / 2 < sizes[1][0] < 4 * max(sizes[0])
+    places = [[(one.index, one.images[0].path) for one in found] for found in (exact, mean)]
+    assert places[0] == places[1]
+    missing = write(tmp_path / "some", rows(4, image=lambda i: cell(i) if i else None))
+    assert [len(one.images) for one in entries(missing, exact_sizes=False)] == [0, 1, 1, 1]
+    assert go(folder, tmp_path / "out").kept == 4
+    # by exact sizes two of these never fit
+    assert go(folder, tmp_path / "cut", shard_bytes=len(jpeg(0)) + 1).num_shards == 4
