@@ -29,7 +29,6 @@ from dct_vl.inference.generate.requests import Request, Requests, digest_of  # n
 from dct_vl.inference.generate.run import generate  # noqa: E402
 from dct_vl.inference.loading import random_model  # noqa: E402
 from dct_vl.inference.sampling import AnswerSettings  # noqa: E402
-from dct_vl.model.fused.pieces import allow_compiling  # noqa: E402
 
 
 class ImageRequests(Requests):
@@ -54,8 +53,9 @@ class ImageRequests(Requests):
 def main() -> None:
     """Answer twice, a few and then all, and write the result."""
     case = json.loads(Path(sys.argv[1]).read_text())
-    allow_compiling(case["compiles"])
-    model = random_model(Path(case["folder"]) / "model", tokenizer=case["tokenizer"])
+    model = random_model(
+        Path(case["folder"]) / "model", tokenizer=case["tokenizer"], compiles=case["compiles"]
+    )
     model.__dict__["end_ids"] = frozenset()
     settings = AnswerSettings()
     engine = CheckpointEngine(model, settings)

@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,7 @@ class DctVL(lmms):
             for settings in dict.fromkeys(one.settings for one in asked):
                 self.engine.settings = settings
                 alike = [one for one in asked if one.settings == settings]
-                for start in range(0, len(alike), self.batch_size):
-                    batch = alike[start : start + self.batch_size]
-                    self._answer(batch, found)
-                    bar.update(len(batch))
+                self._answer(alike, found, bar)
         for one, answer in zip(requests, found, strict=True):
             self.cache_hook.add_partial("generate_until", one.args, answer.text)
         return found
@@ -133,17 +130,28 @@ class DctVL(lmms):
         """Not supported: none of the tasks that this project reports needs it."""
         raise NotImplementedError("dct_vl answers tasks of one round")
 
-    def _answer(self, batch: Sequence[_Asked], found: list[GenerationResult]) -> None:
-        ready: list[tuple[_Asked, Any]] = []
-        for one in batch:
-            try:
-                ready.append((one, self.engine.encode(one.request)))
-            except (ValueError, OSError) as error:
-                _log.warning(_NOT_ASKED, one.request.key, error)
-        replies = self.engine.answer([encoded for _, encoded in ready]) if ready else []
-        for (one, _), reply in zip(ready, replies, strict=True):
-            counts = TokenCounts(output_tokens=reply.num_tokens)
-            found[one.position] = GenerationResult(text=reply.text, token_counts=counts)
+    def _answer(self, alike: Sequence[_Asked], found: list[GenerationResult], bar: Any) -> None:
+        ready: list[_Asked] = []
+
+        def encoded() -> Iterator[Any]:
+            for one in alike:
+                try:
+                    prompt = self.engine.encode(one.request)
+                except (ValueError, OSError) as error:
+                    _log.warning(_NOT_ASKED, one.request.key, error)
+                    bar.update()
+                    continue
+                ready.append(one)
+                yield prompt
+
+        for number, reply in self.engine.stream(encoded(), self.batch_size):
+            one = ready[number]
+            if isinstance(reply, ValueError):
+                _log.warning(_NOT_ASKED, one.request.key, reply)
+            else:
+                counts = TokenCounts(output_tokens=reply.num_tokens)
+                found[one.position] = GenerationResult(text=reply.text, token_counts=counts)
+            bar.update()
 
     def _asked(self, position: int, instance: Instance) -> _Asked:
         context, options, to_visual, doc_id, task, split = instance.args

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from dct_vl.export.folder import atomic_folder, check_new
 from dct_vl.inference.loading import start_single_process
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config
-from dct_vl.model.families.qwen_vl.model import QwenVLConfig, QwenVLWithVisualTokenizer
+from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer
 from dct_vl.model.families.qwen_vl.weights import load_hf_weights
 from dct_vl.runs.checkpoint_files import META_NAME, list_files
 from dct_vl.runs.config.schema import RunConfig
@@ -97,13 +97,6 @@ def _empty_module(run: RunConfig) -> QwenVLWithVisualTokenizer:
         dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[run.model.dtype],
         seq_length=run.data.seq_length,
         tokenizer=run.tokenizer,
+        draws_weights=False,
     )
-    config: QwenVLConfig = model_config(run.model.path, options)
-    for part in (
-        config,
-        config.language_transformer_config,
-        config.vision_transformer_config,
-        config.vision_projection_config,
-    ):
-        part.perform_initialization = False
-    return config.configure_model(None)
+    return model_config(run.model.path, options).configure_model(None)

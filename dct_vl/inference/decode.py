@@ -1,11 +1,11 @@
-"""Forward passes of a loaded model that give logits.
+"""Forward passes of a loaded model that give logits, as they are or replayed.
 
 Shape legend: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +56,34 @@ def agree(tokens: torch.Tensor) -> torch.Tensor:
         # ranks of the last stage have the highest numbers
         dist.broadcast(tokens, src=max(ranks), group=group)
     return tokens
+
+
+class StepGraphs:
+    """A step as a CUDA graph for each number of rows: asked for kernel by kernel, it takes the host
+    ten times as long as the device.
+
+    The first step of a number runs as it is, and compiles what is compiled; the second one is
+    recorded.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+
+    def run(self, step: Callable[[int], None], num_rows: int) -> None:
+        """Run `step(num_rows)`, which is the same one every time."""
+        if num_rows not in self._graphs:
+            self._graphs[num_rows] = None
+            step(num_rows)
+            return
+        graph = self._graphs[num_rows]
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            pool = next((g.pool() for g in self._graphs.values() if g is not None), None)
+            # other threads prepare images meanwhile, and may ask for memory
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                step(num_rows)
+            self._graphs[num_rows] = graph
+        graph.replay()
 
 
 @torch.inference_mode()

@@ -21,12 +21,14 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from dct_tokenizer import VisualTokenizer  # noqa: E402
 from dct_vl.inputs.batch import Batch  # noqa: E402
 from dct_vl.inputs.chat import ChatTokenizer, read_chat_tokenizer  # noqa: E402
+from dct_vl.inputs.clips import VideoRules  # noqa: E402
 from dct_vl.inputs.encode import InputSpec  # noqa: E402
 from dct_vl.model.attention import have_cudnn_attention, prefer_cudnn  # noqa: E402
 from dct_vl.model.families.qwen_vl.config import read_hf_config, vision_sizes  # noqa: E402
 from dct_vl.model.families.qwen_vl.megatron_config import ModelOptions, model_config  # noqa: E402
 from dct_vl.model.families.qwen_vl.model import QwenVLWithVisualTokenizer  # noqa: E402
 from dct_vl.model.families.qwen_vl.weights import load_hf_weights  # noqa: E402
+from dct_vl.model.fused.pieces import allow_compiling  # noqa: E402
 from dct_vl.model.layer_specs import resolve_layer_spec  # noqa: E402
 from dct_vl.model.lora import apply_lora, merge_lora  # noqa: E402
 from dct_vl.runs.checkpoint_files import find_fault, list_checkpoints, newest_checkpoint, read_meta  # noqa: E402
@@ -56,9 +58,7 @@ class LoadedModel:
         return next(self.module.parameters()).device
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch where the model is. Windows are found before, on the host: a device would be
-        waited for.
-        """
+        """The batch where the model is; windows are found on the host, which avoids a sync."""
         side = self.module.config.vision_transformer_config.window_side
         return batch.with_windows(side).to(self.device)
 
@@ -130,7 +130,11 @@ def start_single_process() -> None:
 
 
 def load_checkpoint(
-    path: str | Path, *, merge: bool = True, dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    merge: bool = True,
+    dtype: torch.dtype | None = None,
+    compiles: bool = False,
 ) -> LoadedModel:
     """Build the model of a run and fill it from its checkpoint, re-sharded to Megatron's groups.
 
@@ -141,13 +145,15 @@ def load_checkpoint(
         merge: add LoRA's adapters to the weights, so that the module is that of a run without
             LoRA; otherwise, and over tensor-parallel ranks, they stay beside them.
         dtype: of the parameters; bf16 on CUDA and fp32 on the CPU by default.
+        compiles: make kernels for it on CUDA, which takes 15 seconds and pays after some thousands
+            of answers.
 
     Raises:
         ValueError: no checkpoint, or one that does not fit the run's model.
     """
     run_folder, checkpoint = find_checkpoint(path)
     run = read_config(run_folder)
-    module = _empty_module(run, dtype)
+    module = _empty_module(run, dtype, compiles=compiles)
     if run.model.tuning == "lora":
         apply_lora(module, run.model.lora)
     # NeMo saves the module below its Lightning wrapper, hence the prefix; what Lightning keeps
@@ -163,37 +169,48 @@ def load_checkpoint(
 
 
 def load_folder(
-    folder: str | Path, *, tokenizer: str = "pixel", dtype: torch.dtype | None = None
+    folder: str | Path, *, dtype: torch.dtype | None = None, compiles: bool = False
 ) -> LoadedModel:
     """The model of a Hugging Face folder, its weights read straight into this rank's part.
 
     Args:
         folder: of Qwen2-VL or Qwen2.5-VL, as on the hub or as this project exports it.
-        tokenizer: preset whose front end starts from the folder's patch embedding.
-        dtype: see `load_checkpoint`.
+        dtype, compiles: see `load_checkpoint`.
 
     Raises:
         ValueError: the folder is no whole model; lists what is wrong.
     """
-    model = random_model(folder, tokenizer=tokenizer, dtype=dtype)
+    model = _model_of_folder(folder, "pixel", dtype, compiles=compiles)
     load_hf_weights(model.module, model.checkpoint)
     return model
 
 
 def random_model(
-    folder: str | Path, *, tokenizer: str = "pixel", dtype: torch.dtype | None = None
+    folder: str | Path, *, tokenizer: str = "pixel", compiles: bool = False
 ) -> LoadedModel:
-    """The model of a folder as `load_folder` gives it, with random weights, which the folder needs
-    not hold.
-    """
+    """The model of a folder that needs no weights, with random ones and any tokenizer."""
+    return _model_of_folder(folder, tokenizer, None, compiles=compiles, draws_weights=True)
+
+
+def _model_of_folder(
+    folder: str | Path, tokenizer: str, dtype: torch.dtype | None, **options: bool
+) -> LoadedModel:
     folder = Path(folder).resolve()
     run = run_of_folder(folder, tokenizer)
-    return _loaded(run, folder, 0, _empty_module(run, dtype), dtype)
+    # as long as the model can see, not as a run would train it
+    longest = read_hf_config(folder).max_position_embeddings
+    total = VideoRules.total_pixels
+    data = replace(run.data, seq_length=longest, video_total_pixels=total)
+    run = replace(run, data=data)
+    return _loaded(run, folder, 0, _empty_module(run, dtype, **options), dtype)
 
 
-def _empty_module(run: RunConfig, dtype: torch.dtype | None) -> QwenVLWithVisualTokenizer:
+def _empty_module(
+    run: RunConfig, dtype: torch.dtype | None, *, compiles: bool, draws_weights: bool = False
+) -> QwenVLWithVisualTokenizer:
     """The run's model in Megatron's groups, which are made for one process where there are none."""
     start_single_process()
+    allow_compiling(compiles)
     layer_spec = resolve_layer_spec(run.model.layer_spec)
     on_cuda = torch.cuda.is_available()
     dtype = dtype or _default_dtype()
@@ -208,6 +225,7 @@ def _empty_module(run: RunConfig, dtype: torch.dtype | None) -> QwenVLWithVisual
         tokenizer=run.tokenizer,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        draws_weights=draws_weights,
     )
     return model_config(run.model.path, options).configure_model(None)
 

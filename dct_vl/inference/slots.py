@@ -18,10 +18,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state as ps
 
 from dct_vl.inference.asked import Asked, Decoded, Queue
-from dct_vl.inference.decode import agree, cut_at, for_logits, staged_forward
+from dct_vl.inference.decode import StepGraphs, agree, cut_at, for_logits, staged_forward
 from dct_vl.inference.loading import LoadedModel
 from dct_vl.inference.sampling import Sampling, choose, draws_of
-from dct_vl.inference.step_graphs import StepGraphs
 from dct_vl.inputs.batch import Batch, pack_batch
 from dct_vl.model.kv_cache import SlotCache
 
@@ -88,6 +87,7 @@ class SlotDecoder:
         self.sampling = sampling
         self.cache = SlotCache(num_slots, capacity, model.device)
         self._answers: list[_Answer | None] = [None] * num_slots
+        self._failed: list[tuple[int, Asked, ValueError]] = []
         self._rows = torch.arange(num_slots, device=model.device)
         #: (N,) int64 each: the newest token, its position, and how many an answer has
         self._ids, self._positions, self._num_chosen = torch.zeros(
@@ -97,10 +97,8 @@ class SlotDecoder:
         width = capacity if sampling.temperature else 1
         self._draws = torch.zeros(num_slots, width, dtype=torch.float64, device=model.device)
         on_cuda = model.device.type == "cuda"
-        is_whole = ps.get_tensor_model_parallel_world_size() == 1 and (
-            ps.get_pipeline_model_parallel_world_size() == 1
-        )
-        self._graphs = StepGraphs(self._step) if on_cuda and is_whole else None
+        self._is_whole = dist.get_world_size(ps.get_model_parallel_group()) == 1
+        self._graphs = StepGraphs() if on_cuda and self._is_whole else None
         self._most_tokens = _PROMPT_TOKENS[model.device.type]
         # one step runs while the tokens of the one before are looked at
         self._num_ahead = 1 if on_cuda else 0
@@ -111,9 +109,9 @@ class SlotDecoder:
         waiting: Queue,
         stop: Sequence[str] = (),
         watch: Callable[[Sequence[int]], None] | None = None,
-    ) -> Iterator[tuple[int, Asked, Decoded]]:
+    ) -> Iterator[tuple[int, Asked, Decoded | ValueError]]:
         """Answer what waits, up to the first that needs more places than a slot has: its number,
-        it, and the answer, as answers end.
+        it, and the answer or why there is none, as answers end.
 
         Args:
             waiting: read when slots are free.
@@ -125,6 +123,8 @@ class SlotDecoder:
         try:
             while True:
                 read = list(self._admit(waiting))
+                failed, self._failed = self._failed, []
+                yield from failed
                 chosen.extend(read)
                 if not self._num_ahead:
                     yield from self._take(chosen, 0, stop, watch)
@@ -132,7 +132,7 @@ class SlotDecoder:
                 if num_rows:
                     chosen.append(self._next(num_rows))
                 yield from self._take(chosen, self._num_ahead if num_rows else 0, stop, watch)
-                if not num_rows and not read:
+                if not (num_rows or read or failed):
                     return
         finally:
             self._answers = [None] * len(self._answers)
@@ -161,20 +161,33 @@ class SlotDecoder:
             yield from self._read(chunk)
 
     def _read(self, answers: Sequence[_Answer]) -> Iterator[_Chosen]:
-        """Run prompts into their slots; fewer at once where the memory is not enough for all."""
+        """Run prompts into their slots; fewer at once where the memory is not enough for all.
+
+        One alone that is too much is answered with an error. Where the model is divided, ranks
+        cannot know of each other's shortage, and it ends them all.
+        """
         try:
-            chosen = self._read_together(answers)
-        except torch.OutOfMemoryError:
-            if len(answers) == 1:
-                raise
-            self._most_tokens = sum(answer.num_kept for answer in answers) // 2
-            torch.cuda.empty_cache()
-        else:
-            yield chosen
+            yield self._read_together(answers)
             return
+        except torch.OutOfMemoryError as error:
+            if not self._is_whole:
+                raise
+            shortage = str(error).partition(". ")[0]
+        # behind the exception, which holds what the pass had made
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(answers) == 1:
+            self._fail(answers[0], f"the prompt is too much for the memory: {shortage}")
+            return
+        self._most_tokens = sum(answer.num_kept for answer in answers) // 2
         half = len(answers) // 2
         for part in (answers[:half], answers[half:]):
             yield from self._read(part)
+
+    def _fail(self, answer: _Answer, reason: str) -> None:
+        self._answers[answer.slot] = None
+        answer.is_closed = True
+        self._failed.append((answer.number, answer.asked, ValueError(reason)))
 
     def _read_together(self, answers: Sequence[_Answer]) -> _Chosen:
         """Run prompts, in one row, into their slots; each one's first token."""
@@ -190,11 +203,13 @@ class SlotDecoder:
         packed = pack_batch([prompts], visual=self.model.visual, length=length)
         batch = for_logits(self.model, packed)
         assert batch.segments is not None
-        self.cache.begin_prompts(slots, batch.segments)
+        self.cache.begin_prompts(slots, batch.segments, length)
         ends = batch.segments.cu_seqlens[1:].to(torch.int64) - 1
         batch = replace(batch, answer_indices=ends)
-        logits = staged_forward(self.model.module, batch, self.cache)
-        self.cache.end_prompts()
+        try:
+            logits = staged_forward(self.model.module, batch, self.cache)
+        finally:
+            self.cache.end_prompts()
         self._positions[slots] = torch.tensor(following, device=device)
         self._num_chosen[slots] = 0
         self._choose(logits, slots)
@@ -203,7 +218,7 @@ class SlotDecoder:
     def _num_rows(self) -> int:
         """The first slots, as far as there is an answer; on a device a number that graphs share."""
         active = [slot + 1 for slot, answer in enumerate(self._answers) if answer is not None]
-        if not active or self._graphs is None:
+        if not active or self.model.device.type != "cuda":
             return max(active, default=0)
         return min(1 << (active[-1] - 1).bit_length(), len(self._answers))
 
@@ -224,7 +239,7 @@ class SlotDecoder:
         if self._graphs is None:
             self._step(num_rows)
         else:
-            self._graphs.run(num_rows)
+            self._graphs.run(self._step, num_rows)
 
     def _step(self, num_rows: int) -> None:
         rows = self._rows[:num_rows]
@@ -264,7 +279,7 @@ class SlotDecoder:
         num_left: int,
         stop: Sequence[str],
         watch: Callable[[Sequence[int]], None] | None,
-    ) -> Iterator[tuple[int, Asked, Decoded]]:
+    ) -> Iterator[tuple[int, Asked, Decoded | ValueError]]:
         """Add tokens to their answers, all but the newest `num_left` steps; answers that end."""
         while len(chosen) > num_left:
             for answer, token in chosen.popleft().pairs():
@@ -287,7 +302,7 @@ class SlotDecoder:
             answer.is_closed = True
 
 
-#: free slots wait until they are this part of all
+#: free slots wait until they are one in so many
 _REFILL = 8
 
 

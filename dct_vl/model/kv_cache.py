@@ -49,15 +49,17 @@ class SlotCache:
         """Memory of one token of one slot, of `num_layers` layers."""
         return 2 * num_layers * num_groups * head_size * dtype.itemsize
 
-    def begin_prompts(self, slots: torch.Tensor, segments: Segments) -> None:
+    def begin_prompts(self, slots: torch.Tensor, segments: Segments, length: int) -> None:
         """Let the next forward pass be of prompts in one row, one a segment.
 
         Args:
             slots: (segments,) int64, which each goes to; on the device, as `segments` is.
+            length: S, which the device would have to be asked for.
         """
         lengths = segments.cu_seqlens.diff().to(torch.int64)
-        token_slots = slots.repeat_interleave(lengths)
-        starts = segments.cu_seqlens[:-1].to(torch.int64).repeat_interleave(lengths)
+        token_slots = slots.repeat_interleave(lengths, output_size=length)
+        starts = segments.cu_seqlens[:-1].to(torch.int64)
+        starts = starts.repeat_interleave(lengths, output_size=length)
         place = torch.arange(len(starts), device=starts.device) - starts
         self.segments, self._target = segments, (token_slots, place)
         self.lengths[slots] = lengths

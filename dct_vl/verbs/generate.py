@@ -60,7 +60,7 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer where no line says so.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions of a batch.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers at the same time.")] = 16,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -134,7 +134,7 @@ def answers(
     split: Annotated[str, typer.Option(help="Split to ask about.")] = "val",
     limit: Limit = None,
     blank: Annotated[bool, typer.Option(help="Replace images and videos by grey ones.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions of a batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers at the same time.")] = 32,
     workers: Workers = None,
     tp: TensorParallel = 1,
     pp: PipelineParallel = 1,

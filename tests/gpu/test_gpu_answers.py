@@ -76,16 +76,16 @@ def test_a_step_attends_as_on_the_host(dtype, tolerance, heads, groups, size):
     assert (found[0] - found[1]).abs().max() < tolerance
 
 
-@pytest.fixture(scope="module")
-def asked(runs):
-    """Prompts of the validation split, for a model in float32."""
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16])
+def asked(runs, request):
+    """Prompts of the validation split, and the model in either dtype."""
     from dct_vl.inference.asked import Asked
     from dct_vl.inference.generate.answers import questions_of
     from dct_vl.inference.generate.engine import encode_request
     from dct_vl.inference.loading import load_checkpoint
     from dct_vl.inputs.shard_reader import read_split
 
-    model = load_checkpoint(runs.checkpoint("local", 4), dtype=torch.float32)
+    model = load_checkpoint(runs.checkpoint("local", 4), dtype=request.param)
     model.__dict__["end_ids"] = frozenset()
     samples = read_split(model.run.data.path, "val", 9, on_fault=lambda key, error: None)
     questions = [questions_of(sample, 4)[0] for sample in samples]
@@ -117,4 +117,8 @@ def test_graphs_and_company_change_no_answer(asked, temperature):
     alone = answers_of(model, questions, 1, sampling, graphs=False)
     assert [len(tokens) for tokens in alone] == [one.limit for one in questions]
     for num_slots in (1, 4, 9):
-        assert answers_of(model, questions, num_slots, sampling) == alone
+        found = answers_of(model, questions, num_slots, sampling)
+        assert found == answers_of(model, questions, num_slots, sampling, graphs=False)
+        # in bf16 two tokens that are equally likely may change places with the company
+        if next(model.module.parameters()).dtype == torch.float32:
+            assert found == alone

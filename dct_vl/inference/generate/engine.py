@@ -24,7 +24,6 @@ from dct_vl.inputs.encode import encode_chat, plan_chat
 from dct_vl.inputs.samples import EncodedChat
 from dct_vl.inputs.shard_reader import HeldOut
 from dct_vl.model.families.qwen_vl.config import is_known_folder
-from dct_vl.model.fused.pieces import allow_compiling
 from dct_vl.runs.checkpoint_files import weights_fingerprint
 
 #: that take longer by the 15 seconds that compiling takes, if nothing is compiled
@@ -179,6 +178,7 @@ class CheckpointEngine:
                 continue
             for answered, one, given in decoder.answer(waiting, self.settings.stop, follow):
                 yield answered, self._reply(one, given)
+            del decoder  # or it would be held while larger slots are made
 
     def _slots_for(self, asked: Asked, batch_size: int) -> SlotDecoder:
         """The slots there are, or longer or more ones, as far as the memory goes.
@@ -190,20 +190,22 @@ class CheckpointEngine:
         num_slots, needed = batch_size, asked.num_places
         if held is not None and held.sampling == self.settings.sampling:
             num_slots = max(num_slots, held.wanted_slots)
-            needed = max(needed, held.cache.capacity)
-            if needed == held.cache.capacity and num_slots == held.wanted_slots:
+            if needed <= held.cache.capacity and num_slots == held.wanted_slots:
                 return held
-        self.decoder = held = None  # their memory is free before others are made
+            needed = max(needed, held.cache.capacity)
         places = room_for_places(self.model)
+        if held is not None:
+            places += held.cache.num_slots * held.cache.capacity
         # room to spare, so that slots are seldom made anew
         capacity = max(_LEAST_PLACES, 1 << (needed - 1).bit_length())
         if places < num_slots * capacity:
-            capacity = needed
+            capacity = -(-needed // _LEAST_PLACES) * _LEAST_PLACES
         if places < capacity:
             raise ValueError(
                 f"{len(asked.prompt.input_ids)} tokens and an answer of {asked.limit} need "
                 f"{capacity} places of keys and values; there is memory for {places}"
             )
+        self.decoder = held = None  # their memory is free before others are made
         self.decoder = SlotDecoder(
             self.model,
             self.settings.sampling,
@@ -213,7 +215,9 @@ class CheckpointEngine:
         )
         return self.decoder
 
-    def _reply(self, asked: Asked, given: Decoded) -> Reply:
+    def _reply(self, asked: Asked, given: Decoded | ValueError) -> Reply | ValueError:
+        if isinstance(given, ValueError):
+            return given
         return Reply(
             text=cut_at(self.model.text(given.tokens), self.settings.stop)[0].strip(),
             num_tokens=len(given.tokens),
@@ -280,13 +284,13 @@ def open_engine(
         ValueError: none of these, a folder with code that is not trusted, or one that was to be
             divided over ranks.
     """
-    allow_compiling(num_requests >= _MANY_REQUESTS * sizes.replicas)
+    compiles = num_requests >= _MANY_REQUESTS * sizes.replicas
     cuda = torch.cuda.is_available()
     chosen = dtype or (torch.bfloat16 if cuda else torch.float32)
     if not (model / "config.json").is_file():
-        return CheckpointEngine(load_checkpoint(model, dtype=chosen), settings)
+        return CheckpointEngine(load_checkpoint(model, dtype=chosen, compiles=compiles), settings)
     if is_known_folder(model):
-        return CheckpointEngine(load_folder(model, dtype=chosen), settings)
+        return CheckpointEngine(load_folder(model, dtype=chosen, compiles=compiles), settings)
     if sizes.processes_each > 1:
         raise ValueError(
             f"{model} runs in transformers, and one process holds it whole: leave --tp and --pp out"

@@ -1,4 +1,4 @@
-"""The file of answers: appended in batches, repaired after a kill, ordered at the end."""
+"""The file of answers: appended as they end, repaired after a kill, ordered at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replica groups: the processes of one replica of the model; the groups share all batches."""
+"""Replica groups: the processes of one replica of the model; the groups share all requests."""
 
 from __future__ import annotations
 

@@ -201,7 +201,8 @@ class _Feed:
     def _prepared(self) -> Iterator[_Chunk]:
         """Chunks until no group has one left."""
         ahead: deque[list[tuple[str, Future[Any]]]] = deque()
-        with ThreadPoolExecutor(_NUM_THREADS if torch.cuda.is_available() else 1) as threads:
+        threads = ThreadPoolExecutor(_NUM_THREADS if torch.cuda.is_available() else 1)
+        try:
             while True:
                 while len(ahead) <= _NUM_AHEAD and (chunk := self._claim()) is not None:
                     ahead.append(
@@ -210,6 +211,9 @@ class _Feed:
                 if not ahead:
                     return
                 yield _collected(ahead.popleft())
+        finally:
+            # nobody waits for what an interrupted run had begun
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _claim(self) -> list[Request] | None:
         number = self._group.claim()

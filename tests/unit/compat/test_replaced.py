@@ -43,7 +43,7 @@ ORDINARY = {
     "dct_vl/inference/generate/hf_engine.py": "self.processor.tokenizer",
     "dct_vl/inputs/chat.py": "tokenizer.chat_template",
     "dct_vl/inputs/data_sets.py": "one.dataset.subflavors",
-    "dct_vl/export/import_hf.py": "piece.data wholes[address].data part.perform_initialization",
+    "dct_vl/export/import_hf.py": "piece.data wholes[address].data",
     "dct_vl/verbs/fit.py": "sys.argv",
     "dct_vl/compat/nemo.py": "package.__spec__.submodule_search_locations",
     "data_prep/video_file.py": "stream.thread_type",

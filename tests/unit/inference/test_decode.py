@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import weakref
 from dataclasses import replace
 
 import av
@@ -18,9 +19,10 @@ from data_prep.schema import Turn
 from dct_tokenizer import build_tokenizer
 from dct_vl.inference import slots
 from dct_vl.inference.asked import Asked, Decoded, Queue
-from dct_vl.inference.generate.engine import encode_request
+from dct_vl.inference.decode import StepGraphs
+from dct_vl.inference.generate.engine import CheckpointEngine, encode_request
 from dct_vl.inference.generate.requests import Request
-from dct_vl.inference.sampling import Sampling
+from dct_vl.inference.sampling import AnswerSettings, Sampling
 from dct_vl.inference.slots import SlotDecoder
 from dct_vl.inputs.batch import Batch, pad_batch
 from dct_vl.inputs.chat import ChatTokenizer
@@ -224,6 +226,74 @@ def test_prompts_that_are_too_much_for_the_memory_run_in_halves(model, prompts, 
     monkeypatch.setattr(slots, "staged_forward", small_memory)
     assert decode(model, many, [3] * 7) == expected
     assert max(sizes) > 2
+
+
+def test_a_prompt_that_is_too_much_by_itself_is_one_error(model, prompts, monkeypatch):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    forward, longest = slots.staged_forward, max(len(p.input_ids) for p in prompts)
+
+    def small_memory(module, batch, cache):
+        if longest in batch.sample_lengths:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate.")
+        return forward(module, batch, cache)
+
+    expected = [decode(model, [p], [3])[0] for p in prompts]
+    monkeypatch.setattr(slots, "staged_forward", small_memory)
+    found = decode(model, [*prompts, *prompts], [3] * 6, num_slots=2)
+    for given, prompt, whole in zip(found, [*prompts, *prompts], expected * 2, strict=True):
+        if len(prompt.input_ids) == longest:
+            assert "too much for the memory: CUDA out of memory" in str(given)
+        else:
+            assert given == whole
+
+
+class Eager(StepGraphs):
+    """As on a device, without one."""
+
+    def run(self, step, num_rows):
+        step(num_rows)
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_slots_are_gone_before_longer_ones_are_made(model, prompts, monkeypatch, has_graphs):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    alive, caches = [], []
+    cache_init, decoder_init = slots.SlotCache.__init__, slots.SlotDecoder.__init__
+
+    def note(self, *arguments):
+        alive.append(sum(cache() is not None for cache in caches))
+        cache_init(self, *arguments)
+        caches.append(weakref.ref(self))
+
+    def with_graphs(self, *arguments, **options):
+        decoder_init(self, *arguments, **options)
+        if has_graphs:
+            self._graphs = Eager()
+
+    monkeypatch.setattr(slots.SlotCache, "__init__", note)
+    monkeypatch.setattr(slots.SlotDecoder, "__init__", with_graphs)
+    gc.collect()
+    gc.disable()
+    try:
+        engine = CheckpointEngine(model, AnswerSettings())
+        asked = ask([prompts[1]] * 3, [3, 300, 3])
+        assert len(list(engine.stream(iter(asked), 2))) == 3
+        assert alive == [0, 0]
+    finally:
+        gc.enable()
+
+
+def test_slots_outlive_a_request_that_no_memory_would_hold(model, prompts, monkeypatch):
+    monkeypatch.setitem(model.__dict__, "end_ids", frozenset())
+    engine = CheckpointEngine(model, AnswerSettings())
+    monkeypatch.setattr("dct_vl.inference.generate.engine.room_for_places", lambda model: 600)
+    asked = ask([prompts[1]] * 4, [3, 5000, 3, 5000])
+    found = dict(engine.stream(iter(asked), 2))
+    held = engine.decoder
+    assert [isinstance(found[n], ValueError) for n in range(4)] == [False, True, False, True]
+    assert "there is memory for" in str(found[1])
+    assert dict(engine.stream(iter(asked[:1]), 2))[0] == found[0]
+    assert engine.decoder is held
 
 
 def noise_video(num_frames: int) -> bytes:

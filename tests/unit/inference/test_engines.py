@@ -21,6 +21,7 @@ from dct_vl.inference.generate.engine import CheckpointEngine, open_engine
 from dct_vl.inference.generate.replicas import ParallelSizes
 from dct_vl.inference.generate.requests import Request
 from dct_vl.inference.sampling import AnswerSettings, Sampling
+from dct_vl.model.families.qwen_vl.config import is_known_folder
 from dct_vl.runs.checkpoint_files import files_fingerprint, weights_fingerprint
 
 
@@ -137,6 +138,32 @@ def test_folders_with_code_are_not_trusted_by_themselves(tiny_model, tmp_path):
         open_engine(tmp_path, AnswerSettings(), ParallelSizes())
     with pytest.raises(ValueError, match="leave --tp and --pp out"):
         open_engine(tmp_path, AnswerSettings(), ParallelSizes(tensor=2), trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"use_sliding_window": True},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"torch_dtype": "float16"},
+        {"model_type": "llava"},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_the_model_does_not_cover_is_left_to_transformers(setting, tiny_model, tmp_path):
+    settings = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert is_known_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **setting}))
+    assert not is_known_folder(tmp_path)
+
+
+def test_a_folder_takes_of_videos_what_transformers_does(engines):
+    rules = [engine.video_rules for engine in engines]
+    assert rules[1] == rules[2]
+    assert rules[0].total_pixels < rules[2].total_pixels  # as the run would train it
 
 
 def test_lmms_eval_gets_the_same_answers_and_scores(folders, engines, requests, pictures, tmp_path):

@@ -231,7 +231,7 @@ def test_what_comes_out_is_contiguous_also_where_there_is_one_row(
     elif kernel == "cache":
         # prompts in one row, then a step of as many slots
         attended = SlotCache(rows, LENGTH + 1, torch.device("cpu"))
-        attended.begin_prompts(torch.arange(rows), Segments.of([LENGTH] * rows))
+        attended.begin_prompts(torch.arange(rows), Segments.of([LENGTH] * rows), LENGTH * rows)
         in_one_row = [x.transpose(0, 1).flatten(0, 1)[:, None] for x in inputs]
         outputs = [module(*in_one_row, attention_bias=attended)]
         attended.end_prompts()

@@ -132,9 +132,20 @@ def read_model_file(folder: str | Path) -> dict[str, Any] | None:
 
 
 def is_known_folder(folder: str | Path) -> bool:
-    """Whether a Hugging Face folder holds a model of this family without code of its own."""
+    """Whether a Hugging Face folder holds a model of this family that is covered whole: without
+    code of its own, quantisation, sliding windows and stretched positions, in safetensors.
+    """
     model = read_model_file(folder) or {}
-    return model.get("model_type") in MODEL_TYPES and "auto_map" not in model
+    scaling = model.get("rope_scaling") or {}
+    kinds = {scaling.get("type", "mrope"), scaling.get("rope_type", "default")}
+    return (
+        model.get("model_type") in MODEL_TYPES
+        and not model.keys() & {"auto_map", "quantization_config"}
+        and not model.get("use_sliding_window")
+        and kinds <= {"mrope", "default"}
+        and model.get("torch_dtype", "float32") in ("bfloat16", "float32")
+        and any(Path(folder).glob("*.safetensors"))
+    )
 
 
 def check_model_file(folder: str | Path) -> None:

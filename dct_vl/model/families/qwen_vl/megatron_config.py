@@ -51,6 +51,8 @@ class ModelOptions:
     sequence_parallel: bool = False
     #: elementwise parts of a layer in one kernel each (local layer spec)
     fused_layers: bool = False
+    #: False leaves weights as the memory is, for what fills all of them
+    draws_weights: bool = True
     #: compute every layer's activations again in the backward pass instead of keeping them
     recompute: bool = False
 
@@ -68,6 +70,7 @@ def model_config(folder: str | Path, options: ModelOptions) -> QwenVLConfig:
         "fp16": half == "fp16",
         "init_method_std": hf.initializer_range,
         "use_cpu_initialization": not on_cuda,
+        "perform_initialization": options.draws_weights,
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_cuda,
