@@ -153,6 +153,6 @@ def _read_tokenizer(folder: Path) -> Any:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # of its library: a bare Exception
         raise OptionError(
-            f"--model {folder} has no tokenizer.json that can be read ({error}); expected a "
-            "folder of a Hugging Face model"
+            f"--tokenizer-path {folder} has no tokenizer.json that can be read ({error}); "
+            "expected a folder of a Hugging Face model"
         ) from error

@@ -76,7 +76,9 @@ def _conversion(
     ] = Options.max_video_bytes,
     tokenizer_path: Annotated[
         Path | None,
-        typer.Option(help="Model's folder, whose control tokens texts must not hold."),
+        typer.Option(
+            help="Model's folder, whose control tokens texts must not hold; --check counts by it."
+        ),
     ] = None,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Retry only what was rejected before.")
@@ -98,9 +100,6 @@ def _conversion(
     max_pixels: Annotated[
         int, typer.Option(min=1, help="With --check: maximum pixels of a resized image.")
     ] = 43_904,
-    model: Annotated[
-        Path | None, typer.Option(help="With --check: model folder, to count tokens of text.")
-    ] = None,
     *,
     source: dict[str, Any],
 ) -> None:
@@ -127,7 +126,7 @@ def _conversion(
         **source,
     )
     if check:
-        _check(job, tokenizer, model, min_pixels=min_pixels, max_pixels=max_pixels)
+        _check(job, tokenizer, tokenizer_path, min_pixels=min_pixels, max_pixels=max_pixels)
         return
     summary = run(job, _executor(engine, workers), reporter)
     _say_summary(summary, open_workspace(output_dir), reporter)

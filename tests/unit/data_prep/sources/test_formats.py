@@ -89,12 +89,22 @@ def test_a_dry_run_shows_what_the_model_will_see(tmp_path):
     words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "half").mkdir()
+    for folder in (tmp_path, tmp_path / "half"):
+        (folder / "tokenizer_config.json").write_text("{}")
     entries = write_plain_set(tmp_path / "data", 4)
     entries[0]["image"] = "ai2d/images/gone.jpg"
     entries[3]["conversations"] = conversation("How many?\n<image>", "Two.")
     write_json(tmp_path / "data", [entry("text"), *entries])
     words_of_command = (
-        *(tmp_path / "data", "--output-dir", tmp_path / "W", "--check", "--model", tmp_path),
+        *(
+            tmp_path / "data",
+            "--output-dir",
+            tmp_path / "W",
+            "--check",
+            "--tokenizer-path",
+            tmp_path,
+        ),
     )
     said = convert(*words_of_command)
     assert not (tmp_path / "W").exists()
@@ -107,7 +117,7 @@ def test_a_dry_run_shows_what_the_model_will_see(tmp_path):
     assert "text: 5 tokens, without those of the chat template" in said, "What ? A dog ."
     assert "text: 5 tokens" in said.rpartition("entry 4")[2], "How many ? Two ."
     assert "has no tokenizer.json that can be read" in convert(
-        *words_of_command[:-1], tmp_path / "data", exit_code=1
+        *words_of_command[:-1], tmp_path / "half", exit_code=1
     )
 
 
