@@ -91,7 +91,7 @@ def test_a_dry_run_shows_what_the_model_will_see(tmp_path):
     words.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "half").mkdir()
     for folder in (tmp_path, tmp_path / "half"):
-        (folder / "tokenizer_config.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text('{"eos_token": null}')
     entries = write_plain_set(tmp_path / "data", 4)
     entries[0]["image"] = "ai2d/images/gone.jpg"
     entries[3]["conversations"] = conversation("How many?\n<image>", "Two.")
