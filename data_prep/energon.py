@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import yaml
 
-from data_prep.durable import write_durably
+from data_prep.durable import PARTIAL_SUFFIX, write_durably
 from data_prep.indexing import MADE_SPLIT, read_damage, unread_ends
 from data_prep.manifest import check_closed
 from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index, read_mark
@@ -128,7 +128,7 @@ def _remove_index(root: Path, *, keep_split: bool) -> None:
     made += [] if keep_split else SPLITS
     for name in made:
         (root / name).unlink(missing_ok=True)
-    for pattern in (f"{DATABASE}*", "*.idx.tmp"):
+    for pattern in (f"{DATABASE}*", "*.idx.tmp", f"{META}/*{PARTIAL_SUFFIX}"):
         for leftover in root.glob(pattern):
             leftover.unlink()
 
