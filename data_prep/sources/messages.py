@@ -181,7 +181,7 @@ def lost_keys(holder: dict[str, Any], read: Collection[str]) -> str | None:
                 "turns are read from the entry's keys or from typed parts"
             )
         if why:
-            return f"{why}; --ignore {key} leaves it out"
+            return f"{why}; --ignore {key} leaves it out of all turns and entries"
     return None
 
 

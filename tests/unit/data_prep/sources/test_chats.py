@@ -246,7 +246,7 @@ def test_what_a_turn_has_beside_its_text_is_refused(key, value, more):
     reason, detail = refused(raw)
     assert reason == "unknown_key"
     assert detail.startswith(f"turn 0 has {key}")
-    assert detail.endswith(f"--ignore {key} leaves it out")
+    assert detail.endswith(f"--ignore {key} leaves it out of all turns and entries")
     if key not in more:
         assert len(accepted(raw, ignore=(key,)).images) == len(more) // 2
     if key != "content":
