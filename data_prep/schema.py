@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from data_prep.sources.media_values import media_in
+from data_prep.sources.messages import image_in_text, lost_keys
 
 #: Keys of a sample's JSON, and names that are no path whatever they look like.
 _KEYS = {
@@ -111,9 +112,7 @@ def parse_record(data: bytes | str | dict[str, Any] | list[Any]) -> ChatRecord:
         images=images,
         sizes=_sizes(data.get("height"), data.get("width"), len(images), len(videos)),
         videos=videos,
-        unread=tuple(
-            sorted(key for key in data.keys() - _KEYS if any(True for _ in media_in(data[key])))
-        ),
+        unread=tuple(sorted(key for key in data.keys() - _KEYS if any(media_in(data[key], key)))),
     )
 
 
@@ -135,6 +134,13 @@ def parse_turns(conversations: object) -> tuple[Turn, ...]:
             )
         if not isinstance(text, str):
             raise SchemaError(f"turn {position} has the value {shortened(text)}; expected a string")
+        # nearly all turns hold no more than these two
+        if len(item) > 2 and (lost := lost_keys(item, ("from", "value"))):
+            raise SchemaError(f"turn {position} has {lost}")
+        if found := image_in_text(name, text):
+            raise SchemaError(
+                f"turn {position} names an image in its text, {found[:80]}; expected <image> there"
+            )
         turns.append(Turn(role=role, text=text))
     return tuple(turns)
 
@@ -196,7 +202,7 @@ def sample_parts(sample: Mapping[str, object], read: Callable[[str], bytes]) -> 
 
     Args:
         read: content of a part. Only parts of unknown names are read here: text beside the media is
-            nobody's loss, but whatever is not text may be a picture.
+            nobody's loss, but whatever is not text may be an image.
 
     Raises:
         SchemaError: also for a part of an unknown name that is no text.

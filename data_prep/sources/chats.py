@@ -6,24 +6,32 @@ the content a text with marks or a list of typed parts), its media in them or un
 that no image is lost in silence.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.sources.entry import Archives, Entry, Media, MediaKind, Refusal, Refused, Source
 from data_prep.sources.json_entries import Unreadable, iter_entries
-from data_prep.sources.media_values import is_address, is_plain_path, media_in, read_media
-from data_prep.sources.messages import MessageReader
+from data_prep.sources.media_values import (
+    MEDIA_KEYS,
+    is_address,
+    is_plain_path,
+    local_path,
+    media_in,
+    read_media,
+)
+from data_prep.sources.messages import MessageReader, image_in_text, lost_keys
 
 ID_KEYS = ("id", "key", "sample_id")
-#: Keys that hold media, by kind; an entry uses one of each kind.
-MEDIA_KEYS: dict[MediaKind, tuple[str, ...]] = {
-    "image": ("image", "images", "image_path", "image_paths"),
-    "video": ("video", "videos", "video_path", "video_paths"),
-}
 _KIND_OF_KEY = {key: kind for kind, keys in MEDIA_KEYS.items() for key in keys}
 MEDIA_NAMES = frozenset(_KIND_OF_KEY)
 _NAMES = {"source", "dataset", "data_source"}
+#: Keys that say whence known media came: their addresses, or the ends of their paths.
+_ORIGINS = {
+    *("url", "coco_url", "flickr_url", "source_url", "original_url"),
+    *("file_name", "filename", "image_name"),
+}
 _KNOWN_KEYS = {*ID_KEYS, *_KIND_OF_KEY, *_NAMES, "conversations", "messages", "system"}
 #: Keys that change what an entry says, in ways that shards do not hold.
 _UNSUPPORTED_KEYS = (
@@ -79,19 +87,21 @@ def read_chat(
             raise Refused("malformed_entry", f"{keys} hold different {kind}s; expected one of them")
         listed[kind] = media
     conversations = raw.get("conversations")
-    messages = raw.get("messages") or (conversations if _has_roles(conversations) else None)
+    messages = raw.get("messages") or (conversations if has_roles(conversations) else None)
     if messages and conversations and messages is not conversations:
         raise Refused("malformed_entry", "the entry has conversations and messages; expected one")
     if not messages:
         turns, plain = conversations, found.keys() <= {"image", "video"}
+        _refuse_lost_keys(turns, source.options.ignore)
     else:
         reader = MessageReader(source, index, listed)
         turns, plain = reader.read(messages, needs_answer=needs_answer), False
         listed = reader.media()
+    _refuse_images_in_texts(turns)
     if raw.get("system"):
         turns, plain = _with_system(turns, raw["system"]), False
     if raw.keys() - _KNOWN_KEYS:
-        _refuse_lost_media(raw, (*listed["image"], *listed["video"]))
+        _refuse_lost_media(source, raw, (*listed["image"], *listed["video"]))
     plain = plain and all(
         [one.path for one in listed[_KIND_OF_KEY[key]] if one.held is None]
         == (value if isinstance(value, list) else [value])
@@ -111,9 +121,9 @@ def read_id(raw: dict[str, Any]) -> str | int | None:
 def _usual_entry(index: int, line: int | None, raw: dict[str, Any]) -> Entry | None:
     """What nearly all entries of large sets are: an id, an image by its path, a conversation."""
     original_id, image, turns = raw.get("id"), raw.get("image"), raw.get("conversations")
-    if type(original_id) not in (str, int) or type(image) is not str or _has_roles(turns):
+    if type(original_id) not in (str, int) or type(image) is not str or type(turns) is not list:
         return None
-    if turns is None or not is_plain_path(image):
+    if not is_plain_path(image) or not all(map(_is_usual_turn, turns)):
         return None
     return Entry(
         index=index,
@@ -146,7 +156,16 @@ def _entry(source: Source, index: int, line: int | None, raw: dict[str, Any]) ->
     )
 
 
-def _has_roles(conversations: Any) -> bool:
+def _is_usual_turn(turn: Any) -> bool:
+    """Whether it is a text and whose, and certainly no more."""
+    if type(turn) is not dict or len(turn) != 2 or "from" not in turn:
+        return False
+    value = turn.get("value")
+    return type(value) is str and "<img>" not in value
+
+
+def has_roles(conversations: Any) -> bool:
+    """Whether turns are messages, ``{"role", "content"}``, rather than LLaVA's."""
     return (
         isinstance(conversations, list)
         and bool(conversations)
@@ -178,18 +197,38 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
             )
 
 
-def _refuse_lost_media(raw: dict[str, Any], media: tuple[Media, ...]) -> None:
-    """Refuse media under unknown keys; addresses and names of known media say whence they came."""
-    known = {one.path.rpartition("/")[2] for one in media}
+def _refuse_lost_keys(turns: Any, ignore: tuple[str, ...]) -> None:
+    """Refuse what LLaVA's turns have beside their texts; what is no turn is refused later."""
+    for number, turn in enumerate(turns if isinstance(turns, list) else ()):
+        if isinstance(turn, dict) and (lost := lost_keys(turn, ("from", "value", *ignore))):
+            raise Refused("unknown_key", f"turn {number} has {lost}")
+
+
+def _refuse_images_in_texts(turns: Any) -> None:
+    for number, turn in enumerate(turns if isinstance(turns, list) else ()):
+        if isinstance(turn, dict) and (found := image_in_text(turn.get("from"), turn.get("value"))):
+            raise Refused(
+                "malformed_turn",
+                f"turn {number} names an image in its text, {found[:80]}; expected <image> there "
+                "and the path under the entry's key image",
+            )
+
+
+def _refuse_lost_media(source: Source, raw: dict[str, Any], media: tuple[Media, ...]) -> None:
+    """Refuse media under unknown keys that are none of the known ones, by their whole paths."""
+    known = {one.path for one in media}
+    num_addresses: Counter[str] = Counter()
     for key in sorted(raw.keys() - _KNOWN_KEYS):
-        lost = [
-            text
-            for text in media_in(raw[key])
-            if not (media and is_address(text)) and text.rpartition("/")[2] not in known
-        ]
-        if lost:
+        for name, text in media_in(raw[key], key):
+            path = local_path(source, text)
+            origin = name.lower() in _ORIGINS
+            if path in known or (origin and any(one.endswith(f"/{path}") for one in known)):
+                continue
+            if origin and is_address(text) and num_addresses[name] < len(media):
+                num_addresses[name] += 1
+                continue
             raise Refused(
                 "unknown_key",
-                f"{key} holds what looks like an image or a video ({lost[0]}); media are read from "
-                f"{', '.join(_KIND_OF_KEY)}; --ignore {key} leaves it out",
+                f"{key} holds what looks like an image or a video ({text[:80]}); media are read "
+                f"from {', '.join(_KIND_OF_KEY)}; --ignore {key} leaves it out",
             )

@@ -19,6 +19,16 @@ _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "AAAA")
 _MIN_BASE64 = 64
 #: Keys of an object that stands for one image or video.
 STRUCT_KEYS = ("bytes", "base64", "path", "url")
+#: Keys that hold media, by kind; an entry uses one of each kind.
+MEDIA_KEYS: dict[MediaKind, tuple[str, ...]] = {
+    "image": ("image", "images", "image_path", "image_paths"),
+    "video": ("video", "videos", "video_path", "video_paths"),
+}
+#: Keys whose texts are media whatever they look like.
+_NAMED = {
+    *(key for keys in MEDIA_KEYS.values() for key in keys),
+    *("image_url", "image_urls", "img_url", "video_url", "video_urls"),
+}
 
 
 def read_media(source: Source, index: int, kind: MediaKind, value: Any) -> tuple[Media, ...]:
@@ -67,7 +77,7 @@ def _read_one(source: Source, index: int, kind: MediaKind, value: Any) -> Media:
             f"{kind} {value} is an address; expected a file: download it first (img2dataset does "
             "many at once) and name the file",
         )
-    return Media(kind=kind, path=_local_path(source, value))
+    return Media(kind=kind, path=local_path(source, value))
 
 
 def _open_struct(kind: MediaKind, value: dict[str, Any]) -> tuple[Any, str]:
@@ -114,7 +124,7 @@ def _from_base64(kind: MediaKind, text: str) -> bytes:
         raise Refused("malformed_entry", f"the base64 of {kind} is damaged: {error}") from error
 
 
-def _local_path(source: Source, text: str) -> str:
+def local_path(source: Source, text: str) -> str:
     """A path as the Locator takes it: from the data folder, where it lies in that."""
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
@@ -126,18 +136,29 @@ def _local_path(source: Source, text: str) -> str:
     return text
 
 
-def media_in(value: Any, depth: int = 3) -> Iterator[str]:
-    """What looks like media in a value: paths, addresses, and the starts of media themselves."""
-    if isinstance(value, Media):
-        yield value.path
-    elif isinstance(value, bytes):
-        yield f"{len(value)} bytes"
-    elif isinstance(value, str):
-        if _is_media_text(value):
-            yield value[:80]
-    elif depth and isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from media_in(item, depth - 1)
+def media_in(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """What looks like media in a key's value, at any depth, each with the key that it stands under.
+
+    Paths, addresses, the starts of media themselves, and any text under a name of media.
+    """
+    # no recursion: JSON may be nested deeper than Python calls
+    left = [(key, value)]
+    while left:
+        name, one = left.pop()
+        if isinstance(one, Media):
+            yield name, one.path
+        elif isinstance(one, bytes):
+            yield name, f"{len(one)} bytes"
+        elif isinstance(one, str):
+            if (one and name in _NAMED) or _is_media_text(one):
+                yield name, one
+        elif isinstance(one, list):
+            left += [(name, item) for item in reversed(one)]
+        elif isinstance(one, dict):
+            left += [
+                (name if name in _NAMED and inner in STRUCT_KEYS else inner, item)
+                for inner, item in reversed(one.items())
+            ]
 
 
 def _is_media_text(text: str) -> bool:
@@ -147,6 +168,6 @@ def _is_media_text(text: str) -> bool:
         return "." not in text[-8:]
     if len(text) > 1000 or "\n" in text:
         return False
-    path = urlsplit(text).path if "://" in text else text
+    path = re.split("[?#]", text, maxsplit=1)[0] if "://" in text else text
     _, dot, suffix = path.rpartition("/")[2].rpartition(".")
     return bool(dot) and suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES

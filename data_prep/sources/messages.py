@@ -1,5 +1,7 @@
 """Messages as chat APIs and trainers write them, turned into LLaVA's turns with marks."""
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 from data_prep.sources.entry import Media, MediaKind, Refused, Source
@@ -34,6 +36,10 @@ _UNSUPPORTED = (
     *("tool_calls", "function_call", "reasoning_content", "refusal", "audio"),
     *("video_start", "video_end"),
 )
+#: Keys by which trainers leave a turn out of the loss.
+_LEARNT = ("loss", "weight", "train")
+#: How Qwen-VL names an image in a text; ``<img src=…>`` of HTML is none.
+_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")
 _MARKS: dict[MediaKind, str] = {"image": "<image>", "video": "<video>"}
 
 
@@ -83,7 +89,8 @@ class MessageReader:
             if num_empty and num_empty != len(listed):
                 raise Refused(
                     "malformed_entry",
-                    f"{num_empty} {kind} parts without a value for {len(listed)} {kind}s",
+                    f"{kind} parts without a value: {num_empty}; {kind}s of the entry: "
+                    f"{len(listed)}",
                 )
             found[kind] = own or listed
         return found
@@ -98,12 +105,7 @@ class MessageReader:
                 "malformed_turn",
                 f"{where} has the role {role!r}; expected one of {', '.join(ROLE_NAMES)}",
             )
-        _refuse_unsupported(where, message)
-        if message.get("loss") is False or message.get("weight") == 0:
-            raise Refused("unknown_key", f"{where} is not to be learnt, which shards do not hold")
-        for key in message.keys() - {"role", "from", "content", "value"}:
-            if lost := list(media_in(message[key])):
-                raise Refused("unknown_key", f"{where} holds {lost[0]} under {key}; expected parts")
+        self._refuse_lost(where, message, ("role", "from", "content", "value"))
         content = message.get("content", message.get("value"))
         if isinstance(content, str):
             text = content
@@ -141,8 +143,8 @@ class MessageReader:
                 f"{where} has a part of the type {name!r}; expected one of "
                 f"{', '.join(_PART_KINDS)}",
             )
-        _refuse_unsupported(where, part)
         kind = _PART_KINDS[name]
+        self._refuse_lost(where, part, ("type", "text", *(_VALUE_KEYS[kind] if kind else ())))
         if kind is None:
             if not isinstance(part.get("text"), str):
                 raise Refused("malformed_turn", f"{where} has a text part without a text")
@@ -157,8 +159,39 @@ class MessageReader:
         self._in_parts[kind] += read_media(self._source, self._index, kind, value)
         return _MARKS[kind], ""
 
+    def _refuse_lost(self, where: str, holder: dict[str, Any], read: tuple[str, ...]) -> None:
+        if lost := lost_keys(holder, (*read, *self._source.options.ignore)):
+            raise Refused("unknown_key", f"{where} has {lost}")
 
-def _refuse_unsupported(where: str, holder: dict[str, Any]) -> None:
-    for key in _UNSUPPORTED:
-        if holder.get(key):
-            raise Refused("unknown_key", f"{where} has {key}, which shards do not hold")
+
+def lost_keys(holder: dict[str, Any], read: Collection[str]) -> str | None:
+    """What a turn or a part has under keys other than those read and shards do not hold.
+
+    In words that follow the turn's number; None where nothing is lost.
+    """
+    for key in sorted(holder.keys() - set(read)):
+        value, why = holder[key], None
+        if key in _LEARNT and value is not None and value == 0:
+            why = f"{key}: {value!r}, so it is not to be learnt, which shards do not hold"
+        elif key in _UNSUPPORTED and value:
+            why = f"{key}, which shards do not hold"
+        elif found := next(media_in(value, key), None):
+            why = (
+                f"{key} with what looks like an image or a video ({found[1][:80]}); media of "
+                "turns are read from the entry's keys or from typed parts"
+            )
+        if why:
+            return f"{why}; --ignore {key} leaves it out of all turns and entries"
+    return None
+
+
+def image_in_text(name: Any, text: Any) -> str | None:
+    """An image that a turn's text names as Qwen-VL does, ``<img>dog.jpg</img>``; None for none.
+
+    Args:
+        name: of the role; in answers this is text.
+    """
+    if not isinstance(text, str) or "<img>" not in text or name in ("gpt", "assistant"):
+        return None
+    found = _IN_TEXT.search(text)
+    return found and found[0]

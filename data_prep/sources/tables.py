@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from data_prep.sources.chats import MEDIA_KEYS, MEDIA_NAMES, read_entry
+from data_prep.sources.chats import MEDIA_NAMES, has_roles, read_entry
 from data_prep.sources.entry import Archives, Entry, Inline, Media, MediaKind, Refusal, Row, Source
 from data_prep.sources.files import SourceError
+from data_prep.sources.media_values import MEDIA_KEYS
 from data_prep.sources.table_cells import BATCH_ROWS, arrow_batches, open_parquet, rows_with_sizes
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _MEDIA_NAMES: dict[MediaKind, tuple[str, ...]] = {
     "image": (*MEDIA_KEYS["image"], "img", "jpg", "png", "picture", "image_bytes"),
     "video": (*MEDIA_KEYS["video"], "mp4", "video_bytes"),
 }
+_ENTRY_KEYS = ("image", "video", "conversations", "messages")
 _SPLIT = re.compile(r"(train|validation|valid|val|test|dev)(?=[-_.]|$)")
 _CAPTION_NAMES = ("caption", "text")
 _QUESTION_NAMES, _ANSWER_NAMES = ("question", "query"), ("answer", "response")
@@ -54,8 +56,9 @@ def table_files(path: Path, format_name: str) -> list[Path]:
 def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """An entry a row, in order of the files and of their rows."""
     index = 0
-    # columns are left out here; what they are called has nothing to do with an entry's keys
-    of_rows = replace(source, options=replace(source.options, ignore=()))
+    # columns are left out here; of the entry's keys that `_Layout` gives none is a column's name
+    ignored = tuple(name for name in source.options.ignore if name not in _ENTRY_KEYS)
+    of_rows = replace(source, options=replace(source.options, ignore=ignored))
     for path in source.files:
         layout = _Layout(source, path, _schema(path))
         below = path.is_relative_to(source.data_dir)
@@ -198,7 +201,7 @@ class _Layout:
                 said = [dict(zip(said, turn, strict=True)) for turn in turns]
             if isinstance(said, list) and said and _is_pair(said[0]):
                 said = [turn for pair in said for turn in _turns(pair["user"], pair["assistant"])]
-            key = "messages" if _has_role(said) else "conversations"
+            key = "messages" if has_roles(said) else "conversations"
             return raw | {key: said}
         question = raw.pop(ask) if ask else self._source.options.caption_prompt
         return raw | {"conversations": _turns(question, said)}
@@ -295,7 +298,3 @@ def _is_struct_of_lists(said: Any) -> bool:
 
 def _is_pair(item: Any) -> bool:
     return isinstance(item, dict) and {"user", "assistant"} <= item.keys()
-
-
-def _has_role(said: Any) -> bool:
-    return isinstance(said, list) and bool(said) and isinstance(said[0], dict) and "role" in said[0]

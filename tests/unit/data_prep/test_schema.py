@@ -89,7 +89,33 @@ def test_keys_of_other_datasets_are_understood():
 def test_keys_that_may_hold_media_are_named():
     other = record(photo="a/b.jpg", meta={"url": "https://a.b/c.mp4"}, score=3, note="see a.jpg, b")
     assert parse_record(other).unread == ("meta", "photo")
+    assert parse_record(record(a=[[[[["b.jpg"]]]]], image_url="http://x/y")).unread == (
+        "a",
+        "image_url",
+    )
     assert parse_record(record()).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"image": "dog.jpg"}, r"turn 0 has image with what looks like .* \(dog.jpg\)"),
+        ({"images": ["dog"]}, "turn 0 has images with"),
+        ({"image_url": {"url": "http://x/y"}}, "turn 0 has image_url with"),
+        ({"loss": False}, "turn 0 has loss: False, so it is not to be learnt"),
+        ({"weight": 0}, "turn 0 has weight: 0"),
+        ({"value": "<img>dog.jpg</img>What?"}, "turn 0 names an image in its text, <img>dog.jpg<"),
+    ],
+)
+def test_what_turns_have_beside_their_text_is_not_lost(more, reason):
+    with pytest.raises(SchemaError, match=reason):
+        parse_record(record(conversations=[TURNS[0] | more, TURNS[1]]))
+
+
+def test_turns_may_have_what_is_no_media():
+    more = {"image": None, "weight": 1, "id": 3, "note": "calm"}
+    turns = parse_record(record(conversations=[TURNS[0] | more, TURNS[1]])).turns
+    assert turns == parse_record(record()).turns
 
 
 def test_several_images_and_bare_list():

@@ -113,6 +113,17 @@ def test_a_bad_line_costs_itself_and_is_named(folder):
     assert read_record(chats[0]).turns == read_record(chats[8]).turns
 
 
+def test_what_turns_hold_beside_their_text_is_not_lost(folder):
+    question, answer = LLAVA["conversations"]
+    lines = (
+        {**LLAVA, "conversations": [question | {"image": "b.png"}, answer]},
+        {**LLAVA, "conversations": [question, answer | {"loss": False}]},
+    )
+    faults = [chat.fault for chat in read_chats(write(folder / "x.jsonl", *lines))]
+    assert faults[0].startswith("line 1 of x.jsonl: unknown_key: turn 0 has image")
+    assert faults[1].startswith("line 2 of x.jsonl: unknown_key: turn 1 has loss")
+
+
 def test_the_index_is_that_of_this_very_file(folder):
     path = write(folder / "x.jsonl", LLAVA, LLAVA)
     assert num_entries(path) == 2

@@ -112,7 +112,7 @@ def test_parts_without_values_take_those_of_the_key():
     assert [one.path for one in entry.images] == ["a.jpg", "b.jpg"]
     assert refused(raw | {"images": ["a.jpg"]}) == (
         "malformed_entry",
-        "2 image parts without a value for 1 images",
+        "image parts without a value: 2; images of the entry: 1",
     )
     named = {"messages": parts(image("a.jpg"), text("?"))}
     assert accepted(named | {"images": ["a.jpg"]}).images == accepted(named).images
@@ -217,6 +217,106 @@ def test_where_a_known_image_came_from_is_no_other_image():
     entry = accepted(raw | {"url": "https://x.y/z.jpg", "file_name": "a.jpg", "answer": "b.jpg?"})
     assert len(entry.images) == 1
     assert refused(raw | {"second": "coco/b.jpg"})[0] == "unknown_key"
+
+
+def in_turn(**more):
+    return {"conversations": [conversation("What?")[0] | more, conversation("What?")[1]]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image", "dog.jpg"),
+        ("images", ["dog"]),
+        ("video", {"path": "a.mp4"}),
+        ("image_url", "http://x/y"),
+        ("image_url", {"url": "http://x/y", "detail": "high"}),
+        ("content", [image("dog.jpg")]),
+        ("meta", [[[[{"file": "dog.jpg"}]]]]),
+        ("loss", False),
+        ("weight", 0),
+        ("weight", 0.0),
+        ("train", False),
+        ("tool_calls", [{}]),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"id": 1, "image": "a.jpg"}], ids=["text", "usual"])
+def test_what_a_turn_has_beside_its_text_is_refused(key, value, more):
+    raw = in_turn(**{key: value}) | more
+    reason, detail = refused(raw)
+    assert reason == "unknown_key"
+    assert detail.startswith(f"turn 0 has {key}")
+    assert detail.endswith(f"--ignore {key} leaves it out of all turns and entries")
+    if key not in more:
+        assert len(accepted(raw, ignore=(key,)).images) == len(more) // 2
+    if key != "content":
+        reason, detail = refused({"messages": [ASKED[0] | {key: value}, ASKED[1]]})
+        assert reason == "unknown_key"
+        assert detail.startswith(f"message 0 has {key}")
+        accepted({"messages": [ASKED[0] | {key: value}, ASKED[1]]}, ignore=(key,))
+
+
+def test_turns_may_have_what_is_no_media():
+    more = {"image": None, "video": "", "loss": True, "weight": 1, "id": "t1", "score": 0.5}
+    entry = accepted(in_turn(**more) | {"id": 1, "image": "a.jpg"})
+    assert len(entry.images) == 1
+
+
+def test_parts_have_no_media_of_another_kind():
+    for part in (text("What?") | {"image": "b.jpg"}, image("a.jpg") | {"video": "b.mp4"}):
+        assert refused({"messages": parts(part, text("?"))})[0] == "unknown_key"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("other_image", "dog2/dog.jpg"),
+        ("other_image", "https://x/dog.jpg"),
+        ("next", "https://x/second.jpg"),
+        ("url", ["https://x/1.jpg", "https://x/2.jpg"]),
+        ("url", "dog2/dog.jpg"),
+        ("image_url", "http://x/y"),
+        ("meta", {"image_url": {"url": "http://x/y"}}),
+        ("meta", [[[[[{"a": {"b": "cat.jpg"}}]]]]]),
+        ("broken", "http://[x/cat.jpg"),
+    ],
+)
+def test_another_image_beside_a_known_one_is_refused(key, value):
+    for raw in ({"messages": ASKED}, {"id": 1, "conversations": conversation()}):
+        raw |= {"image": "dog.jpg", key: value}
+        reason, detail = refused(raw)
+        assert (reason, detail.split()[0]) == ("unknown_key", key)
+        assert len(accepted(raw, ignore=(key,)).images) == 1
+
+
+def test_the_same_image_by_other_keys_is_no_other_image():
+    raw = {"messages": ASKED, "images": ["coco/a.jpg"], "path": "/data/coco/a.jpg"}
+    meta = {"coco_url": "https://x.y/a.jpg", "flickr_url": "https://x.y/b.jpg"}
+    assert len(accepted(raw | {"image_url": "coco/a.jpg", "meta": meta}).images) == 1
+
+
+def test_media_nested_deeper_than_python_calls():
+    nested = "dog.jpg"
+    for _ in range(5000):
+        nested = [nested]
+    assert refused({"messages": ASKED, "meta": nested})[0] == "unknown_key"
+
+
+def test_images_in_the_texts_of_questions_are_refused():
+    asked = "Picture 1: <img>dog.jpg</img>\nWhat?"
+    typed = parts(text("<img>dog.jpg"), text("</img>What?"))
+    for raw in (
+        {"conversations": conversation(asked)},
+        {"id": 1, "image": "a.jpg", "conversations": conversation(f"<image>\n{asked}")},
+        {"messages": [{"role": "user", "content": asked}, ASKED[1]]},
+        {"messages": typed},
+    ):
+        reason, detail = refused(raw)
+        assert reason == "malformed_turn"
+        assert "turn 0 names an image in its text, <img>dog.jpg</img>; expected <image>" in detail
+    for question in ("Close an <img> so?", "<img></img>?", '<img src="a.jpg"> is what?'):
+        accepted({"conversations": conversation(question)})
+    accepted({"messages": [ASKED[0], {"role": "assistant", "content": asked}]})
 
 
 PIECES = st.text("ab ü<>", min_size=1, max_size=6).filter(lambda t: "<image>" not in t)

@@ -153,6 +153,16 @@ def test_columns_by_name(tmp_path):
         entries(folder, image_column=("up",))
 
 
+def test_keys_of_turns_are_left_out_by_name_too(tmp_path):
+    turns = [turn | {"weight": 0, "image": None} for turn in conversation()]
+    folder = write(tmp_path / "set", rows(1, conversations=lambda i: turns))
+    (refusal,) = entries(folder)
+    assert refusal.reason == "unknown_key"
+    assert refusal.detail.startswith("turn 0 has weight: 0")
+    (entry,) = entries(folder, ignore=("weight",))
+    assert len(entry.images) == 1
+
+
 def test_columns_that_say_nothing(tmp_path):
     folder = write(tmp_path / "set", [{"image": jpeg(0), "words": "A dog."}])
     with pytest.raises(SourceError, match="columns image, words; say which hold the text"):
