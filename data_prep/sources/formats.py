@@ -39,11 +39,11 @@ FORMATS: dict[str, Format] = {
         read=tables.read_tables,
     ),
     "webdataset": Format(
-        looks="tars of KEY.jpg with KEY.txt or KEY.json, as img2dataset writes them",
+        looks="tars of KEY.jpg or KEY.mp4 with KEY.txt or KEY.json, as img2dataset writes them",
         read=captions.read_webdataset,
     ),
     "folder": Format(
-        looks="a folder of images with a .txt or .json of the same name beside each",
+        looks="a folder of images and videos with a .txt or .json of the same name beside each",
         read=captions.read_folder,
     ),
 }
@@ -79,12 +79,12 @@ def open_source(
     else:
         found = root
         if name in ("webdataset", "folder") and file is not None and root.is_dir():
-            raise SourceError(f"{found} holds its images itself; leave --media-dir out")
+            raise SourceError(f"{found} holds its media itself; leave --media-dir out")
         if name == "webdataset":
             tars = tuple(tar for tar in tars if file is None or tar.path.name == found.name)
             files = tuple(tar.path for tar in tars)
         elif name == "folder":
-            files = tuple(captions.image_files(found))
+            files = tuple(captions.media_files(found))
         else:
             files = tuple(tables.table_files(found, name))
         if not files:
@@ -123,7 +123,7 @@ def _recognise_folder(data_dir: Path) -> str:
         return "webdataset"
     if tables.table_files(data_dir, "parquet"):
         return "parquet"
-    if next(captions.image_files(data_dir), None):
+    if next(captions.media_files(data_dir), None):
         return "folder"
     names = ", ".join(sorted(path.name for path in data_dir.iterdir())[:8]) or "nothing"
     raise SourceError(f"{data_dir} holds {names}: no format that is known. {_known()}")
