@@ -183,3 +183,18 @@ def test_a_webdataset_of_videos(tmp_path):
     name, found = entries(folder)
     assert (name, captions(found)) == ("webdataset", {"1": "A run."})
     assert [one.path for one in found[0].videos] == ["0/1.mp4"]
+
+
+@pytest.mark.parametrize("name", ["1.txt", "a/2.json"])
+def test_an_edited_caption_is_another_input(tmp_path, name):
+    files = {"1.jpg": jpeg(1), "1.txt": "A dog.", "a/2.png": jpeg(2), "a/2.json": "{}"}
+    folder = write_files(tmp_path / "set", files)
+
+    def inputs():
+        return open_source(folder, None, "folder").inputs()
+
+    before = inputs()
+    write_files(folder, {"notes.txt": "of no image"})
+    assert inputs() == before
+    (folder / name).write_text("A cat, not a dog.")
+    assert inputs() != before

@@ -11,8 +11,18 @@ from rich.console import Console
 from data_prep.executor import InProcessExecutor, ProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
+from data_prep.quarantine import Reason, Rejected, reject_line
 from data_prep.run import Job, run
-from data_prep.sources import Entry, Inline, ReadOptions, Row, SourceError, open_source, tables
+from data_prep.sources import (
+    Entry,
+    Inline,
+    Media,
+    ReadOptions,
+    Row,
+    SourceError,
+    open_source,
+    tables,
+)
 from data_prep.sources.formats import read_entries
 from data_prep.sources.table_cells import CellReader
 
@@ -216,3 +226,14 @@ def test_bytes_are_not_read_to_be_planned_where_each_row_has_some(tmp_path, cell
     assert go(folder, tmp_path / "out").kept == 4
     # by exact sizes two of these never fit
     assert go(folder, tmp_path / "cut", shard_bytes=len(jpeg(0)) + 1).num_shards == 4
+
+
+def test_the_quarantine_names_media_by_their_paths(tmp_path):
+    folder = write(tmp_path / "set", rows(2, conversations=lambda i: []))
+    assert go(folder, tmp_path / "W").kept == 0
+    lines = [json.loads(line) for line in (tmp_path / "W" / "quarantine.jsonl").open()]
+    assert [line["image"] for line in lines] == ["a.parquet#0", "a.parquet#1"]
+    one = Media(kind="image", path="1.jpg")
+    line = reject_line(0, {"image": [one, "2.jpg"], "video": one}, Rejected(Reason.REMOTE, "x"))
+    found = json.loads(line)
+    assert (found["image"], found["video"]) == (["1.jpg", "2.jpg"], "1.jpg")
