@@ -23,7 +23,7 @@ from data_prep.sources.files import (
     find_json,
     find_tars,
 )
-from data_prep.sources.formats import FORMATS, open_source, read_entries
+from data_prep.sources.formats import FORMATS, describe, open_source, read_entries
 from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "SourceError",
     "TarSource",
     "Unreadable",
+    "describe",
     "find_json",
     "find_tars",
     "iter_entries",

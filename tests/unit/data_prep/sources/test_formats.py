@@ -133,3 +133,11 @@ def test_a_dry_run_goes_past_broken_images(tmp_path):
     assert "expected at least" in convert(
         tmp_path, "--output-dir", tmp_path / "W", "--shard-size", 0, exit_code=1
     )
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", " [ ]\n"), ("a.jsonl", "\n\n")])
+@pytest.mark.parametrize("given", [None, "llava"])
+def test_an_empty_file_holds_no_entry(tmp_path, name, text, given):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=f"{name} holds no entry"):
+        open_source(tmp_path, None, given)
