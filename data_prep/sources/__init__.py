@@ -20,11 +20,10 @@ from data_prep.sources.files import (
     Place,
     SourceError,
     TarSource,
-    find_json,
     find_tars,
 )
 from data_prep.sources.formats import FORMATS, describe, open_source, read_entries
-from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
+from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, find_json, iter_entries
 
 __all__ = [
     "FORMATS",

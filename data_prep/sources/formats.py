@@ -8,8 +8,14 @@ from typing import Any
 
 from data_prep.sources import captions, chats, tables
 from data_prep.sources.entry import Archives, Entry, ReadOptions, Refusal, Source
-from data_prep.sources.files import SourceError, find_json, find_tars, json_files
-from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
+from data_prep.sources.files import SourceError, find_tars
+from data_prep.sources.json_entries import (
+    LINE_SUFFIXES,
+    Unreadable,
+    find_json,
+    iter_entries,
+    json_files,
+)
 from data_prep.sources.table_cells import holds_rows
 
 #: Entries that are looked at for their format; the first may be broken.
