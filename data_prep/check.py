@@ -16,7 +16,7 @@ from data_prep.plan import PlannedEntry, check_entry
 from data_prep.quarantine import Rejected
 from data_prep.run import Job
 from data_prep.schema import ROLES
-from data_prep.sources import read_entries
+from data_prep.sources import describe, read_entries
 from data_prep.tar_index import TarIndex
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def check(
     """
     source = job.open_source()
     yield f"format: {source.format} ({source.name})"
+    yield from describe(source)
     text_tokenizer = None if model is None else _read_tokenizer(model)
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}

@@ -23,8 +23,10 @@ from data_prep.options import (
     Verify,
     parse_presize,
 )
+from data_prep.prepared import check_prepared
 from data_prep.progress import Reporter
 from data_prep.quarantine import Reason, missing_by_folder
+from data_prep.remote import WorkspaceError, folder_at
 from data_prep.run import Job, run
 from data_prep.sources import FORMATS, ReadOptions, SourceError
 from data_prep.split import suggested_split
@@ -267,7 +269,16 @@ def _say_summary(summary: Summary, output: Workspace, reporter: Reporter) -> Non
             + (f"{summary.videos:,} videos, " if summary.videos else "")
             + f"{summary.bytes / 1e9:,.2f} GB in {summary.num_shards} shards in {output.shown}."
         )
-        split = suggested_split(summary.num_shards)
-        reporter.note(f"Next: python -m data_prep prepare {output.shown} --split {split}")
+        if not _is_prepared(output):
+            split = suggested_split(summary.num_shards)
+            reporter.note(f"Next: python -m data_prep prepare {output.shown} --split {split}")
     else:
         reporter.note("error: no entry was kept; see the quarantine for what is missing")
+
+
+def _is_prepared(output: Workspace) -> bool:
+    try:
+        check_prepared(folder_at(output.shown))
+    except WorkspaceError:
+        return False
+    return True

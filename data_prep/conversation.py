@@ -35,8 +35,9 @@ def check_conversation(
     """Check, and repair where there is one way to; raise Rejected otherwise.
 
     Repairs: an integer as value becomes its digits; a last question without answer goes, unless
-    an image or video belongs to it; without any mark the images, and then the videos, are put
-    before the first question.
+    an image or video belongs to it; of an entry without image, as many ``<image>`` as it has
+    videos, and no ``<video>``, mark the videos; without any mark the images, and then the videos,
+    are put before the first question.
 
     ``control`` are the tokens that no text may hold, see `data_prep.model_folder`.
     """
@@ -53,6 +54,8 @@ def check_conversation(
     roles = [ROLES[turn["from"]] for turn in dialogue]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise Rejected(Reason.ROLES_DO_NOT_ALTERNATE, f"roles are {shortened(roles)}")
+    if num_videos and not num_images:
+        _name_videos(turns[:1] if has_system else [], dialogue, num_videos, repairs)
     # videos first: what is put in front last stands first
     for mark in (VIDEO_MARK, IMAGE_MARK) if num_videos else (IMAGE_MARK,):
         _place(mark, turns[:1] if has_system else [], dialogue, media[mark], repairs)
@@ -78,6 +81,22 @@ def _read_turns(raw: Any, repairs: Counter[str]) -> list[dict[str, str]]:
             raise Rejected(Reason.VALUE_NOT_TEXT, f"turn {position} holds {shortened(value)}")
         turns.append({"from": name, "value": value})
     return turns
+
+
+def _name_videos(
+    system: list[dict[str, str]],
+    dialogue: list[dict[str, str]],
+    number: int,
+    repairs: Counter[str],
+) -> None:
+    """Videos are marked as images in LLaVA-Video-178K."""
+    questions = dialogue[::2]
+    if _count(VIDEO_MARK, [*system, *questions], number) or _count(IMAGE_MARK, system, number):
+        return
+    if _count(IMAGE_MARK, questions, number) == number:
+        for turn in questions:
+            turn["value"] = turn["value"].replace(IMAGE_MARK, VIDEO_MARK)
+        repairs["image_marks_to_video"] += 1
 
 
 def _place(

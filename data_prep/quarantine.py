@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.sources import ID_KEYS, MEDIA_KEYS, Location
+from data_prep.sources import ID_KEYS, MEDIA_KEYS, Location, Media
 from data_prep.workspace import unreadable
 
 _MAX_TEXT = 1000
@@ -125,7 +125,8 @@ def missing_by_folder(path: Path) -> Counter[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Ids and image fields as they stand; whatever is no text or number as its repr.
+    """Ids and image fields as they stand, media as their paths; whatever else is no text or number
+    as its repr.
 
     Long texts are bytes in base64; lone surrogates, which JSON cannot hold, are written as escapes.
     """
@@ -136,6 +137,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, int) and abs(value) < 2**63:
         return value
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if isinstance(value, Media):
+        return _plain(value.path)
+    if isinstance(value, list) and all(isinstance(item, str | Media) for item in value):
         return [_plain(item) for item in value]
     return _plain(repr(value)[:200])

@@ -20,7 +20,7 @@ from data_prep.plan import RoundPlan, load_plan, make_plan
 from data_prep.progress import Reporter
 from data_prep.quarantine import quarantined_indices
 from data_prep.shard_task import ShardTask, load_record
-from data_prep.sources import ReadOptions, Source, TarSource, open_source
+from data_prep.sources import ReadOptions, Source, TarSource, describe, open_source
 from data_prep.tar_index import TarIndex
 from data_prep.workspace import Round, Workspace, WorkspaceError, read_json
 
@@ -58,6 +58,8 @@ def run(job: Job, executor: Executor, reporter: Reporter) -> Summary:
     source = job.open_source()
     if job.format is None:
         reporter.note(f"format: {source.format} ({source.name})")
+    for line in describe(source):
+        reporter.note(line)
     workspace = open_workspace(job.output_dir)
     if workspace.root.resolve() == job.data_dir.resolve():
         raise WorkspaceError("--output-dir is --data-dir; its tars would be taken for sources")

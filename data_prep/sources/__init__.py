@@ -20,11 +20,10 @@ from data_prep.sources.files import (
     Place,
     SourceError,
     TarSource,
-    find_json,
     find_tars,
 )
-from data_prep.sources.formats import FORMATS, open_source, read_entries
-from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
+from data_prep.sources.formats import FORMATS, describe, open_source, read_entries
+from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, find_json, iter_entries
 
 __all__ = [
     "FORMATS",
@@ -46,6 +45,7 @@ __all__ = [
     "SourceError",
     "TarSource",
     "Unreadable",
+    "describe",
     "find_json",
     "find_tars",
     "iter_entries",

@@ -1,4 +1,4 @@
-"""Images with a text beside them, in a folder or in tars, as captioning conversations.
+"""Images and videos with a text beside them, in a folder or in tars, as captioning conversations.
 
 The question is `ReadOptions.caption_prompt`, the answer the caption: the text of ``KEY.txt``, else
 ``caption`` or ``text`` of ``KEY.json``. A JSON with a conversation is taken for that instead.
@@ -20,6 +20,7 @@ from data_prep.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, TarSource
 
 #: Members of a tar by which it is recognised.
 _NUM_LOOKED_AT = 50
+_MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CAPTION_KEYS = ("caption", "text")
 #: Parts of a sample that are neither media nor said by the model.
 _OTHER_PARTS = frozenset(("cls", "id", "index"))
@@ -42,17 +43,17 @@ class _Sample:
         return [one for _, one in sorted(self.found, key=lambda found: found[0])]
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Images in a folder, by name, then in the folders below it."""
+def media_files(folder: Path) -> Iterator[Path]:
+    """Images and videos in a folder, by name, then in the folders below it."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if _suffix(name) in IMAGE_SUFFIXES and not name.startswith("."):
+            if _suffix(name) in _MEDIA_SUFFIXES and not name.startswith("."):
                 yield Path(root, name)
 
 
 def holds_samples(tars: tuple[TarSource, ...]) -> bool:
-    """Whether the first tar begins with an image and a text or JSON of its key."""
+    """Whether the first tar begins with an image or a video, and a text or JSON of its key."""
     if not tars:
         return False
     sides: dict[str, set[str]] = {}
@@ -63,14 +64,14 @@ def holds_samples(tars: tuple[TarSource, ...]) -> bool:
                 sides.setdefault(key, set()).add(_suffix(part))
     except (tarfile.ReadError, EOFError, OSError):
         return False
-    return any(parts & IMAGE_SUFFIXES and parts & {"txt", "json"} for parts in sides.values())
+    return any(parts & _MEDIA_SUFFIXES and parts & {"txt", "json"} for parts in sides.values())
 
 
 def read_folder(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
-    """An entry an image, in the order of `image_files`."""
+    """An entry a file, in the order of `media_files`."""
     for index, path in enumerate(source.files):
         name = path.relative_to(source.data_dir).as_posix()
-        sample = _Sample(key=name, found=[(0, Media(kind="image", path=name))])
+        sample = _Sample(key=name, found=[(0, _media(name))])
         sample.text = _read(path.with_suffix(".txt"))
         sample.json = _read(path.with_suffix(".json")) if sample.text is None else None
         yield _entry(source, index, sample)
@@ -110,14 +111,11 @@ def _split(name: str) -> tuple[str, str]:
 
 def _add(sample: _Sample, part: str, path: str, read: Callable[[], bytes]) -> None:
     suffix = _suffix(part)
-    kinds: dict[MediaKind, frozenset[str]] = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
-    for kind, suffixes in kinds.items():
-        if suffix in suffixes:
-            number = part.partition(".")[0]
-            place = int(number) if number.isdecimal() else 0
-            sample.found.append((place, Media(kind=kind, path=path)))
-            return
-    if suffix in ("txt", "json"):
+    if suffix in _MEDIA_SUFFIXES:
+        number = part.partition(".")[0]
+        place = int(number) if number.isdecimal() else 0
+        sample.found.append((place, _media(path)))
+    elif suffix in ("txt", "json"):
         try:
             setattr(sample, "text" if suffix == "txt" else "json", read())
         except OSError as error:
@@ -126,11 +124,18 @@ def _add(sample: _Sample, part: str, path: str, read: Callable[[], bytes]) -> No
         sample.unknown.append(part)
 
 
+def _media(path: str) -> Media:
+    kind: MediaKind = "video" if _suffix(path) in VIDEO_SUFFIXES else "image"
+    return Media(kind=kind, path=path)
+
+
 def _entry(source: Source, index: int, sample: _Sample) -> Entry | Refusal:
-    raw: dict[str, Any] = {"id": sample.key, "image": [one.path for one in sample.media]}
     try:
         raw = _raw(source, sample)
     except Refused as error:
+        raw = {"id": sample.key} | {
+            kind: [one.path for one in found] for kind, found in _by_kind(sample).items()
+        }
         return Refusal(index=index, line=None, raw=raw, reason=error.reason, detail=error.detail)
     return read_entry(source, index, None, raw)
 
@@ -145,11 +150,7 @@ def _raw(source: Source, sample: _Sample) -> dict[str, Any]:
             f"the part {sample.unknown[0]} is not understood; expected images, videos, txt, json",
         )
     said = _parsed(sample)
-    media: dict[str, Any] = {
-        kind: found
-        for kind in ("image", "video")
-        if (found := [one for one in sample.media if one.kind == kind])
-    }
+    media = _by_kind(sample)
     if said.keys() & {"conversations", "messages"}:
         # the JSON's own names of the media that lie beside it
         own = {key: said[key] for key in said.keys() - MEDIA_NAMES}
@@ -172,6 +173,14 @@ def _raw(source: Source, sample: _Sample) -> dict[str, Any]:
             {"from": "gpt", "value": caption},
         ],
     }
+
+
+def _by_kind(sample: _Sample) -> dict[str, list[Media]]:
+    """Its media under the keys that an entry has them; no key for a kind of which it has none."""
+    found: dict[str, list[Media]] = {}
+    for one in sample.media:
+        found.setdefault(one.kind, []).append(one)
+    return found
 
 
 def _parsed(sample: _Sample) -> dict[str, Any]:

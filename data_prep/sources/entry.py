@@ -20,6 +20,8 @@ RefusalReason = Literal[
     "unreadable_source",
     "value_not_text",
 ]
+#: of what stands beside an image or a video in a folder; the first that is there is read
+CAPTION_SUFFIXES = (".txt", ".json")
 #: what the answer of a captioning conversation is asked with
 CAPTION_PROMPT = "Describe this image."
 
@@ -65,7 +67,14 @@ class Source:
         """Size and mtime of every input file by name: whether a rerun sees the same input."""
         found = {}
         if self.file.is_dir():
+            beside = (
+                file.with_suffix(suffix)
+                for file in self.files
+                for suffix in CAPTION_SUFFIXES
+                if self.format == "folder"
+            )
             stats = [file.stat() for file in self.files]
+            stats += [file.stat() for file in beside if file.is_file()]
             found[self.name] = [
                 sum(stat.st_size for stat in stats),
                 max(stat.st_mtime_ns for stat in stats),

@@ -1,4 +1,4 @@
-"""Find the inputs in a data folder: the JSON of entries, and the tars of media beside it."""
+"""Files of media: their suffixes, the tars in a data folder, and where in them one lies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,47 +50,6 @@ class Location:
 
     def __str__(self) -> str:
         return self.file if self.offset < 0 else f"{self.file}@{self.offset}"
-
-
-def find_json(data_dir: Path, chosen: Path | None) -> Path:
-    """The JSON (or JSONL) of entries: the chosen one, else the only one in the folder.
-
-    ``*_filtered.json``, which earlier tools wrote beside the source, counts only where there is no
-    other. Raises SourceError with the candidates where the choice is not clear.
-    """
-    if not data_dir.is_dir():
-        raise SourceError(f"{data_dir} is not a folder; --data-dir needs the one with the JSON")
-    if chosen is not None:
-        for candidate in (chosen, data_dir / chosen):
-            if candidate.is_file():
-                return candidate
-        raise SourceError(f"--json {chosen} is neither a file here nor in {data_dir}")
-    candidates = json_files(data_dir)
-    if len(candidates) != 1:
-        names = ", ".join(p.name for p in candidates) or "none"
-        raise SourceError(
-            f"{len(candidates)} JSON files in {data_dir} ({names}); name one, with "
-            "--json or as SOURCE"
-        )
-    return candidates[0]
-
-
-def json_files(data_dir: Path) -> list[Path]:
-    """Files of a folder that may hold its entries, by name.
-
-    Neither what lies beside an image of its name, nor what `datasets` and img2dataset say of
-    their own files.
-    """
-    files = sorted(path for path in data_dir.iterdir() if path.is_file())
-    pictured = {p.stem for p in files if p.suffix[1:].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES}
-    found = [
-        path
-        for path in files
-        if path.suffix in (".json", ".jsonl", ".ndjson")
-        and not path.name.endswith(("_stats.json", "dataset_info.json", "dataset_infos.json"))
-        and not (path.suffix == ".json" and path.stem in pictured)
-    ]
-    return [path for path in found if not path.stem.endswith("_filtered")] or found
 
 
 def find_tars(data_dir: Path) -> list[TarSource]:

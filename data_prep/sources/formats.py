@@ -8,8 +8,15 @@ from typing import Any
 
 from data_prep.sources import captions, chats, tables
 from data_prep.sources.entry import Archives, Entry, ReadOptions, Refusal, Source
-from data_prep.sources.files import SourceError, find_json, find_tars, json_files
-from data_prep.sources.json_entries import LINE_SUFFIXES, Unreadable, iter_entries
+from data_prep.sources.files import SourceError, find_tars
+from data_prep.sources.json_entries import (
+    LINE_SUFFIXES,
+    Unreadable,
+    find_json,
+    iter_entries,
+    json_files,
+)
+from data_prep.sources.table_cells import holds_rows
 
 #: Entries that are looked at for their format; the first may be broken.
 _NUM_LOOKED_AT = 100
@@ -39,11 +46,11 @@ FORMATS: dict[str, Format] = {
         read=tables.read_tables,
     ),
     "webdataset": Format(
-        looks="tars of KEY.jpg with KEY.txt or KEY.json, as img2dataset writes them",
+        looks="tars of KEY.jpg or KEY.mp4 with KEY.txt or KEY.json, as img2dataset writes them",
         read=captions.read_webdataset,
     ),
     "folder": Format(
-        looks="a folder of images with a .txt or .json of the same name beside each",
+        looks="a folder of images and videos with a .txt or .json of the same name beside each",
         read=captions.read_folder,
     ),
 }
@@ -79,16 +86,18 @@ def open_source(
     else:
         found = root
         if name in ("webdataset", "folder") and file is not None and root.is_dir():
-            raise SourceError(f"{found} holds its images itself; leave --media-dir out")
+            raise SourceError(f"{found} holds its media itself; leave --media-dir out")
         if name == "webdataset":
             tars = tuple(tar for tar in tars if file is None or tar.path.name == found.name)
             files = tuple(tar.path for tar in tars)
         elif name == "folder":
-            files = tuple(captions.image_files(found))
+            files = tuple(captions.media_files(found))
         else:
             files = tuple(tables.table_files(found, name))
         if not files:
             raise SourceError(f"{found} holds nothing of the format {name}: {FORMATS[name].looks}")
+    if _is_empty(name, files):
+        raise SourceError(_no_entry(found))
     return Source(
         format=name,
         data_dir=data_dir,
@@ -104,6 +113,12 @@ def open_source(
 def read_entries(source: Source, archives: Archives) -> Iterator[Entry | Refusal]:
     """All entries of a source, in order, with their index from 0."""
     return FORMATS[source.format].read(source, archives)
+
+
+def describe(source: Source) -> Iterator[str]:
+    """What the user is told of a source before it is read: of tables, which columns are used."""
+    if source.format in ("parquet", "hf"):
+        yield tables.describe_columns(source)
 
 
 def recognise(source: Path) -> str:
@@ -123,7 +138,7 @@ def _recognise_folder(data_dir: Path) -> str:
         return "webdataset"
     if tables.table_files(data_dir, "parquet"):
         return "parquet"
-    if next(captions.image_files(data_dir), None):
+    if next(captions.media_files(data_dir), None):
         return "folder"
     names = ", ".join(sorted(path.name for path in data_dir.iterdir())[:8]) or "nothing"
     raise SourceError(f"{data_dir} holds {names}: no format that is known. {_known()}")
@@ -138,6 +153,8 @@ def _recognise_file(path: Path) -> str:
     if suffix != ".json" and suffix not in LINE_SUFFIXES:
         raise SourceError(f"{path} is a file of no format that is known. {_known()}")
     some = [value for _, value in islice(iter_entries(path), _NUM_LOOKED_AT)]
+    if not some:
+        raise SourceError(_no_entry(path))
     found = next(filter(None, map(_format_of, some)), None)
     if found is not None:
         return found
@@ -149,6 +166,16 @@ def _recognise_file(path: Path) -> str:
         f"the first entry of {path} has the keys {', '.join(map(repr, first)) or 'none'}, "
         f"of no format that is known. {_known()}"
     )
+
+
+def _is_empty(name: str, files: tuple[Path, ...]) -> bool:
+    if name in ("llava", "messages"):
+        return next(iter_entries(files[0]), None) is None
+    return name in ("parquet", "hf") and not any(map(holds_rows, files))
+
+
+def _no_entry(path: Path) -> str:
+    return f"{path} holds no entry; expected at least one"
 
 
 def _format_of(entry: Any) -> str | None:

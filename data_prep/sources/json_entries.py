@@ -1,4 +1,5 @@
-"""Stream the entries of a JSON list or of a JSONL file; one that cannot be read costs itself only.
+"""Find the file of entries, a JSON list or a JSONL file, and stream them; one that cannot be read
+costs itself only.
 
 A list is read piece by piece with the json module's own scanner: it takes every number and string
 that Python can hold, so that NaN, Infinity and lone surrogates are found entry by entry.
@@ -14,10 +15,12 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from data_prep.sources.files import SourceError
+from data_prep.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SourceError
 
 #: Suffixes of files with an entry a line.
 LINE_SUFFIXES = (".jsonl", ".ndjson")
+#: What conversions write beside their shards: objects.
+_OWN_NAMES = frozenset(("manifest.json", "settings.json", "stats.json"))
 _CHUNK = 1 << 20
 #: Characters at the end of what was read in which a scanner's error may come from the cut.
 _MARGIN = 16
@@ -30,6 +33,63 @@ class Unreadable:
     """Stands for an entry that is no JSON."""
 
     detail: str
+
+
+def find_json(data_dir: Path, chosen: Path | None) -> Path:
+    """The JSON (or JSONL) of entries: the chosen one, else the only one in the folder.
+
+    ``*_filtered.json``, which earlier tools wrote beside the source, counts only where there is no
+    other. Raises SourceError with the candidates where the choice is not clear.
+    """
+    if not data_dir.is_dir():
+        raise SourceError(f"{data_dir} is not a folder; --data-dir needs the one with the JSON")
+    if chosen is not None:
+        for candidate in (chosen, data_dir / chosen):
+            if candidate.is_file():
+                return candidate
+        raise SourceError(f"--json {chosen} is neither a file here nor in {data_dir}")
+    candidates = json_files(data_dir)
+    if len(candidates) != 1:
+        names = ", ".join(p.name for p in candidates) or "none"
+        raise SourceError(
+            f"{len(candidates)} JSON files in {data_dir} ({names}); name one, with "
+            "--json or as SOURCE"
+        )
+    return candidates[0]
+
+
+def json_files(data_dir: Path) -> list[Path]:
+    """Files of a folder that may hold its entries, by name.
+
+    Neither what says something of an image or video of its name, nor what `datasets`, img2dataset
+    and this package say of their own files.
+    """
+    files = sorted(path for path in data_dir.iterdir() if path.is_file())
+    media = {p.stem for p in files if p.suffix[1:].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES}
+    found = [
+        path
+        for path in files
+        if path.suffix in (".json", *LINE_SUFFIXES)
+        and not path.name.endswith(("_stats.json", "dataset_info.json", "dataset_infos.json"))
+        and path.name != "quarantine.jsonl"
+        and not (
+            path.suffix == ".json"
+            and (path.stem in media or path.name in _OWN_NAMES)
+            and not _lists_entries(path)
+        )
+    ]
+    others = [path for path in found if not path.stem.endswith("_filtered")]
+    # beside a manifest they are what the shards there hold
+    return others if (data_dir / "manifest.json") in files else others or found
+
+
+def _lists_entries(path: Path) -> bool:
+    """Whether a JSON is a list of objects, which are not the turns of one conversation."""
+    try:
+        first = next((value for _, value in iter_entries(path)), None)
+    except SourceError:
+        return False
+    return isinstance(first, dict) and not first.keys() & {"from", "role"}
 
 
 def iter_entries(path: Path) -> Iterator[tuple[int, Any]]:

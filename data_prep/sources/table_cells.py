@@ -38,6 +38,26 @@ def arrow_batches(path: Path) -> Iterator["pa.RecordBatch"]:
         raise SourceError(f"{path} cannot be read as Arrow ({error}); save it again") from error
 
 
+def read_schema(path: Path) -> "pa.Schema":
+    """Names and types of the columns of a Parquet or Arrow file."""
+    if path.suffix != ".arrow":
+        return open_parquet(path).schema_arrow
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            return reader.schema
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read as Arrow ({error}); save it again") from error
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a Parquet or Arrow file has any."""
+    if path.suffix == ".arrow":
+        return any(batch.num_rows for batch in arrow_batches(path))
+    return bool(open_parquet(path).metadata.num_rows)
+
+
 def rows_with_sizes(batch: "pa.RecordBatch", columns: Collection[str]) -> list[dict[str, Any]]:
     """Rows as objects; in these columns the number of bytes stands for bytes, which stay where
     they are. Lists come as they are.

@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from data_prep.sources.chats import MEDIA_NAMES, has_roles, read_entry
+from data_prep.sources.chats import ID_KEYS, MEDIA_NAMES, has_roles, read_entry
 from data_prep.sources.entry import Archives, Entry, Inline, Media, MediaKind, Refusal, Row, Source
 from data_prep.sources.files import SourceError
 from data_prep.sources.media_values import MEDIA_KEYS
-from data_prep.sources.table_cells import BATCH_ROWS, arrow_batches, open_parquet, rows_with_sizes
+from data_prep.sources.table_cells import (
+    BATCH_ROWS,
+    arrow_batches,
+    open_parquet,
+    read_schema,
+    rows_with_sizes,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +66,7 @@ def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]
     ignored = tuple(name for name in source.options.ignore if name not in _ENTRY_KEYS)
     of_rows = replace(source, options=replace(source.options, ignore=ignored))
     for path in source.files:
-        layout = _Layout(source, path, _schema(path))
+        layout = _Layout(source, path, read_schema(path))
         below = path.is_relative_to(source.data_dir)
         name = (path.relative_to(source.data_dir) if below else path.absolute()).as_posix()
         for first, batch, in_place, sizes in _batches(path, layout, source):
@@ -74,10 +80,11 @@ def read_tables(source: Source, archives: Archives) -> Iterator[Entry | Refusal]
                 index += 1
 
 
-def _schema(path: Path) -> "pa.Schema":
-    if path.suffix == ".arrow":
-        return next(arrow_batches(path)).schema
-    return open_parquet(path).schema_arrow
+def describe_columns(source: Source) -> str:
+    """Which columns are used and which are left out, for the user; SourceError as `read_tables`."""
+    layout = _Layout(source, source.files[0], read_schema(source.files[0]))
+    said = f"columns used: {', '.join(layout.used)}"
+    return f"{said}; left out: {', '.join(layout.left_out)}" if layout.left_out else said
 
 
 def _batches(
@@ -151,6 +158,9 @@ class _Layout:
         self.media = used
         self.images = self._media["image"]
         self.columns = [name for name in schema.names if name not in options.ignore]
+        taken = {*used, *self._says, *ID_KEYS, "system"}
+        self.used = [name for name in self.columns if name in taken]
+        self.left_out = [name for name in schema.names if name not in self.used]
 
     def holds_bytes(self, name: str) -> bool:
         """Whether a column holds one image a row, as bytes or beside a path."""
@@ -216,7 +226,8 @@ class _Layout:
 
     def _find_text(self) -> tuple[str | None, str]:
         """Columns of question and answer: (None, conversation), ("", caption) or both."""
-        options, names = self._source.options, self._schema.names
+        options = self._source.options
+        names = [name for name in self._schema.names if name not in options.ignore]
         for option, first in (
             ("conversations_column", None),
             ("text_column", ""),
@@ -233,15 +244,28 @@ class _Layout:
         if question is not None and answer is not None:
             self._require(question, "--question-column")
             self._require(answer, "--answer-column")
+            self._check_text(question, options.question_column, "--question-column")
+            self._check_text(answer, options.answer_column, "--answer-column")
             return question, answer
         caption = _first(_CAPTION_NAMES, names)
         if caption is None:
             raise SourceError(
-                f"{self._path} has the columns {', '.join(names)}; say which hold the text by "
-                "--conversations-column, by --question-column and --answer-column, or, of "
+                f"{self._path} has the columns {', '.join(self._schema.names)}; say which hold the "
+                "text by --conversations-column, by --question-column and --answer-column, or, of "
                 "captions, by --text-column"
             )
+        self._check_text(caption, None, "--text-column")
         return "", caption
+
+    def _check_text(self, name: str, named: str | None, option: str) -> None:
+        """Refuse what was found by its name alone: an answer may be the number of a choice."""
+        kind = self._schema.field(name).type
+        held = kind.value_type if hasattr(kind, "index_type") else kind  # of categories
+        if named is None and str(held) not in ("string", "large_string", "string_view", "null"):
+            raise SourceError(
+                f"{self._path} has a column {name} of {kind}; expected text: {option} {name} takes "
+                f"it as it stands, {option} COLUMN another"
+            )
 
     def _require(self, name: str, option: str) -> None:
         if name not in self._schema.names:

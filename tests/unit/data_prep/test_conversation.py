@@ -161,3 +161,24 @@ def test_whatever_is_kept_is_sound(raw, num_images):
     assert sum(turn["value"].count(IMAGE_MARK) for turn in dialogue[::2]) == num_images
     assert all(turn["value"].strip() for turn in dialogue)
     assert check_conversation(kept, num_images).repairs == (), "a repaired one needs no repair"
+
+
+def test_videos_may_be_marked_as_images():
+    checked = check_conversation(turns("<image>\na", "an <image>", "<image>c", "d"), 0, 2)
+    assert checked.turns == turns("<video>\na", "an <image>", "<video>c", "d")
+    assert checked.repairs == ("image_marks_to_video",)
+
+
+@pytest.mark.parametrize(
+    ("raw", "num_images", "num_videos"),
+    [
+        (turns("<image>\na", "b"), 0, 2),
+        (turns("<image><image>a", "b"), 0, 1),
+        (turns("<image><video>a", "b"), 0, 1),
+        (turns("<image><image>a", "b"), 1, 2),
+        ([{"from": "system", "value": "<image>"}, *turns("<image>a", "b")], 0, 1),
+    ],
+)
+def test_marks_that_are_not_clearly_of_videos_stay(raw, num_images, num_videos):
+    with pytest.raises(Rejected, match="image_marks_mismatch"):
+        check_conversation(raw, num_images, num_videos)

@@ -6,13 +6,17 @@ import sqlite3
 
 import pytest
 import yaml
+from rich.console import Console
 
 from data_prep.blend import blend, parse_member
+from data_prep.cli_convert import _say_summary
 from data_prep.energon import prepare
+from data_prep.manifest import summarize
 from data_prep.prepared import check_prepared, read_index
+from data_prep.progress import Reporter
 from data_prep.shards import shard_names
 from data_prep.split import split_by_hand, suggested_split
-from data_prep.workspace import WorkspaceError
+from data_prep.workspace import Workspace, WorkspaceError
 
 
 @pytest.fixture
@@ -205,3 +209,16 @@ def test_members_of_a_blend_that_choose_their_own_files_are_left_to_energon(root
     target.write_text(yaml.safe_dump({"splits": {"train": {"blend": [member]}}}))
     with pytest.raises(WorkspaceError, match="prepared by half"):
         check_prepared(target)
+
+
+def test_a_rerun_asks_to_prepare_only_what_is_not_prepared(root, capsys):
+    workspace = Workspace(root)
+
+    def said():
+        _say_summary(summarize(workspace), workspace, Reporter(Console(width=300)))
+        return capsys.readouterr().out
+
+    assert "successfully converted" in said()
+    assert "Next:" not in said()
+    shutil.rmtree(root / ".nv-meta")
+    assert f"Next: python -m data_prep prepare {root} --split" in said()

@@ -160,3 +160,41 @@ def test_a_zip_of_samples_is_read_where_it_is_named(tmp_path):
         archive.writestr("a/1.jpg", jpeg(1))
         archive.writestr("a/1.txt", "A dog.")
     assert captions(entries(folder, "webdataset")[1]) == {"a/1": "A dog."}
+
+
+def test_videos_beside_their_texts(tmp_path):
+    files = {"v.mp4": b"x", "v.txt": "A run.", "i.jpg": jpeg(1), "i.txt": "A dog."}
+    name, found = entries(write_files(tmp_path / "mixed", files))
+    assert name == "folder"
+    assert captions(found) == {"i.jpg": "A dog.", "v.mp4": "A run."}
+    assert [one.path for one in found[1].videos] == ["v.mp4"]
+    assert found[1].conversations[0]["value"].startswith("<video>\n")
+    assert not found[1].images
+    only = {"v.MP4": b"x", "v.txt": "A run.", "w.webm": b"x"}
+    name, found = entries(write_files(tmp_path / "videos", only))
+    assert (name, captions(found[:1])) == ("folder", {"v.MP4": "A run."})
+    assert found[1].raw == {"id": "w.webm", "video": ["w.webm"]}
+
+
+def test_a_webdataset_of_videos(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_tar(folder / "0.tar", {"1.mp4": b"x", "1.txt": b"A run."})
+    name, found = entries(folder)
+    assert (name, captions(found)) == ("webdataset", {"1": "A run."})
+    assert [one.path for one in found[0].videos] == ["0/1.mp4"]
+
+
+@pytest.mark.parametrize("name", ["1.txt", "a/2.json"])
+def test_an_edited_caption_is_another_input(tmp_path, name):
+    files = {"1.jpg": jpeg(1), "1.txt": "A dog.", "a/2.png": jpeg(2), "a/2.json": "{}"}
+    folder = write_files(tmp_path / "set", files)
+
+    def inputs():
+        return open_source(folder, None, "folder").inputs()
+
+    before = inputs()
+    write_files(folder, {"notes.txt": "of no image"})
+    assert inputs() == before
+    (folder / name).write_text("A cat, not a dog.")
+    assert inputs() != before

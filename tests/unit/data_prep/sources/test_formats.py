@@ -133,3 +133,42 @@ def test_a_dry_run_goes_past_broken_images(tmp_path):
     assert "expected at least" in convert(
         tmp_path, "--output-dir", tmp_path / "W", "--shard-size", 0, exit_code=1
     )
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", " [ ]\n"), ("a.jsonl", "\n\n")])
+@pytest.mark.parametrize("given", [None, "llava"])
+def test_an_empty_file_holds_no_entry(tmp_path, name, text, given):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=f"{name} holds no entry"):
+        open_source(tmp_path, None, given)
+
+
+@pytest.mark.parametrize("media", ["a.mkv", "a.jpg"])
+def test_a_list_of_entries_may_be_named_like_its_media(tmp_path, media):
+    (tmp_path / media).write_bytes(jpeg(1))
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    write_json(tmp_path, conversation(), "b.json")
+    write_json(tmp_path, {"caption": "A dog."}, "a.json")
+    assert recognised(tmp_path) == "folder"
+    write_json(tmp_path, [entry("1", media)], "a.json")
+    found = open_source(tmp_path, None, None)
+    assert (found.format, found.name) == ("llava", "a.json")
+
+
+def test_what_conversions_write_is_no_file_of_entries(tmp_path):
+    write_json(tmp_path, [entry("1", "1.jpg")], "set.json")
+    for name in ("stats.json", "settings.json", "quarantine.jsonl"):
+        write_json(tmp_path, {"id": "x"}, name)
+    assert open_source(tmp_path, None, None).name == "set.json"
+    write_json(tmp_path, [entry("1", "1.jpg")], "stats.json")
+    with pytest.raises(SourceError, match=r"2 JSON files in .* \(set\.json, stats\.json\)"):
+        recognised(tmp_path)
+
+
+def test_the_filtered_entries_beside_shards_are_no_source(tmp_path):
+    write_plain_set(tmp_path / "data", 1)
+    convert(tmp_path / "data", "--output-dir", tmp_path / "W", "--workers", 1)
+    assert (tmp_path / "W" / "cambrian737k_filtered.json").is_file()
+    assert recognised(tmp_path / "W") == "webdataset"
+    (tmp_path / "W" / "manifest.json").unlink()
+    assert recognised(tmp_path / "W") == "llava"

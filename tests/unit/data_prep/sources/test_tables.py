@@ -11,8 +11,19 @@ from rich.console import Console
 from data_prep.executor import InProcessExecutor, ProcessExecutor
 from data_prep.options import Options
 from data_prep.progress import Reporter
+from data_prep.quarantine import Reason, Rejected, reject_line
 from data_prep.run import Job, run
-from data_prep.sources import Entry, Inline, ReadOptions, Row, SourceError, open_source, tables
+from data_prep.sources import (
+    Entry,
+    Inline,
+    Media,
+    ReadOptions,
+    Row,
+    SourceError,
+    describe,
+    open_source,
+    tables,
+)
 from data_prep.sources.formats import read_entries
 from data_prep.sources.table_cells import CellReader
 
@@ -226,3 +237,61 @@ def test_bytes_are_not_read_to_be_planned_where_each_row_has_some(tmp_path, cell
     assert go(folder, tmp_path / "out").kept == 4
     # by exact sizes two of these never fit
     assert go(folder, tmp_path / "cut", shard_bytes=len(jpeg(0)) + 1).num_shards == 4
+
+
+def test_the_quarantine_names_media_by_their_paths(tmp_path):
+    folder = write(tmp_path / "set", rows(2, conversations=lambda i: []))
+    assert go(folder, tmp_path / "W").kept == 0
+    lines = [json.loads(line) for line in (tmp_path / "W" / "quarantine.jsonl").open()]
+    assert [line["image"] for line in lines] == ["a.parquet#0", "a.parquet#1"]
+    one = Media(kind="image", path="1.jpg")
+    line = reject_line(0, {"image": [one, "2.jpg"], "video": one}, Rejected(Reason.REMOTE, "x"))
+    found = json.loads(line)
+    assert (found["image"], found["video"]) == (["1.jpg", "2.jpg"], "1.jpg")
+
+
+def test_an_answer_that_is_no_text_is_refused_unless_it_is_named(tmp_path):
+    asked = [
+        {"image": jpeg(i), "question": "Which?", "choices": ["a", "b"], "answer": i, "hint": "x"}
+        for i in range(2)
+    ]
+    folder = write(tmp_path / "set", asked)
+    with pytest.raises(SourceError, match="column answer of int64; expected text: --answer-column"):
+        go(folder, tmp_path / "W")
+    assert not (tmp_path / "W").exists()
+    named = open_source(folder, None, None, ReadOptions(answer_column="answer"))
+    said = "columns used: image, question, answer; left out: choices, hint"
+    assert list(describe(named)) == [said]
+    assert [one.conversations[1]["value"] for one in read_entries(named, None)] == [0, 1]
+    other = write(tmp_path / "other", [{"image": jpeg(1), "caption": ["one", "two"]}])
+    with pytest.raises(SourceError, match=r"column caption of list.*--text-column"):
+        entries(other)
+    both = write(tmp_path / "both", [asked[0] | {"caption": "A dog."}])
+    assert entries(both, ignore=("answer",))[0].conversations[1]["value"] == "A dog."
+
+
+def test_used_columns_are_printed_once(tmp_path, capsys):
+    write(tmp_path / "set", rows(2, split=lambda i: "x"))
+    job = Job(
+        data_dir=tmp_path / "set",
+        output_dir=tmp_path / "W",
+        json=None,
+        options=Options(),
+        format=None,
+    )
+    run(job, InProcessExecutor(), Reporter(Console(width=200)))
+    said = "columns used: id, image, conversations; left out: split"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+@pytest.mark.parametrize("make", [write, write_arrow])
+def test_a_table_without_rows_holds_no_entry(tmp_path, make):
+    make(tmp_path / "set", rows(1))
+    for path in (tmp_path / "set").iterdir():
+        if path.suffix == ".parquet":
+            pq.write_table(pq.read_table(path).slice(0, 0), path)
+        elif path.suffix == ".arrow":
+            with pa.ipc.new_stream(path, pa.schema([("image", pa.binary())])):
+                pass
+    with pytest.raises(SourceError, match="set holds no entry"):
+        go(tmp_path / "set", tmp_path / "W")
