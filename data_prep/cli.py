@@ -131,6 +131,15 @@ def prepare(
     typer.echo(
         f"{shown} {state}; shards: {describe(prepared.shards)}; {prepared.samples:,} samples"
     )
+    faulty = [one for one in prepared.first if one.fault]
+    if faulty:
+        one = faulty[0]
+        typer.echo(
+            f"warning: training cannot use {len(faulty)} of the first {len(prepared.first)} "
+            f"samples: {one.shard}, {one.key}: {one.fault}; `python -m data_prep stats {shown}` "
+            "counts all of them",
+            err=True,
+        )
     if prepared.kept_split:
         unused = f", which uses {prepared.unused} shards nowhere" if prepared.unused else ""
         typer.echo(

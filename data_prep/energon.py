@@ -17,7 +17,7 @@ from data_prep.indexing import MADE_SPLIT, read_damage, unread_ends
 from data_prep.manifest import check_closed
 from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index, read_mark
 from data_prep.remote import explained, is_remote
-from data_prep.shards import check_shards, iter_samples, shard_names
+from data_prep.shards import Looked, check_shards, iter_samples, look_at_first, shard_names
 from data_prep.split import check_kept, choose_ratio, split_by_hand
 from data_prep.workspace import Workspace, WorkspaceError, listed
 
@@ -35,6 +35,7 @@ class Prepared:
     damage: dict[str, list[str]]  #: damaged places by shard; what is sound around them is used
     kept_split: bool  #: the parts are those of a `split.yaml` that was written by hand
     unused: int  #: shards that such a split names nowhere
+    first: tuple[Looked, ...]  #: the first samples to train on
 
 
 def prepare(
@@ -100,6 +101,7 @@ def prepare(
             damage=damage,
             kept_split=kept is not None,
             unused=0 if kept is None else len(set(names) - index.named),
+            first=tuple(look_at_first(root, index.parts.get("train", ()), index.excluded)),
         )
 
 

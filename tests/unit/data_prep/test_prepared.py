@@ -6,8 +6,11 @@ import sqlite3
 
 import pytest
 import yaml
+from raw_set import write_tar
+from typer.testing import CliRunner
 
 from data_prep.blend import blend, parse_member
+from data_prep.cli import app
 from data_prep.energon import prepare
 from data_prep.prepared import check_prepared, read_index
 from data_prep.shards import shard_names
@@ -205,3 +208,14 @@ def test_members_of_a_blend_that_choose_their_own_files_are_left_to_energon(root
     target.write_text(yaml.safe_dump({"splits": {"train": {"blend": [member]}}}))
     with pytest.raises(WorkspaceError, match="prepared by half"):
         check_prepared(target)
+
+
+def test_prepare_says_that_training_cannot_use_the_first_samples(tmp_path):
+    parts = {f"{n}.{part}": b"\xff\xd8" for n in range(3) for part in ("jpgs", "json")}
+    write_tar(tmp_path / "a.tar", parts)
+    done = CliRunner().invoke(app, ["prepare", str(tmp_path), "--num-workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert (
+        "warning: training cannot use 3 of the first 3 samples: a.tar, 0: part jpgs is of a name "
+        "that is not known"
+    ) in done.output
