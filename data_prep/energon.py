@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,12 @@ class Prepared:
 
 
 def prepare(
-    root: Path, split: str | None, *, num_workers: int, replace_split: bool = False
+    root: Path,
+    split: str | None,
+    *,
+    num_workers: int,
+    replace_split: bool = False,
+    on_begin: Callable[[int], None] = lambda num_shards: None,
 ) -> Prepared:
     """Index the shards in ``root`` as ``energon prepare`` does, media metadata included.
 
@@ -49,6 +55,7 @@ def prepare(
     Args:
         split: ratio of train,val,test; None: that of a split that is there, else what fits.
         replace_split: also where ``split.yaml`` was written by hand.
+        on_begin: called with the number of shards before they are indexed.
 
     Raises:
         WorkspaceError: the conversion is not finished, a part would be empty, a split that was
@@ -57,8 +64,11 @@ def prepare(
     workspace = Workspace(root)
     names = shard_names(root)
     if not names:
+        with explained(root):
+            emptied = root.is_dir() and check_closed(workspace)
+        why = f": of {emptied['entries']} entries none was kept" if emptied else ""
         raise WorkspaceError(
-            f"{root} holds no shards; make them with `python -m data_prep cambrian`"
+            f"{root} holds no shards{why}; make them with `python -m data_prep convert`"
         )
     with explained(root), workspace.locked():
         manifest = check_closed(workspace)
@@ -84,6 +94,7 @@ def prepare(
         if again:
             workspace.prepared.unlink(missing_ok=True)
             _remove_index(root, keep_split=kept is not None)
+            on_begin(len(names))
             damage = _run_energon(root, names, ratio, num_workers)
             made = root / META / MADE_SPLIT
             if ratio is not None:

@@ -219,3 +219,24 @@ def test_prepare_says_that_training_cannot_use_the_first_samples(tmp_path):
         "warning: training cannot use 3 of the first 3 samples: a.tar, 0: part jpgs is of a name "
         "that is not known"
     ) in done.output
+
+
+def test_of_a_conversion_without_a_shard_yet_the_rest_is_to_be_made(root):
+    (root / "manifest.json").unlink()
+    for shard in root.glob("*.tar"):
+        shard.unlink()
+    done = CliRunner().invoke(app, ["prepare", str(root)])
+    assert done.exit_code == 1
+    assert "(0 of 10 shards are there): run the command that converts into" in done.output
+    assert "energon prepare over" not in done.output
+    shutil.rmtree(root / ".data_prep")
+    done = CliRunner().invoke(app, ["prepare", str(root)])
+    assert "holds no shards; make them with `python -m data_prep convert`" in done.output
+
+
+def test_a_folder_that_cannot_be_written_to(foreign):
+    (foreign / ".data_prep").touch()  # as a read-only one, also for root
+    done = CliRunner().invoke(app, ["prepare", str(foreign)])
+    assert done.exit_code == 1
+    assert f"nothing can be written to {foreign} (" in done.output
+    assert "or name another folder (of shards: a copy)" in done.output

@@ -88,9 +88,15 @@ def test_figures(tally):
 def test_images_count_whose_sizes_nobody_wrote_down(tmp_path):
     talk = b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}'
     known = talk[:-1] + b', "image": "a.jpg", "width": 56, "height": 84}'
-    parts = {f"{n}.{part}": data for n in range(2) for part, data in (("jpg", b""), ("json", talk))}
-    write_tar(tmp_path / "a.tar", {**parts, "2.jpg": b"", "2.json": known})
-    done = CliRunner().invoke(app, ["stats", str(tmp_path), "--tokenizer", "pixel"])
+    jpg = jpeg(1, (56, 84))
+    parts = {f"{n}.{part}": data for n in range(2) for part, data in (("jpg", jpg), ("json", talk))}
+    command = ["stats", str(tmp_path), "--tokenizer", "pixel", "--html"]
+    write_tar(tmp_path / "a.tar", parts)
+    done = CliRunner().invoke(app, command)
+    assert "2 samples, 2 images" in done.output
+    assert "median image" in (tmp_path / "stats.html").read_text()
+    write_tar(tmp_path / "a.tar", {**parts, "2.jpg": jpg, "2.json": known})
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "3 samples, 3 images" in done.output
     assert "sizes unknown: the JSON of 2 images has no width and height" in done.output
