@@ -127,7 +127,8 @@ def prepare(
     if prepared.damage:
         typer.echo(
             f"warning: {len(prepared.damage)} of {len(shard_names(root))} shards are damaged; "
-            "what is at those places is lost, the rest is used: copy those shards again, or make them again",
+            "what is at those places is lost, the rest is used: copy those shards "
+            "again, or make them again",
             err=True,
         )
     shown = readable(str(root))

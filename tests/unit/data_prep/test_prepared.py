@@ -240,3 +240,17 @@ def test_a_folder_that_cannot_be_written_to(foreign):
     assert done.exit_code == 1
     assert f"nothing can be written to {foreign} (" in done.output
     assert "or name another folder (of shards: a copy)" in done.output
+
+
+def test_a_file_of_conversations_is_to_be_converted_before_it_is_blended(root, tmp_path):
+    lines, blended = tmp_path / "t.jsonl", tmp_path / "all.yaml"
+    lines.write_text("{}")
+    blend(blended, [parse_member(str(root))])
+    for path, message in (
+        (lines, rf"t.jsonl is a file, .*`python -m data_prep convert {lines} --output-dir W`"),
+        (blended, "all.yaml is a file, .*: give the folders that it names"),
+        (tmp_path / "none", "none does not exist"),
+    ):
+        with pytest.raises(WorkspaceError, match=message) as caught:
+            blend(tmp_path / "more.yaml", [parse_member(f"{path}=1"), parse_member(f"{root}=1")])
+        assert "energon prepare" not in str(caught.value)
