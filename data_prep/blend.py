@@ -60,6 +60,8 @@ def blend(target: Path, members: list[BlendMember]) -> list[BlendShare]:
     roots = [member.root.resolve() for member in members]
     if len(set(roots)) != len(roots):
         raise WorkspaceError("a folder is named twice; give it once, with the sum of the weights")
+    for member in members:
+        _check_kind(member.root)
     samples = [_count_samples(member.root) for member in members]
     weights = [
         member.weight if member.weight is not None else float(counts["train"])
@@ -81,6 +83,23 @@ def blend(target: Path, members: list[BlendMember]) -> list[BlendShare]:
         BlendShare(root=root, samples=counts, weight=weight, share=weight / sum(weights))
         for root, counts, weight in zip(roots, samples, weights, strict=True)
     ]
+
+
+def _check_kind(root: Path) -> None:
+    """Is it a folder? What else training reads by itself has no parts to blend."""
+    if root.is_dir():
+        return
+    if not root.exists():
+        raise WorkspaceError(f"{root} does not exist; give folders that `prepare` was run on")
+    mend = (
+        "give the folders that it names"
+        if root.suffix in (".yaml", ".yml")
+        else (
+            f"write shards with `python -m data_prep convert {root} --output-dir W`, prepare W, and "
+            "blend that"
+        )
+    )
+    raise WorkspaceError(f"{root} is a file, and a blend is of folders of shards: {mend}")
 
 
 def _count_samples(root: Path) -> dict[str, int]:

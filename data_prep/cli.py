@@ -114,16 +114,21 @@ def prepare(
     num_workers: Workers = NUM_CORES,
 ) -> None:
     """Make the shards ready for Energon: its own `prepare`, without the questions."""
-    num_shards = len(shard_names(root))
-    typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
-    prepared = energon.prepare(root, split, num_workers=num_workers, replace_split=replace_split)
+
+    def say(num_shards: int) -> None:
+        typer.echo(f"energon prepare over {num_shards} shards; about a minute for 5,000")
+
+    prepared = energon.prepare(
+        root, split, num_workers=num_workers, replace_split=replace_split, on_begin=say
+    )
     for name, places in prepared.damage.items():
         listed = "; ".join([*places[:3], *(["…"] if len(places) > 3 else [])])
         typer.echo(f"warning: {name} is damaged at {len(places)} places ({listed})", err=True)
     if prepared.damage:
         typer.echo(
-            f"warning: {len(prepared.damage)} of {num_shards} shards are damaged; what is at those "
-            "places is lost, the rest is used: copy those shards again, or make them again",
+            f"warning: {len(prepared.damage)} of {len(shard_names(root))} shards are damaged; "
+            "what is at those places is lost, the rest is used: copy those shards "
+            "again, or make them again",
             err=True,
         )
     shown = readable(str(root))
@@ -131,6 +136,15 @@ def prepare(
     typer.echo(
         f"{shown} {state}; shards: {describe(prepared.shards)}; {prepared.samples:,} samples"
     )
+    faulty = [one for one in prepared.first if one.fault]
+    if faulty:
+        one = faulty[0]
+        typer.echo(
+            f"warning: training cannot use {len(faulty)} of the first {len(prepared.first)} "
+            f"samples: {one.shard}, {one.key}: {one.fault}; `python -m data_prep stats {shown}` "
+            "counts all of them",
+            err=True,
+        )
     if prepared.kept_split:
         unused = f", which uses {prepared.unused} shards nowhere" if prepared.unused else ""
         typer.echo(

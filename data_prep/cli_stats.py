@@ -161,7 +161,12 @@ def _table(figures: dict[str, Any]) -> Table:
 
 
 def _token_notes(figures: dict[str, Any]) -> list[str]:
+    unknown = figures["images_of_unknown_size"]
     notes = [
+        f"sizes unknown: the JSON of {unknown:,} images has no width and height; neither sizes nor "
+        "tokens of them are counted"
+    ] * bool(unknown)
+    notes += [
         f"tokens, {name}: {tokens['refused']:,} images cannot be cut within these pixel bounds"
         for name, tokens in figures["visual_tokens"].items()
         if tokens["refused"]

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_prep.indexing import MADE_SPLIT, read_damage, unread_ends
 from data_prep.manifest import check_closed
 from data_prep.prepared import DATABASE, INFO, META, SPLITS, check_prepared, read_index, read_mark
 from data_prep.remote import explained, is_remote
-from data_prep.shards import check_shards, iter_samples, shard_names
+from data_prep.shards import Looked, check_shards, iter_samples, look_at_first, shard_names
 from data_prep.split import check_kept, choose_ratio, split_by_hand
 from data_prep.workspace import Workspace, WorkspaceError, listed
 
@@ -35,10 +36,16 @@ class Prepared:
     damage: dict[str, list[str]]  #: damaged places by shard; what is sound around them is used
     kept_split: bool  #: the parts are those of a `split.yaml` that was written by hand
     unused: int  #: shards that such a split names nowhere
+    first: tuple[Looked, ...]  #: the first samples to train on
 
 
 def prepare(
-    root: Path, split: str | None, *, num_workers: int, replace_split: bool = False
+    root: Path,
+    split: str | None,
+    *,
+    num_workers: int,
+    replace_split: bool = False,
+    on_begin: Callable[[int], None] = lambda num_shards: None,
 ) -> Prepared:
     """Index the shards in ``root`` as ``energon prepare`` does, media metadata included.
 
@@ -48,6 +55,7 @@ def prepare(
     Args:
         split: ratio of train,val,test; None: that of a split that is there, else what fits.
         replace_split: also where ``split.yaml`` was written by hand.
+        on_begin: called with the number of shards before they are indexed.
 
     Raises:
         WorkspaceError: the conversion is not finished, a part would be empty, a split that was
@@ -56,8 +64,11 @@ def prepare(
     workspace = Workspace(root)
     names = shard_names(root)
     if not names:
+        with explained(root):
+            emptied = root.is_dir() and check_closed(workspace)
+        why = f": of {emptied['entries']} entries none was kept" if emptied else ""
         raise WorkspaceError(
-            f"{root} holds no shards; make them with `python -m data_prep cambrian`"
+            f"{root} holds no shards{why}; make them with `python -m data_prep convert`"
         )
     with explained(root), workspace.locked():
         manifest = check_closed(workspace)
@@ -83,6 +94,7 @@ def prepare(
         if again:
             workspace.prepared.unlink(missing_ok=True)
             _remove_index(root, keep_split=kept is not None)
+            on_begin(len(names))
             damage = _run_energon(root, names, ratio, num_workers)
             made = root / META / MADE_SPLIT
             if ratio is not None:
@@ -100,6 +112,7 @@ def prepare(
             damage=damage,
             kept_split=kept is not None,
             unused=0 if kept is None else len(set(names) - index.named),
+            first=tuple(look_at_first(root, index.parts.get("train", ()), index.excluded)),
         )
 
 

@@ -30,12 +30,10 @@ class Locator:
         self._by_stem = {tar.stem: tar.name for tar in tars}
         self._stems = {tar.name: tar.stem for tar in tars}
         self._unread_archives = unread_archives(data_dir)
-        # with and without the links on the way to it
-        self._roots = [f"{root}/" for root in (data_dir.absolute(), data_dir.resolve())]
 
     def find(self, media: str, kind: MediaKind = "image") -> Location:
         """Location of an entry's image or video; raises Rejected where there is none."""
-        path = self._below_data_dir(media, kind)
+        path = path_below(self._data_dir, media, kind)
         name = member_name(path)
         first, _, rest = name.partition(b"/")
         own_tar = self._by_stem.get(os.fsdecode(first))
@@ -45,7 +43,8 @@ class Locator:
             found = [m for m in self._index.find(rest) if m.tar == own_tar]
         found = found or members
         if not found:
-            return self._find_file(media, path, kind)
+            lacking = "is in no tar and is no file of the data folder" + self._unread(path)
+            return find_file(self._data_dir, media, kind, lacking=lacking)
         member = self._only(media, found)
         return Location(
             source=self._stems[member.tar],
@@ -63,31 +62,6 @@ class Locator:
         finally:
             reader.close()
 
-    def _below_data_dir(self, media: str, kind: MediaKind) -> str:
-        """The path from the data folder, without dots in it."""
-        if "\0" in media:
-            raise Rejected(Reason.UNSAFE_PATH, f"{kind} {media!r} holds a NUL character")
-        if media[:1] not in ("/", ".", "") and "/." not in media and "//" not in media:
-            return media
-        path = posixpath.normpath(media)
-        if path.startswith("/"):
-            path = posixpath.normpath(f"/{path.lstrip('/')}")
-            root = next((root for root in self._roots if path.startswith(root)), None)
-            if root is None:
-                raise Rejected(
-                    Reason.UNSAFE_PATH,
-                    f"{kind} {media!r} is an absolute path outside {self._data_dir}; put the file "
-                    "there, or give its path from there",
-                )
-            return path.removeprefix(root)
-        if path == ".." or path.startswith("../"):
-            raise Rejected(
-                Reason.UNSAFE_PATH,
-                f"{kind} {media!r} leads out of {self._data_dir}; put the file there, or let "
-                "--data-dir be the folder above",
-            )
-        return path
-
     def _only(self, media: str, found: list[Member]) -> Member:
         """The one member that is a file; raises Rejected where there is none, or a choice."""
         members = [member for member in found if not member.unread]
@@ -104,24 +78,60 @@ class Locator:
             )
         return members[0]
 
-    def _find_file(self, media: str, path: str, kind: MediaKind) -> Location:
-        try:
-            status = (self._data_dir / path).stat()
-        except (OSError, ValueError) as error:
-            raise Rejected(
-                Reason.MISSING_IMAGE if kind == "image" else Reason.MISSING_VIDEO,
-                f"{media} is in no tar and is no file of the data folder" + self._unread(path),
-            ) from error
-        if not stat.S_ISREG(status.st_mode):
-            raise Rejected(Reason.NOT_A_REGULAR_FILE, f"{media} is a folder or a device")
-        source, slash, _ = path.partition("/")
-        return Location(source=source if slash else "", file=path, offset=-1, size=status.st_size)
-
     def _unread(self, path: str) -> str:
         """The archive that may hold it, of a kind that is not read."""
         first = path.partition("/")[0]
         lines = [line for line in self._unread_archives if line.startswith(f"{first}.")]
         return f"; {lines[0]}" if lines else ""
+
+
+def path_below(data_dir: Path, media: str, kind: MediaKind) -> str:
+    """The path of an entry's image or video from the data folder, without dots in it; raises
+    Rejected where it leads out of there.
+    """
+    if "\0" in media:
+        raise Rejected(Reason.UNSAFE_PATH, f"{kind} {media!r} holds a NUL character")
+    if media[:1] not in ("/", ".", "") and "/." not in media and "//" not in media:
+        return media
+    path = posixpath.normpath(media)
+    if path.startswith("/"):
+        path = posixpath.normpath(f"/{path.lstrip('/')}")
+        # with and without the links on the way to it
+        roots = (f"{root}/" for root in (data_dir.absolute(), data_dir.resolve()))
+        root = next((root for root in roots if path.startswith(root)), None)
+        if root is None:
+            raise Rejected(
+                Reason.UNSAFE_PATH,
+                f"{kind} {media!r} is an absolute path outside {data_dir}; put the file "
+                "there, or give its path from there",
+            )
+        return path.removeprefix(root)
+    if path == ".." or path.startswith("../"):
+        raise Rejected(
+            Reason.UNSAFE_PATH,
+            f"{kind} {media!r} leads out of {data_dir}; put the file there, or convert with the "
+            "folder above as --data-dir",
+        )
+    return path
+
+
+def find_file(data_dir: Path, media: str, kind: MediaKind, *, lacking: str) -> Location:
+    """Location of an image or video that lies in the data folder as a file.
+
+    Raises:
+        Rejected: the path leads out of there, there is none, of which `lacking` says more, or it
+            is no regular file.
+    """
+    path = path_below(data_dir, media, kind)
+    try:
+        status = (data_dir / path).stat()
+    except (OSError, ValueError) as error:
+        reason = Reason.MISSING_IMAGE if kind == "image" else Reason.MISSING_VIDEO
+        raise Rejected(reason, f"{media} {lacking}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected(Reason.NOT_A_REGULAR_FILE, f"{media} is a folder or a device")
+    source, slash, _ = path.partition("/")
+    return Location(source=source if slash else "", file=path, offset=-1, size=status.st_size)
 
 
 def _read_whole(reader: TarReader, tar: str, offset: int, size: int) -> bytes:

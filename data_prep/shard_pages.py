@@ -139,8 +139,9 @@ def _cards(stats: dict[str, Any], manifest: dict[str, Any] | None) -> list[dict[
         "images": f"{stats['images']:,}",
         "sources": str(len(stats["sources"])),
     }
-    if stats["images"]:
+    if stats["width"]["count"]:
         shown["median width × height"] = f"{stats['width']['median']}×{stats['height']['median']}"
+    if stats["images"]:
         shown["median image"] = f"{stats['image_kib']['median']} KiB"
     if stats["videos"]:
         shown["videos"] = f"{stats['videos']:,}"
@@ -167,7 +168,6 @@ def _plots(tally: Tally, stats: dict[str, Any]) -> list[tuple[str, Markup]]:
             ("Width", widths, "pixels"),
             ("Height", heights, "pixels"),
             ("Aspect ratio", aspects, "width / height"),
-            ("Size of an image", tally.image_kib, "KiB"),
         ]
         # tokenizers that give the same counts share a plot
         alike: dict[tuple[tuple[int, int], ...], list[str]] = {}
@@ -178,6 +178,8 @@ def _plots(tally: Tally, stats: dict[str, Any]) -> list[tuple[str, Markup]]:
             for counts, names in alike.items()
             if counts
         ]
+    if tally.image_kib:
+        distributions.append(("Size of an image", tally.image_kib, "KiB"))
     if tally.video_kib:
         distributions.append(("Size of a video", tally.video_kib, "KiB"))
     distributions += [

@@ -5,8 +5,9 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -29,6 +30,8 @@ from data_prep.tar_walk import Damage, OnDamage, members
 from data_prep.workspace import WorkspaceError
 
 SHARD_SUFFIXES = (".tar", ".tgz")
+#: samples, or lines of a file, that are looked at before they are trained on
+FIRST = 32
 #: of a member that Energon does not follow
 NOT_A_FILE = "{} is a link or a device, which training passes over; pack it as a file"
 
@@ -167,6 +170,43 @@ def read_sample(sample: ShardSample, shard: BinaryIO) -> tuple[ChatRecord, Sampl
     record = parse_record(sample.parts[parts.json].read(shard))
     check_all_there(record, len(parts.images), len(parts.videos))
     return record, parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """A sample that was looked at."""
+
+    shard: str
+    key: str
+    fault: str  #: why training would reject it; "" where it would not for its parts or its JSON
+
+
+def look_at_first(
+    root: Path, names: Iterable[str], excluded: Container[str] = ()
+) -> Iterator[Looked]:
+    """The first `FIRST` samples of shards, read one by one as they are asked for.
+
+    Args:
+        excluded: shards, and samples as SHARD/KEY, that are left out on purpose.
+    """
+    return islice(_look_at(root, (name for name in names if name not in excluded), excluded), FIRST)
+
+
+def _look_at(root: Path, names: Iterable[str], excluded: Container[str]) -> Iterator[Looked]:
+    for name in names:
+        with (root / name).open("rb") as shard:
+            try:
+                for sample in iter_samples(shard):
+                    if f"{name}/{sample.key}" in excluded:
+                        continue
+                    try:
+                        read_sample(sample, shard)
+                        fault = ""
+                    except SchemaError as error:
+                        fault = str(error)
+                    yield Looked(shard=name, key=sample.key, fault=fault)
+            except tarfile.ReadError:
+                continue  # a damaged shard, of which others speak
 
 
 def split_name(name: str) -> tuple[str, str] | None:

@@ -150,6 +150,7 @@ def as_json(
     tally: Tally, tokens: Sequence[TokenCounts], *, min_pixels: int, max_pixels: int
 ) -> dict[str, Any]:
     """All figures; ``tokens`` were counted within the pixel bounds."""
+    num_images = tally.image_kib.total()
     heights: Counter[int] = Counter()
     widths: Counter[int] = Counter()
     aspects: Counter[float] = Counter()
@@ -161,8 +162,9 @@ def as_json(
         megapixels[round(height * width / 1e6, 3)] += number
     return {
         "samples": tally.samples.total(),
-        "images": tally.sizes.total(),
+        "images": num_images,
         "videos": tally.video_kib.total(),
+        "images_of_unknown_size": num_images - tally.sizes.total(),
         "sources": dict(tally.samples.most_common()),
         "height": summarize(heights),
         "width": summarize(widths),

@@ -156,8 +156,15 @@ class Workspace:
         if is_remote(self.root):
             yield
             return
-        self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "lock").open("w") as file:
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock = (self.state / "lock").open("w")
+        except OSError as error:
+            raise WorkspaceError(
+                f"nothing can be written to {self.root} ({error}): free it or give yourself the "
+                "right to write there, or name another folder (of shards: a copy)"
+            ) from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

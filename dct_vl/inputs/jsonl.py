@@ -27,14 +27,23 @@ from megatron.energon.flavors.webdataset.structs import FilteredSample
 
 from data_prep.conversation import check_conversation
 from data_prep.durable import write_durably
+from data_prep.images import check_size
+from data_prep.locate import find_file
+from data_prep.options import Options
 from data_prep.quarantine import Reason, Rejected
 from data_prep.sources import Inline, Media, ReadOptions, Refusal, Source, Unreadable
 from data_prep.sources.chats import read_entry
+from data_prep.sources.entry import MediaKind
+from data_prep.video_file import READ_ERRORS, read_header
+from dct_tokenizer.decode import header_size
+from dct_tokenizer.upright import ImageError
 from dct_vl.inputs.samples import CrudeChat
 
 SUFFIX = ".jsonl"
 #: of Energon's index, an offset an entry and the end of the file
 _OFFSET = struct.Struct("<Q")
+#: what is rejected is what `convert` rejects
+_OPTIONS = Options()
 #: subflavor under which the folder of the media goes to `cook_line`
 FOLDER = "folder"
 
@@ -182,16 +191,42 @@ def _read(line: Any, source: Source, index: int) -> dict[str, Any]:
 
 
 def _bytes(media: Media, folder: Path) -> bytes:
+    """Of an image or video that `data_prep convert` would keep; raises Rejected."""
     if isinstance(media.held, Inline):
-        return media.held.data
+        data = media.held.data
+    else:
+        found = find_file(
+            folder,
+            media.path,
+            media.kind,
+            lacking=f"is no file below {folder}; media in tars need shards: python -m data_prep "
+            "convert",
+        )
+        try:
+            data = (folder / found.file).read_bytes()
+        except OSError as error:
+            raise Rejected(Reason.UNREADABLE_SOURCE, str(error)) from error
+    if not data:
+        raise Rejected(Reason.EMPTY_FILE, f"{media.path} has no bytes")
     try:
-        return (folder / media.path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise Rejected(
-            Reason.MISSING_IMAGE,
-            f"{media.path} cannot be read below {folder} ({error}); media in tars need shards: "
-            "python -m data_prep convert",
-        ) from error
+        check_size(*_size(media.kind, data), _OPTIONS)
+    except Rejected as error:
+        raise Rejected(error.reason, f"{media.path}: {error.detail}") from error
+    return data
+
+
+def _size(kind: MediaKind, data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels, from the header."""
+    if kind == "image":
+        try:
+            return header_size(data)
+        except ImageError as error:
+            raise Rejected(Reason(error.fault), str(error)) from error
+    try:
+        header = read_header(data)
+    except READ_ERRORS as error:
+        raise Rejected(Reason.CORRUPT_VIDEO, str(error)) from error
+    return header.height, header.width
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,7 @@ from megatron.energon import SkipSample
 from megatron.energon.errors import FatalSampleError
 from megatron.energon.source_info import SourceInfo
 
+from dct_vl.inputs.jsonl import is_jsonl
 from dct_vl.inputs.samples import CrudeChat, DamagedSample, PlannedChat, Stage, reason_of
 
 #: by reason, what a user can do about it
@@ -30,6 +31,19 @@ _NEXT = {
     "error": "if the sample is sound, this is a defect of the program: report it with the sample",
 }
 _NEXT_OTHERWISE = "correct the entry in the source data and prepare its shard again"
+#: of what was read from a JSONL file, of which nothing is prepared
+_NEXT_OF_LINES = {
+    **_NEXT,
+    "undecodable": "replace the file that the line names, or remove the line",
+    "schema": "correct the line that is named, or remove it",
+}
+_NEXT_OF_LINES_OTHERWISE = "correct the line of this entry (its key counts from 0), or remove it"
+
+
+def _next_step(reason: str, file: str) -> str:
+    if is_jsonl(file):
+        return _NEXT_OF_LINES.get(reason, _NEXT_OF_LINES_OTHERWISE)
+    return _NEXT.get(reason, _NEXT_OTHERWISE)
 
 
 class RejectLog:
@@ -86,7 +100,7 @@ class RejectLog:
         raise FatalSampleError(
             f"{self._in_a_row[stage]} samples in a row of {self.data_path} were rejected at "
             f"{stage}, the last one {where}: {reason} ({said}). The dataset does not suit this "
-            f"run: {_NEXT.get(reason, _NEXT_OTHERWISE)}; all of them are in {self.folder}/*.jsonl, "
+            f"run: {_next_step(reason, file)}; all of them are in {self.folder}/*.jsonl, "
             f"and data.max_rejects_in_a_row={self.max_in_a_row} is what was reached"
         ) from None
 
@@ -119,7 +133,7 @@ class RejectLog:
         self._count(key, "error", detail, stage=_stage_of(sample), file=file)
 
     def _append_reject(self, key: str, reason: str, detail: str, file: str) -> None:
-        step = _NEXT.get(reason, _NEXT_OTHERWISE)
+        step = _next_step(reason, file)
         self._append({"file": file, "key": key, "reason": reason, "detail": detail, "next": step})
 
     def _append(self, entry: dict[str, str]) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import yaml
 
 from data_prep.indexing import unread_ends
-from data_prep.prepared import check_prepared
+from data_prep.prepared import check_prepared, read_splits
 from data_prep.remote import explained, folder_at, is_remote, readable, sizes
 from data_prep.schema import SchemaError, parse_record
+from data_prep.shards import FIRST, look_at_first
 from data_prep.workspace import WorkspaceError, listed
 from dct_vl.errors import ConfigError
-from dct_vl.inputs.jsonl import indexed, is_jsonl, num_entries
+from dct_vl.inputs.jsonl import indexed, is_jsonl, num_entries, read_chats
 from dct_vl.inputs.shard_index import used_shards
 from dct_vl.runs.config.schema import RunConfig
 from dct_vl.runs.derived import RunSettings
@@ -104,6 +105,29 @@ def _check_folder(path: str, where: Path) -> None:
         )
     if (where / ".nv-meta" / "dataset.yaml").is_file():
         _check_sample_type(where)
+    _check_first_samples(path, where)
+
+
+def _check_first_samples(path: str, where: Path) -> None:
+    """Can one of the first samples be used? Of a whole set that cannot, a run would end after its
+    first hundred rejects.
+    """
+    splits = read_splits(where)
+    if splits is None:
+        return
+    names = splits.parts.get("train") or used_shards(where)
+    faulty = []
+    for one in look_at_first(where, names, splits.excluded):
+        if not one.fault:
+            return
+        faulty.append(one)
+    if faulty:
+        raise ConfigError(
+            f"DATA_PATH={path}: training can use none of the first {len(faulty)} samples; "
+            f"{faulty[0].key} of {faulty[0].shard}: {faulty[0].fault}. `python -m data_prep stats "
+            f"{path}` counts such samples; convert the source anew, or pack its parts under names "
+            "that are known"
+        )
 
 
 def _check_lines(path: Path) -> None:
@@ -113,6 +137,16 @@ def _check_lines(path: Path) -> None:
         raise ConfigError(f"DATA_PATH={path} cannot be indexed: {error}") from error
     if not count:
         raise ConfigError(f"DATA_PATH={path} holds no entry: expected a conversation a line")
+    faults = []
+    for chat in islice(read_chats(path), FIRST):
+        if not chat.fault:
+            return
+        faults.append(chat.fault)
+    raise ConfigError(
+        f"DATA_PATH={path}: training can use none of its first {len(faults)} entries; "
+        f"{faults[0]}. Correct the lines: `python -m data_prep convert {path} --output-dir W "
+        "--check` names the fault of each"
+    )
 
 
 def _check_sample_type(folder: Path) -> None:

@@ -6,9 +6,12 @@ import sqlite3
 
 import pytest
 import yaml
+from raw_set import write_tar
 from rich.console import Console
+from typer.testing import CliRunner
 
 from data_prep.blend import blend, parse_member
+from data_prep.cli import app
 from data_prep.cli_convert import _say_summary
 from data_prep.energon import prepare
 from data_prep.manifest import summarize
@@ -222,3 +225,49 @@ def test_a_rerun_asks_to_prepare_only_what_is_not_prepared(root, capsys):
     assert "Next:" not in said()
     shutil.rmtree(root / ".nv-meta")
     assert f"Next: python -m data_prep prepare {root} --split" in said()
+
+
+def test_prepare_says_that_training_cannot_use_the_first_samples(tmp_path):
+    parts = {f"{n}.{part}": b"\xff\xd8" for n in range(3) for part in ("jpgs", "json")}
+    write_tar(tmp_path / "a.tar", parts)
+    done = CliRunner().invoke(app, ["prepare", str(tmp_path), "--num-workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert (
+        "warning: training cannot use 3 of the first 3 samples: a.tar, 0: part jpgs is of a name "
+        "that is not known"
+    ) in done.output
+
+
+def test_of_a_conversion_without_a_shard_yet_the_rest_is_to_be_made(root):
+    (root / "manifest.json").unlink()
+    for shard in root.glob("*.tar"):
+        shard.unlink()
+    done = CliRunner().invoke(app, ["prepare", str(root)])
+    assert done.exit_code == 1
+    assert "(0 of 10 shards are there): run the command that converts into" in done.output
+    assert "energon prepare over" not in done.output
+    shutil.rmtree(root / ".data_prep")
+    done = CliRunner().invoke(app, ["prepare", str(root)])
+    assert "holds no shards; make them with `python -m data_prep convert`" in done.output
+
+
+def test_a_folder_that_cannot_be_written_to(foreign):
+    (foreign / ".data_prep").touch()  # as a read-only one, also for root
+    done = CliRunner().invoke(app, ["prepare", str(foreign)])
+    assert done.exit_code == 1
+    assert f"nothing can be written to {foreign} (" in done.output
+    assert "or name another folder (of shards: a copy)" in done.output
+
+
+def test_a_file_of_conversations_is_to_be_converted_before_it_is_blended(root, tmp_path):
+    lines, blended = tmp_path / "t.jsonl", tmp_path / "all.yaml"
+    lines.write_text("{}")
+    blend(blended, [parse_member(str(root))])
+    for path, message in (
+        (lines, rf"t.jsonl is a file, .*`python -m data_prep convert {lines} --output-dir W`"),
+        (blended, "all.yaml is a file, .*: give the folders that it names"),
+        (tmp_path / "none", "none does not exist"),
+    ):
+        with pytest.raises(WorkspaceError, match=message) as caught:
+            blend(tmp_path / "more.yaml", [parse_member(f"{path}=1"), parse_member(f"{root}=1")])
+        assert "energon prepare" not in str(caught.value)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_set import encoded, entry, jpeg, picture, write_json, write_tar
 from rich.console import Console
+from typer.testing import CliRunner
 
+from data_prep.cli import app
 from data_prep.executor import InProcessExecutor
 from data_prep.options import OptionError, Options
 from data_prep.progress import Reporter
@@ -81,6 +83,23 @@ def test_figures(tally):
     assert figures["visual_tokens_known_after_decoding"] == ["adaptive_rms4"]
     assert "adaptive_rms4" not in figures["visual_tokens"]
     assert figures["answer_chars"]["max"] == 1000
+
+
+def test_images_count_whose_sizes_nobody_wrote_down(tmp_path):
+    talk = b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}'
+    known = talk[:-1] + b', "image": "a.jpg", "width": 56, "height": 84}'
+    jpg = jpeg(1, (56, 84))
+    parts = {f"{n}.{part}": data for n in range(2) for part, data in (("jpg", jpg), ("json", talk))}
+    command = ["stats", str(tmp_path), "--tokenizer", "pixel", "--html"]
+    write_tar(tmp_path / "a.tar", parts)
+    done = CliRunner().invoke(app, command)
+    assert "2 samples, 2 images" in done.output
+    assert "median image" in (tmp_path / "stats.html").read_text()
+    write_tar(tmp_path / "a.tar", {**parts, "2.jpg": jpg, "2.json": known})
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "3 samples, 3 images" in done.output
+    assert "sizes unknown: the JSON of 2 images has no width and height" in done.output
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=60))

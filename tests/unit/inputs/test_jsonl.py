@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import tempfile
 
 import pytest
@@ -165,3 +166,39 @@ def test_energon_reads_it_in_any_order_and_as_a_split(folder):
     config = WorkerConfig(rank=1, world_size=2, num_workers=0)
     (one,) = load_sets(str(path), "train", config, training=True).datasets
     assert len(one.dataset) == 20
+
+
+@pytest.mark.parametrize(
+    ("media", "said"),
+    [
+        ("pictures/small.png", "too_small: pictures/small.png: 20x20 has a side under 28"),
+        ("data:image/png;base64," + base64.b64encode(picture(20, 20, 1)).decode(), "too_small: "),
+        ("pictures/none.png", "missing_image: pictures/none.png is no file below"),
+        ("../outside.png", "unsafe_path: image '../outside.png' leads out of"),
+        ("{above}/outside.png", "unsafe_path: image .* is an absolute path outside"),
+        ("pictures", "not_a_regular_file: "),
+        ("pictures/junk.png", "not_an_image: pictures/junk.png: "),
+        ("pictures/empty.png", "empty_file: pictures/empty.png"),
+    ],
+)
+def test_images_are_rejected_as_convert_rejects_them(folder, media, said):
+    folder = folder.rename(folder.parent / f"{folder.name}_in") / "pictures"
+    (folder / "small.png").write_bytes(picture(20, 20, seed=1))
+    (folder / "junk.png").write_bytes(b"junk")
+    (folder / "empty.png").touch()
+    above = folder.parent.parent
+    (above / "outside.png").write_bytes(PICTURE)
+    path = write(folder.parent / "x.jsonl", messages(media.format(above=above)))
+    (chat,) = read_chats(path)
+    assert re.match(f"line 1 of x.jsonl: {said}", chat.fault), chat.fault
+
+
+@pytest.mark.parametrize(
+    ("video", "said"),
+    [("none.mp4", "missing_video: none.mp4 "), ("junk.mp4", "corrupt_video: junk.mp4: ")],
+)
+def test_videos_are_rejected_as_such(folder, video, said):
+    (folder / "junk.mp4").write_bytes(b"junk")
+    turns = [{"from": "human", "value": "<video>What?"}, LLAVA["conversations"][1]]
+    (chat,) = read_chats(write(folder / "x.jsonl", {"video": video, "conversations": turns}))
+    assert chat.fault.startswith(f"line 1 of x.jsonl: {said}"), chat.fault

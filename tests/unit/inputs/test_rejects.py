@@ -148,6 +148,20 @@ def test_every_reason_has_a_next_step(encoder, tmp_path, reason):
     assert len(json.loads(file.read_text())["next"]) > 20
 
 
+@pytest.mark.parametrize("reason", [*BAD, "another"])
+def test_of_a_line_nothing_is_prepared_again(tmp_path, reason):
+    log = RejectLog(tmp_path, "D", max_in_a_row=1)
+    with pytest.raises(FatalSampleError) as caught:
+        log.reject("3", reason, "x", file="D/x.jsonl")
+    (file,) = tmp_path.iterdir()
+    step = json.loads(file.read_text())["next"]
+    assert len(step) > 20
+    assert step in str(caught.value)
+    assert "prepare" not in step
+    if reason in ("schema", "undecodable", "no_answer"):
+        assert "the line" in step
+
+
 def test_the_same_sample_counts_once(tmp_path):
     """A restart meets the same samples again; a killed process leaves half a line."""
     for _ in range(2):

@@ -81,7 +81,8 @@ def test_an_empty_training_split_is_refused(copied):
 
 
 def test_a_file_is_all_to_train_on(tmp_path):
-    line = json.dumps({"conversations": [{"from": "human", "value": "a"}]})
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    line = json.dumps({"conversations": turns})
     files = [tmp_path / f"{name}.jsonl" for name in ("train", "held", "empty")]
     for file, lines in zip(files, ([line] * 3, [line], []), strict=True):
         file.write_text("\n".join(lines))
@@ -134,3 +135,49 @@ def test_shards_that_were_prepared_for_another_task_are_refused(copied, tmp_path
     file.write_text("a: [")
     with pytest.raises(ConfigError, match=r"dataset\.yaml cannot be read"):
         check_data_path(str(copied))
+
+
+TALK = b'{"image": "a.jpg", "conversations": [{"from": "human", "value": "a"}, %s]}' % (
+    b'{"from": "gpt", "value": "b"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "fault"),
+    [
+        ({"img_0.jpg": b"\xff\xd8", "json": TALK}, r"part img_0\.jpg is of a name .* not known"),
+        ({"jpgs": b"\xff\xd8", "json": TALK}, "part jpgs is of a name"),
+        ({"image.bin": b"\xff\xd8", "json": TALK}, r"part image\.bin is of a name"),
+        ({"jpg": b"\xff\xd8", "txt": b"a cat"}, "0 JSON parts"),
+        ({"json": TALK}, "the JSON names 1 images, the sample holds 0"),
+    ],
+)
+def test_shards_of_which_nothing_can_be_used_are_refused(copied, parts, fault):
+    (copied / "manifest.json").unlink()  # another tool made these
+    shutil.rmtree(copied / ".data_prep")
+    write_shards(copied, [parts] * 4)
+    message = rf"none of the first 32 samples; k0 of pretrain-000000\.tar: {fault}"
+    with pytest.raises(ConfigError, match=message):
+        check_data_path(str(copied))
+    assert check_data(compose(copied)).status == "FAIL"
+    write_shards(copied, [parts, {"jpg": b"\xff\xd8", "json": TALK}])
+    check_data_path(str(copied))
+
+
+def write_shards(folder, samples):
+    for shard in folder.glob("*.tar"):
+        with tarfile.open(shard, "w") as tar:
+            for number, parts in enumerate(samples):
+                for part, data in parts.items():
+                    member = tarfile.TarInfo(f"k{number}.{part}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def test_a_file_of_which_no_line_can_be_used_is_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("{\n" * 40)
+    with pytest.raises(ConfigError, match=r"none of its first 32 entries; line 1 of x\.jsonl: "):
+        check_data_path(str(path))
+    path.write_text("{\n" + TALK.decode().replace('"image": "a.jpg", ', ""))
+    check_data_path(str(path))
