@@ -95,8 +95,8 @@ def _check_kind(root: Path) -> None:
         "give the folders that it names"
         if root.suffix in (".yaml", ".yml")
         else (
-            f"write shards with `python -m data_prep convert {root} --output-dir W`, prepare W, and "
-            "blend that"
+            f"write shards with `python -m data_prep convert {root} --output-dir W`, prepare W, "
+            "and blend that"
         )
     )
     raise WorkspaceError(f"{root} is a file, and a blend is of folders of shards: {mend}")
