@@ -38,7 +38,7 @@ def test_golden_losses_of_pixel(pixel):
 
 def test_golden_losses_of_mixed_epochs(train):
     steps = ("trainer.stop_at_step=4", "trainer.save_every=-1")
-    run = train("mixed", "tokenizer=pixel", "data.mix_epochs=true", *steps)
+    run = train("mixed_epochs", "tokenizer=pixel", "data.mix_epochs=true", *steps)
     assert run.values("loss") == pytest.approx(GOLDEN["pixel, epochs mixed"], abs=1e-4)
 
 
